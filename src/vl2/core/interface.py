@@ -1,0 +1,41 @@
+"""What the server and the CLI may ask of the layers below: the seam that tests fill with a fake."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from typing import Protocol
+
+from vl2.core.stats import EngineStats, ModelInfo
+from vl2.core.types import Delta, Message, SamplingParams
+
+
+class ChatModel(Protocol):
+    """`vl2.llm.LLM` as its users see it."""
+
+    name: str
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether the engine is up and takes requests."""
+
+    @property
+    def info(self) -> ModelInfo:
+        """Facts of the loaded model. Valid once it has started."""
+
+    async def start(self) -> None:
+        """Load the model; returns when it is ready. Raises: SetupError."""
+
+    async def stop(self) -> None:
+        """Stop the engine; open streams end with EngineError."""
+
+    def stream(
+        self, messages: Sequence[Message], params: SamplingParams, *, request_id: str | None = None
+    ) -> AsyncIterator[Delta]:
+        """Answer `messages` piece by piece; the order of deltas is told at `Delta`.
+
+        Closing the iterator, or cancelling its task, aborts the request in the engine. Raises: RequestError before the
+        first delta; CapacityError likewise; EngineError at any time.
+        """
+
+    async def stats(self) -> EngineStats:
+        """The engine's counters now."""
