@@ -1,0 +1,70 @@
+# vl2: `make serve` answers at http://127.0.0.1:8000, `make test` runs the tests. Both make what they need in .venv/.
+#
+#   PYTHON     the Python to build .venv with (3.10 or newer)     make serve PYTHON=python3.12
+#   MODEL      what to serve: nano (default), tiny, a folder, …   make serve MODEL=tiny
+#   ARGS       more flags of `vl2 serve`, or of pytest            make serve ARGS="--port 9000"
+#   TORCH      which torch to install when .venv has none
+#   TORCH_INDEX_URL  where pip finds it; pytorch.org names the index of the smaller, CPU-only builds
+PYTHON ?= python3
+MODEL ?= nano
+ARGS ?=
+TORCH ?= torch==2.13.0
+TORCH_INDEX_URL ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+.DEFAULT_GOAL := help
+.PHONY: help serve test check format lint types docs docs-check clean
+
+help:  ## this list
+	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-16s%s\n", $$1, $$2}'
+
+serve: $(VENV)/.runtime  ## serve the embedded model (or MODEL=…) at http://127.0.0.1:8000
+	@exec $(BIN)/vl2 serve $(MODEL) $(ARGS)
+
+test: $(VENV)/.dev  ## run the tests
+	$(BIN)/python -m pytest -q $(ARGS)
+
+check: lint types test docs-check  ## all that CI checks: format, lint, types, tests, generated docs
+
+format: $(VENV)/.dev  ## format the code, and fix what ruff can
+	$(BIN)/ruff format
+	$(BIN)/ruff check --fix
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+
+types: $(VENV)/.dev
+	$(BIN)/mypy
+
+docs: $(VENV)/.dev  ## write docs/reference/ anew
+	$(BIN)/python -m vl2.cli.reference docs/reference
+
+docs-check: $(VENV)/.dev
+	$(BIN)/python -m vl2.cli.reference --check docs/reference
+
+clean:  ## remove .venv and caches
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist
+
+# ---- the environment: a stamp for each stage, so that a second run starts at once
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	  { echo 'vl2 needs Python 3.10 or newer; name one: make PYTHON=python3.12' >&2; exit 2; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
+	  { echo 'this Python cannot make environments; on Debian: apt-get install python3-venv' >&2; exit 2; }
+	@echo 'making $(VENV) (once; torch is large, this takes a minute or more) …' >&2
+	@$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.runtime: pyproject.toml | $(BIN)/python
+	@$(BIN)/python -c 'import importlib.util as u, sys; sys.exit(u.find_spec("torch") is None)' || \
+	  $(PIP) $(if $(TORCH_INDEX_URL),--index-url $(TORCH_INDEX_URL)) '$(TORCH)'
+	@$(PIP) --editable .
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.runtime
+	@$(PIP) --editable '.[dev]'
+	@touch $@
