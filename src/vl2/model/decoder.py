@@ -1,0 +1,69 @@
+"""The DeepSeekMoE decoder: embeddings → layers → normed hidden states → logits."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from vl2.core.model_config import LanguageConfig
+from vl2.model.attention import MHA, MLA
+from vl2.model.kv_pool import KVPool
+from vl2.model.linear import RMSNorm, empty
+from vl2.model.moe import MLP, MoE
+from vl2.model.step import StepInputs
+from vl2.ops.logits import project_logits
+from vl2.ops.rope import RopeTable, rope_table
+
+
+class DecoderLayer(nn.Module):
+    """Pre-norm: x += attention(norm(x)); x += feed_forward(norm(x))."""
+
+    def __init__(
+        self, config: LanguageConfig, layer: int, *, dtype: torch.dtype, device: torch.device | str
+    ) -> None:
+        super().__init__()
+        width, eps = config.hidden_size, config.rms_norm_eps
+        self.attention_norm = RMSNorm(width, eps, dtype=dtype, device=device)
+        self.attention = (MLA if config.mla else MHA)(config, dtype=dtype, device=device)
+        self.mlp_norm = RMSNorm(width, eps, dtype=dtype, device=device)
+        self.mlp: MLP | MoE
+        if config.is_moe_layer(layer):
+            assert config.moe is not None
+            self.mlp = MoE(width, config.moe, dtype=dtype, device=device)
+        else:
+            self.mlp = MLP(width, config.dense_width, dtype=dtype, device=device)
+
+    def forward(self, x: torch.Tensor, step: StepInputs, rope: RopeTable, pool: torch.Tensor) -> torch.Tensor:
+        x = x + self.attention(self.attention_norm(x), step, rope, pool)
+        return x + self.mlp(self.mlp_norm(x))
+
+
+class Decoder(nn.Module):
+    def __init__(
+        self, config: LanguageConfig, max_positions: int, *, dtype: torch.dtype, device: torch.device | str
+    ) -> None:
+        super().__init__()
+        self.embed_tokens = empty(config.vocab_size, config.hidden_size, dtype=dtype, device=device)
+        self.layers = nn.ModuleList(
+            DecoderLayer(config, layer, dtype=dtype, device=device) for layer in range(config.layers)
+        )
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps, dtype=dtype, device=device)
+        self.lm_head = empty(config.vocab_size, config.hidden_size, dtype=dtype, device=device)
+        rotated = config.mla.rope_dim if config.mla else config.head_dim
+        self.rope = rope_table(rotated, max_positions, config.rope_theta, config.yarn, device)
+
+    def forward(self, embeds: torch.Tensor, step: StepInputs, pool: KVPool) -> torch.Tensor:
+        """embeds [T, C] → hidden states after the final norm [T, C].
+
+        The residual stream has the model's dtype; for float16 it is float32, whose range it needs.
+        """
+        rope = self.rope.rows(step.positions)
+        x = embeds.float() if embeds.dtype == torch.float16 else embeds
+        for layer, layer_pool in zip(self.layers, pool.layers, strict=True):
+            x = layer(x, step, rope, layer_pool)
+        normed: torch.Tensor = self.norm(x)
+        return normed
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """hidden [L, C] → [L, V] float32."""
+        return project_logits(hidden, self.lm_head)

@@ -1,0 +1,52 @@
+"""Building blocks without initial values: weights are always streamed in from a checkpoint."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from vl2.ops.norm import rms_norm
+from vl2.ops.saturate import saturate
+
+
+def empty(*shape: int, dtype: torch.dtype, device: torch.device | str) -> nn.Parameter:
+    """An uninitialised weight that takes no gradient."""
+    return nn.Parameter(torch.empty(*shape, dtype=dtype, device=device), requires_grad=False)
+
+
+class Linear(nn.Module):
+    """y = x Wᵀ + b; float16 results saturate."""
+
+    def __init__(
+        self, in_width: int, out_width: int, *, bias: bool = False, dtype: torch.dtype, device: torch.device | str
+    ) -> None:
+        super().__init__()
+        self.weight = empty(out_width, in_width, dtype=dtype, device=device)
+        self.bias = empty(out_width, dtype=dtype, device=device) if bias else None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return saturate(F.linear(x, self.weight, self.bias))
+
+
+class RMSNorm(nn.Module):
+    def __init__(self, width: int, eps: float, *, dtype: torch.dtype, device: torch.device | str) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = empty(width, dtype=dtype, device=device)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return rms_norm(x, self.weight, self.eps)
+
+
+class LayerNorm(nn.Module):
+    """SigLIP's norm, eps 1e-6; statistics in float32."""
+
+    def __init__(self, width: int, *, dtype: torch.dtype, device: torch.device | str) -> None:
+        super().__init__()
+        self.weight = empty(width, dtype=dtype, device=device)
+        self.bias = empty(width, dtype=dtype, device=device)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        normed = F.layer_norm(x.float(), x.shape[-1:], self.weight.float(), self.bias.float(), eps=1e-6)
+        return normed.to(self.weight.dtype)

@@ -1,0 +1,74 @@
+"""The SigLIP-so400m tower in timm's form: tiles → patch features.
+
+Source: `siglip_vit.py` of the official repository. The remainder of a tile that fills no patch is dropped (384 = 27 · 14 +
+6), the MLP uses the tanh GELU, the final norm follows the last block, and no pooling is done.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from vl2.core.model_config import VisionConfig
+from vl2.model.linear import LayerNorm, Linear, empty
+from vl2.ops.saturate import saturate, to_dtype
+
+PIXEL_MEAN = PIXEL_STD = 0.5
+"""Of every published processor_config.json; the processor refuses others."""
+
+
+class VisionBlock(nn.Module):
+    """Pre-norm transformer block, full attention inside a tile."""
+
+    def __init__(self, config: VisionConfig, *, dtype: torch.dtype, device: torch.device | str) -> None:
+        super().__init__()
+        width = config.width
+        self.heads = config.heads
+        self.norm1 = LayerNorm(width, dtype=dtype, device=device)
+        self.qkv = Linear(width, 3 * width, bias=True, dtype=dtype, device=device)
+        self.proj = Linear(width, width, bias=True, dtype=dtype, device=device)
+        self.norm2 = LayerNorm(width, dtype=dtype, device=device)
+        self.fc1 = Linear(width, config.mlp_width, bias=True, dtype=dtype, device=device)
+        self.fc2 = Linear(config.mlp_width, width, bias=True, dtype=dtype, device=device)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """x [N, patches, W] in the residual's dtype → the same."""
+        x = x + self.attention(self.norm1(x))
+        return x + self.fc2(F.gelu(self.fc1(self.norm2(x)), approximate="tanh"))
+
+    def attention(self, x: torch.Tensor) -> torch.Tensor:
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        out = saturate(F.scaled_dot_product_attention(q, k, v))
+        projected: torch.Tensor = self.proj(out.transpose(1, 2).flatten(2))
+        return projected
+
+
+class VisionTower(nn.Module):
+    def __init__(self, config: VisionConfig, *, dtype: torch.dtype, device: torch.device | str) -> None:
+        super().__init__()
+        self.config = config
+        patch_width = 3 * config.patch_size**2
+        self.patch_embed = Linear(patch_width, config.width, bias=True, dtype=dtype, device=device)
+        self.pos_embed = empty(config.grid**2, config.width, dtype=dtype, device=device)
+        self.blocks = nn.ModuleList(VisionBlock(config, dtype=dtype, device=device) for _ in range(config.layers))
+        self.norm = LayerNorm(config.width, dtype=dtype, device=device)
+
+    def forward(self, tiles: torch.Tensor) -> torch.Tensor:
+        """tiles [N, side, side, 3] uint8 → [N, patches, W] model dtype."""
+        x = self.patch_embed(self.patches(tiles)) + self.pos_embed
+        x = x.float() if x.dtype == torch.float16 else x
+        for block in self.blocks:
+            x = block(x)
+        normed: torch.Tensor = self.norm(x)
+        return normed
+
+    def patches(self, tiles: torch.Tensor) -> torch.Tensor:
+        """Pixels as the rows of a matrix, so that the patch embedding is a plain GEMM.
+
+        tiles [N, side, side, 3] uint8 → [N, patches, 3 · P · P], channel-major like the convolution's weight.
+        """
+        grid, size = self.config.grid, self.config.patch_size
+        pixels = (tiles[:, : grid * size, : grid * size].float() / 255.0 - PIXEL_MEAN) / PIXEL_STD
+        pixels = to_dtype(pixels, self.pos_embed.dtype)
+        return pixels.unflatten(2, (grid, size)).unflatten(1, (grid, size)).permute(0, 1, 3, 5, 2, 4).flatten(3).flatten(1, 2)

@@ -1,0 +1,59 @@
+"""The whole model: tiles → features, tokens and features → hidden states → logits (official `DeepseekVLV2ForCausalLM`)."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from vl2.core.model_config import ModelConfig
+from vl2.core.tiling import NEWLINE_ROW, SEPARATOR_ROW
+from vl2.model.decoder import Decoder
+from vl2.model.kv_pool import KVPool
+from vl2.model.linear import empty
+from vl2.model.projector import Projector
+from vl2.model.step import StepInputs
+from vl2.model.vision import VisionTower
+
+
+class DeepseekVL2(nn.Module):
+    def __init__(
+        self, config: ModelConfig, max_positions: int, *, dtype: torch.dtype, device: torch.device | str
+    ) -> None:
+        super().__init__()
+        self.config, self.dtype, self.device = config, dtype, torch.device(device)
+        self.vision = VisionTower(config.vision, dtype=dtype, device=device)
+        self.projector = Projector(config.projector, dtype=dtype, device=device)
+        width = config.language.hidden_size
+        self.image_newline = empty(width, dtype=dtype, device=device)
+        self.view_separator = empty(width, dtype=dtype, device=device)
+        self.decoder = Decoder(config.language, max_positions, dtype=dtype, device=device)
+
+    def encode_tiles(self, tiles: torch.Tensor) -> torch.Tensor:
+        """tiles [N, side, side, 3] uint8 → [N, Q, C] model dtype."""
+        features: torch.Tensor = self.projector(self.vision(tiles))
+        return features
+
+    def feature_table(self, num_tiles: int) -> torch.Tensor:
+        """A table that picture tokens are looked up in: Q rows for each of `num_tiles` tile slots, then the separator
+        and the newline as the last two rows, so that SEPARATOR_ROW and NEWLINE_ROW are plain negative indices.
+
+        Returns: [num_tiles · Q + 2, C] model dtype
+        """
+        per_tile = self.config.tile_geometry.tokens_per_tile
+        width = self.config.language.hidden_size
+        table = torch.zeros(num_tiles * per_tile + 2, width, dtype=self.dtype, device=self.device)
+        table[NEWLINE_ROW] = self.image_newline
+        table[SEPARATOR_ROW] = self.view_separator
+        return table
+
+    def embed(self, step: StepInputs, features: torch.Tensor) -> torch.Tensor:
+        """Token embeddings, with picture tokens taken from the feature table: [T, C]."""
+        embeds = self.decoder.embed_tokens[step.token_ids]
+        if len(step.image_rows):
+            embeds[step.image_rows] = features[step.image_sources]
+        return embeds
+
+    def forward(self, step: StepInputs, features: torch.Tensor, pool: KVPool) -> torch.Tensor:
+        """One step: writes the cache, returns logits [L, V] float32 of `step.logit_rows`."""
+        hidden = self.decoder(self.embed(step, features), step, pool)
+        return self.decoder.logits(hidden[step.logit_rows])
