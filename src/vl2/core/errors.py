@@ -70,6 +70,12 @@ class CapacityError(VL2Error):
         self.retry_after_s = retry_after_s
 
 
+class NotReady(CapacityError):
+    """The engine is loading or being restarted."""
+
+    code = "engine_not_ready"
+
+
 class DeadlineExceeded(CapacityError):
     """The request's own deadline passed before it was answered."""
 

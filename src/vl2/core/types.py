@@ -11,10 +11,11 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING, Union
 
+import numpy as np
+
 from vl2.core.errors import InvalidRequest
 
 if TYPE_CHECKING:
-    import numpy as np
     from PIL import Image
 
 ImageSource = Union[bytes, str, "os.PathLike[str]", "Image.Image"]

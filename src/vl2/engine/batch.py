@@ -1,0 +1,146 @@
+"""Ints become tensors here, and only here: a `StepBatch` → `StepInputs` and `SamplingInputs`."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from vl2.core.tiling import TileGeometry, image_layout
+from vl2.engine.scheduler import Chunk, StepBatch, TileJob
+from vl2.engine.sequence import Sequence
+from vl2.model.step import StepInputs
+from vl2.ops.attention import ChunkShape
+
+
+def step_inputs(
+    chunks: list[Chunk], page_size: int, geometry: TileGeometry, device: torch.device | str
+) -> StepInputs:
+    """Pack the chunks' tokens one after the other."""
+    token_ids: list[int] = []
+    positions, kv_slots, shapes, logit_rows = [], [], [], []
+    image_rows, image_sources = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
+    for chunk in chunks:
+        sequence, row = chunk.sequence, len(token_ids)
+        token_ids += sequence.token_ids[chunk.start : chunk.end]
+        own_positions = np.arange(chunk.start, chunk.end)
+        positions.append(own_positions)
+        kv_slots.append(np.asarray(sequence.pages)[own_positions // page_size] * page_size + own_positions % page_size)
+        shapes.append(ChunkShape(row, chunk.length, chunk.end))
+        for image_positions, sources in _image_tokens(chunk, geometry):
+            image_rows.append(image_positions - chunk.start + row)
+            image_sources.append(sources)
+        if chunk.is_last:
+            logit_rows.append(len(token_ids) - 1)
+
+    def tensor(values: np.ndarray | list[int]) -> torch.Tensor:
+        return torch.as_tensor(np.asarray(values, dtype=np.int64), device=device)
+
+    return StepInputs(
+        token_ids=tensor(token_ids),
+        positions=tensor(np.concatenate(positions)),
+        kv_slots=tensor(np.concatenate(kv_slots)),
+        block_tables=tensor(_block_tables([chunk.sequence for chunk in chunks])),
+        chunks=tuple(shapes),
+        image_rows=tensor(np.concatenate(image_rows)),
+        image_sources=tensor(np.concatenate(image_sources)),
+        logit_rows=tensor(logit_rows),
+    )
+
+
+def _block_tables(sequences: list[Sequence]) -> np.ndarray:
+    """[S, most pages], padded with page 0, which attention never reads beyond a sequence's length."""
+    tables = np.zeros((len(sequences), max(len(sequence.pages) for sequence in sequences)), np.int64)
+    for row, sequence in zip(tables, sequences, strict=True):
+        row[: len(sequence.pages)] = sequence.pages
+    return tables
+
+
+def _image_tokens(chunk: Chunk, geometry: TileGeometry) -> Iterable[tuple[np.ndarray, np.ndarray]]:
+    """(positions, rows of the feature table) of the picture tokens in a chunk, which may cut a span anywhere."""
+    for index, span in chunk.sequence.spans_within(chunk.start, chunk.end):
+        first, last = max(chunk.start, span.start), min(chunk.end, span.start + span.length)
+        layout = image_layout(span.tiles_wide, span.tiles_high, geometry)[first - span.start : last - span.start]
+        slots = np.asarray(chunk.sequence.tile_slots[index])
+        tile, row = np.divmod(layout, geometry.tokens_per_tile)
+        sources = slots[np.maximum(tile, 0)] * geometry.tokens_per_tile + row
+        yield np.arange(first, last), np.where(layout < 0, layout, sources)
+
+
+def tile_pixels(jobs: list[TileJob], device: torch.device | str) -> torch.Tensor:
+    """[N, side, side, 3] uint8 of the tiles to encode."""
+    return torch.from_numpy(np.stack([job.sequence.prompt.tiles[job.tile_idx] for job in jobs])).to(device)
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingInputs:
+    """How to choose the next token of L sequences. Row lists name the rows that a stage concerns: most touch none."""
+
+    edits: tuple[LogitEdit, ...]  # bias, penalties and bans of single rows
+    random_rows: list[int]
+    uniforms: list[float]  # one draw in [0, 1) for each random row
+    temperatures: list[float]  # of each random row, like the next three
+    min_ps: list[float]
+    top_ks: list[int]
+    top_ps: list[float]
+    logprob_rows: list[int]
+    num_logprobs: list[int]  # alternatives wanted, of each logprob row
+
+
+@dataclass(frozen=True, slots=True)
+class LogitEdit:
+    """What is added to, divided out of or banned from the logits of one row."""
+
+    row: int
+    bias: dict[int, float]
+    seen_ids: list[int]  # for the repetition penalty: prompt and output
+    repetition_penalty: float
+    output_counts: dict[int, int]
+    presence_penalty: float
+    frequency_penalty: float
+    banned_ids: list[int]
+
+
+def sampling_inputs(batch: StepBatch) -> SamplingInputs:
+    sequences = [chunk.sequence for chunk in batch.sampled]
+    random_rows = [row for row, sequence in enumerate(sequences) if sequence.params.temperature > 0]
+    random = [sequences[row] for row in random_rows]
+    logprob_rows = [row for row, sequence in enumerate(sequences) if sequence.params.logprobs is not None]
+    return SamplingInputs(
+        edits=tuple(edit for row, sequence in enumerate(sequences) if (edit := _edit(row, sequence)) is not None),
+        random_rows=random_rows,
+        uniforms=[_uniform(sequence) for sequence in random],
+        temperatures=[sequence.params.temperature for sequence in random],
+        min_ps=[sequence.params.min_p for sequence in random],
+        top_ks=[sequence.params.top_k for sequence in random],
+        top_ps=[sequence.params.top_p for sequence in random],
+        logprob_rows=logprob_rows,
+        num_logprobs=[sequences[row].params.logprobs or 0 for row in logprob_rows],
+    )
+
+
+def _edit(row: int, sequence: Sequence) -> LogitEdit | None:
+    params = sequence.params
+    has_counts = bool(params.presence_penalty or params.frequency_penalty)
+    has_repetition = params.repetition_penalty != 1.0
+    if not (params.logit_bias or has_repetition or has_counts or sequence.ngrams):
+        return None
+    return LogitEdit(
+        row=row,
+        bias=params.logit_bias,
+        seen_ids=sorted(set(sequence.token_ids)) if has_repetition else [],
+        repetition_penalty=params.repetition_penalty,
+        output_counts=dict(sequence.output_counts) if has_counts else {},
+        presence_penalty=params.presence_penalty,
+        frequency_penalty=params.frequency_penalty,
+        banned_ids=sorted(sequence.ngrams.banned(sequence.token_ids)) if sequence.ngrams else [],
+    )
+
+
+def _uniform(sequence: Sequence) -> float:
+    """A number in [0, 1) that depends on (seed, choice, output position) alone, never on the batch or on history."""
+    key = f"{sequence.params.seed}/{sequence.choice_idx}/{sequence.num_output_tokens}".encode()
+    return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "big") / 2**64

@@ -1,0 +1,47 @@
+"""How many pages the KV pool gets: by arithmetic where memory is known, never by trial."""
+
+from __future__ import annotations
+
+import psutil
+import torch
+
+from vl2.core.config import EngineConfig
+from vl2.core.errors import SetupError
+from vl2.core.model_config import LanguageConfig
+from vl2.model.kv_pool import kv_bytes_per_token
+
+CPU_MEMORY_SHARE = 0.25
+"""Of the memory that is available when the engine starts; pages are only touched as they are used."""
+
+
+def num_kv_pages(
+    config: EngineConfig, language: LanguageConfig, dtype: torch.dtype, device: torch.device, workspace_bytes: int
+) -> int:
+    """Pages of the pool: `kv_cache_tokens` where given, else what the memory allows, but no more than all sequences can use.
+
+    `workspace_bytes` is what the largest step needs beside the weights, which are loaded by now.
+
+    Raises: SetupError when not even one longest sequence fits.
+    """
+    context = config.max_context_tokens or language.max_position_embeddings
+    per_page = kv_bytes_per_token(language, dtype) * config.page_size_tokens
+    needed = -(-context // config.page_size_tokens)
+    if config.kv_cache_tokens is not None:
+        num_pages, source = config.kv_cache_tokens // config.page_size_tokens, "kv_cache_tokens"
+    else:
+        num_pages = min(_free_bytes(config, device, workspace_bytes) // per_page, needed * config.max_sequences)
+        source = "free memory"
+    if num_pages < needed:
+        raise SetupError(
+            f"the KV cache has room for {max(0, num_pages) * config.page_size_tokens} tokens by {source}, but one "
+            f"sequence may take {context} ({needed * per_page / 2**20:.0f} MiB): lower --max-context-tokens, "
+            f"raise --kv-cache-tokens, or free memory on {device}"
+        )
+    return num_pages
+
+
+def _free_bytes(config: EngineConfig, device: torch.device, workspace_bytes: int) -> int:
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+        return int(free - (1 - config.kv_memory_share) * total) - workspace_bytes
+    return int(psutil.virtual_memory().available * CPU_MEMORY_SHARE)

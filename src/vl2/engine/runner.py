@@ -1,0 +1,108 @@
+"""Runs a step on the device: encode new tiles, one pass of the decoder, sample."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from vl2.checkpoint.folder import read_model_config
+from vl2.core.config import EngineConfig
+from vl2.core.errors import SetupError
+from vl2.core.model_config import ModelConfig
+from vl2.core.stats import ModelInfo
+from vl2.engine.batch import sampling_inputs, step_inputs, tile_pixels
+from vl2.engine.memory import num_kv_pages
+from vl2.engine.sampler import sample
+from vl2.engine.scheduler import StepBatch, StepOutput, TileJob
+from vl2.model.kv_pool import KVPool
+from vl2.model.vl2 import DeepseekVL2
+from vl2.model.weights import load_weights
+
+Progress = Callable[[int, int], None]
+
+
+class Runner:
+    """Owns everything that lies on the device: weights, KV pool, feature table."""
+
+    def __init__(self, folder: Path, config: EngineConfig, on_progress: Progress | None = None) -> None:
+        model_config = read_model_config(folder)
+        self.config, self.model_config = config, model_config
+        self.device = choose_device(config.device)
+        self.dtype = choose_dtype(config.dtype, self.device)
+        if self.device.type == "cpu":
+            torch.set_num_threads(config.threads or len(os.sched_getaffinity(0)))
+        self.max_context_tokens = config.max_context_tokens or model_config.language.max_position_embeddings
+        self.model = DeepseekVL2(model_config, self.max_context_tokens, dtype=self.dtype, device=self.device)
+        load_weights(self.model, folder, on_progress)
+        self.num_tile_slots = max(config.image_cache_tiles, max_span_tiles(model_config))
+        self.features = self.model.feature_table(self.num_tile_slots)
+        workspace = self._measure_workspace() if self.device.type == "cuda" else 0
+        num_pages = num_kv_pages(config, model_config.language, self.dtype, self.device, workspace)
+        page_size = config.page_size_tokens
+        self.pool = KVPool(model_config.language, num_pages, page_size, dtype=self.dtype, device=self.device)
+
+    @torch.inference_mode()
+    def run(self, batch: StepBatch) -> StepOutput:
+        if batch.tile_jobs:
+            self._encode(batch.tile_jobs)
+        if not batch.chunks:
+            return StepOutput([], [])
+        geometry = self.model_config.tile_geometry
+        step = step_inputs(batch.chunks, self.pool.page_size, geometry, self.device)
+        logits = self.model(step, self.features, self.pool)
+        return sample(logits, sampling_inputs(batch)) if len(logits) else StepOutput([], [])
+
+    def _encode(self, jobs: list[TileJob]) -> None:
+        encoded = self.model.encode_tiles(tile_pixels(jobs, self.device))
+        slots = torch.tensor([job.slot for job in jobs], device=self.device)
+        self.features[:-2].unflatten(0, (self.num_tile_slots, -1))[slots] = encoded
+
+    @torch.inference_mode()
+    def _measure_workspace(self) -> int:
+        """Bytes that the largest tile batch takes beside the weights; the decoder's largest step takes less."""
+        side = self.model_config.tile_geometry.side
+        torch.cuda.reset_peak_memory_stats(self.device)
+        before = torch.cuda.memory_allocated(self.device)
+        self.model.encode_tiles(torch.zeros(self.config.max_step_tiles, side, side, 3, dtype=torch.uint8, device=self.device))
+        return torch.cuda.max_memory_allocated(self.device) - before
+
+    @property
+    def info(self) -> ModelInfo:
+        parameters = list(self.model.parameters())
+        return ModelInfo(
+            max_context_tokens=self.max_context_tokens,
+            max_prompt_tiles=self.num_tile_slots,
+            device=torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu",
+            dtype=str(self.dtype).removeprefix("torch."),
+            num_parameters=sum(parameter.numel() for parameter in parameters),
+            weights_bytes=sum(parameter.nbytes for parameter in parameters),
+            num_pages=self.pool.num_pages,
+            page_size_tokens=self.pool.page_size,
+        )
+
+
+def max_span_tiles(config: ModelConfig) -> int:
+    """Tiles of the largest picture, global view included: a feature table must hold at least these."""
+    side = config.tile_geometry.side
+    return 1 + max(width * height // side**2 for width, height in config.candidate_resolutions)
+
+
+def choose_device(name: str) -> torch.device:
+    """Raises: SetupError when a GPU is asked for and none is there."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and not torch.cuda.is_available():
+        raise SetupError("--device cuda, but PyTorch sees no GPU; see `nvidia-smi`, or use --device cpu")
+    return torch.device(name, 0) if name == "cuda" else torch.device(name)
+
+
+def choose_dtype(name: str, device: torch.device) -> torch.dtype:
+    """auto: bfloat16 where the hardware computes in it, else float32."""
+    if name != "auto":
+        return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    return torch.float32

@@ -1,0 +1,77 @@
+"""Logits → tokens. Order: bias → penalties → temperature → min-p, top-k → top-p → draw; logprobs are of the raw logits."""
+
+from __future__ import annotations
+
+import torch
+
+from vl2.core.types import TokenLogprobs
+from vl2.engine.batch import LogitEdit, SamplingInputs
+from vl2.engine.scheduler import StepOutput
+
+
+def sample(logits: torch.Tensor, inputs: SamplingInputs) -> StepOutput:
+    """logits [L, V] float32 → a token for each row. Rows do not influence each other."""
+    edited = logits
+    if inputs.edits:
+        edited = logits.clone()
+        for edit in inputs.edits:
+            _apply(edited[edit.row], edit)
+    chosen = edited.argmax(-1)
+    if inputs.random_rows:
+        chosen[inputs.random_rows] = _draw(edited[inputs.random_rows], inputs)
+    return StepOutput(chosen.tolist(), _logprobs(logits, chosen, inputs))
+
+
+def _apply(row: torch.Tensor, edit: LogitEdit) -> None:
+    """Change one row [V] in place."""
+
+    def ids(values: list[int]) -> torch.Tensor:
+        return torch.tensor(values, dtype=torch.int64, device=row.device)
+
+    if edit.bias:
+        row[ids(list(edit.bias))] += torch.tensor(list(edit.bias.values()), device=row.device)
+    if edit.seen_ids:
+        seen = row[ids(edit.seen_ids)]
+        penalty = edit.repetition_penalty
+        row[ids(edit.seen_ids)] = torch.where(seen > 0, seen / penalty, seen * penalty)
+    if edit.output_counts:
+        counts = torch.tensor(list(edit.output_counts.values()), dtype=row.dtype, device=row.device)
+        row[ids(list(edit.output_counts))] -= edit.presence_penalty + edit.frequency_penalty * counts
+    if edit.banned_ids:
+        row[ids(edit.banned_ids)] = float("-inf")
+
+
+def _draw(logits: torch.Tensor, inputs: SamplingInputs) -> torch.Tensor:
+    """Inverse transform sampling over tokens sorted by probability (equal ones by id): [R, V] → [R] int64."""
+
+    def column(values: list[float] | list[int]) -> torch.Tensor:
+        return torch.tensor(values, dtype=torch.float64, device=logits.device).unsqueeze(1)
+
+    probs, order = (logits.double() / column(inputs.temperatures)).softmax(-1).sort(dim=-1, descending=True, stable=True)
+    ranks = torch.arange(probs.shape[1], device=probs.device)
+    top_ks = column(inputs.top_ks)
+    kept = (probs >= column(inputs.min_ps) * probs[:, :1]) & ((ranks < top_ks) | (top_ks == 0))
+    probs = probs * kept
+    mass = probs.cumsum(-1)
+    # The smallest set of tokens whose mass reaches top_p: those before which less than top_p has been collected.
+    probs = probs * (mass - probs < column(inputs.top_ps) * mass[:, -1:])
+    mass = probs.cumsum(-1)
+    picked = (mass <= column(inputs.uniforms) * mass[:, -1:]).sum(-1, keepdim=True)
+    last = (probs > 0).sum(-1, keepdim=True) - 1
+    return order.gather(1, torch.minimum(picked, last)).squeeze(1)
+
+
+def _logprobs(logits: torch.Tensor, chosen: torch.Tensor, inputs: SamplingInputs) -> list[TokenLogprobs | None]:
+    results: list[TokenLogprobs | None] = [None] * len(chosen)
+    if not inputs.logprob_rows:
+        return results
+    logprobs = logits[inputs.logprob_rows].log_softmax(-1)
+    own = logprobs.gather(1, chosen[inputs.logprob_rows].unsqueeze(1)).squeeze(1).tolist()
+    most = max(inputs.num_logprobs)
+    best = logprobs.sort(dim=-1, descending=True, stable=True) if most else None
+    values = best.values[:, :most].tolist() if best else [[]] * len(own)
+    ids = best.indices[:, :most].tolist() if best else [[]] * len(own)
+    for i, (row, count) in enumerate(zip(inputs.logprob_rows, inputs.num_logprobs, strict=True)):
+        top = tuple(zip(ids[i][:count], values[i][:count], strict=True))
+        results[row] = TokenLogprobs(own[i], top)
+    return results

@@ -1,0 +1,214 @@
+"""What the next step computes, and what its result means. Ints and lists only; no tensor is seen here.
+
+A step is a list of `Chunk`s. A chunk of one token is decoding, a longer one is prefill or a part of it: one case. Running
+sequences come first, so prompts can only fill what they leave of the token budget.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from vl2.core.types import FinishReason, TokenEvent, TokenLogprobs
+from vl2.engine.image_cache import TileCache
+from vl2.engine.pages import PageAllocator
+from vl2.engine.sequence import Sequence
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Tokens `start : start + length` of a sequence."""
+
+    sequence: Sequence
+    start: int
+    length: int
+
+    @property
+    def end(self) -> int:
+        return self.start + self.length
+
+    @property
+    def is_last(self) -> bool:
+        """Whether the next token can be sampled after it."""
+        return self.end == len(self.sequence.token_ids)
+
+
+@dataclass(frozen=True, slots=True)
+class TileJob:
+    """Encode tile `tile_idx` of the sequence's prompt into feature slot `slot`."""
+
+    sequence: Sequence
+    tile_idx: int
+    slot: int
+
+
+@dataclass(frozen=True, slots=True)
+class StepBatch:
+    chunks: list[Chunk]
+    tile_jobs: list[TileJob]
+
+    def __bool__(self) -> bool:
+        return bool(self.chunks or self.tile_jobs)
+
+    @property
+    def sampled(self) -> list[Chunk]:
+        return [chunk for chunk in self.chunks if chunk.is_last]
+
+
+@dataclass(frozen=True, slots=True)
+class StepOutput:
+    """For each of `StepBatch.sampled`: the token, and its logprobs where they were asked for."""
+
+    token_ids: list[int]
+    logprobs: list[TokenLogprobs | None]
+
+
+@dataclass(slots=True)
+class StepBudget:
+    """What a step may still take."""
+
+    tokens: int
+    tiles: int
+    batch: StepBatch = field(default_factory=lambda: StepBatch([], []))
+
+    def add(self, chunk: Chunk) -> None:
+        self.tokens -= chunk.length
+        self.batch.chunks.append(chunk)
+
+
+class Scheduler:
+    def __init__(
+        self,
+        pages: PageAllocator,
+        tiles: TileCache,
+        *,
+        max_sequences: int,
+        max_step_tokens: int,
+        max_step_tiles: int,
+        eos_token_id: int,
+    ) -> None:
+        self.pages, self.tiles = pages, tiles
+        self.max_sequences, self.eos_token_id = max_sequences, eos_token_id
+        self.max_step_tokens, self.max_step_tiles = max_step_tokens, max_step_tiles
+        self.waiting: deque[Sequence] = deque()
+        self.running: list[Sequence] = []
+        self.preemptions_total = 0
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self.waiting or self.running)
+
+    def add(self, sequence: Sequence) -> None:
+        self.waiting.append(sequence)
+
+    def schedule(self) -> StepBatch:
+        """Chunks and tiles of the next step; empty when there is nothing to do."""
+        budget = StepBudget(self.max_step_tokens, self.max_step_tiles)
+        for sequence in sorted(self.running, key=lambda sequence: sequence.num_pending > 1):
+            if sequence in self.running and self._make_room(sequence):
+                self._plan(sequence, budget)
+        while budget.tokens > 0 and self.waiting and len(self.running) < self.max_sequences:
+            sequence = self.waiting[0]
+            if not self.pages.grow(sequence.pages, len(sequence.token_ids)):
+                break
+            self.running.append(self.waiting.popleft())
+            self._plan(sequence, budget)
+        return budget.batch
+
+    def update(self, batch: StepBatch, output: StepOutput) -> list[TokenEvent]:
+        """Take a step's result. Finished sequences give their pages back here."""
+        for chunk in batch.chunks:
+            chunk.sequence.num_computed = chunk.end
+            self._unpin_computed(chunk.sequence)
+        events = []
+        sampled = batch.sampled
+        for chunk, token_id, logprobs in zip(sampled, output.token_ids, output.logprobs, strict=True):
+            sequence = chunk.sequence
+            sequence.append(token_id, self.eos_token_id)
+            events.append(
+                TokenEvent(sequence.request_id, sequence.choice_idx, token_id, logprobs, sequence.finish_reason)
+            )
+            if sequence.is_finished:
+                self._retire(sequence)
+        return events
+
+    def abort(self, request_id: str, choice_idx: int | None = None) -> None:
+        """Drop a request, or one choice of it, wherever it is."""
+        for sequence in [*self.running, *self.waiting]:
+            if sequence.request_id == request_id and choice_idx in (None, sequence.choice_idx):
+                sequence.finish_reason = FinishReason.ABORT
+                self._retire(sequence)
+
+    def fail(self, batch: StepBatch) -> list[str]:
+        """A step went wrong: drop the requests it was for; returns their ids."""
+        self.tiles.invalidate([job.slot for job in batch.tile_jobs])
+        concerned = [*(chunk.sequence for chunk in batch.chunks), *(job.sequence for job in batch.tile_jobs)]
+        request_ids = list(dict.fromkeys(sequence.request_id for sequence in concerned))
+        for request_id in request_ids:
+            self.abort(request_id)
+        return request_ids
+
+    def preempt(self, sequence: Sequence) -> None:
+        """Take its pages; it starts over from its tokens, generated ones included, as the first in the queue."""
+        self.running.remove(sequence)
+        self._free(sequence)
+        sequence.num_computed = 0
+        self.waiting.appendleft(sequence)
+        self.preemptions_total += 1
+
+    def _make_room(self, sequence: Sequence) -> bool:
+        """Pages for the sequence's tokens, taken from the youngest ones where none are free."""
+        while not self.pages.grow(sequence.pages, len(sequence.token_ids)):
+            youngest = self.running[-1]
+            self.preempt(youngest)
+            if youngest is sequence:
+                return False
+        return True
+
+    def _plan(self, sequence: Sequence, budget: StepBudget) -> None:
+        """The longest chunk that fits the budget and whose pictures are encoded by the end of this step's tile batch."""
+        start = sequence.num_computed
+        end = min(len(sequence.token_ids), start + budget.tokens)
+        for index, span in sequence.spans_within(start, end):
+            if not self._encode(sequence, index, budget):
+                end = max(start, span.start)
+                break
+        if end > start:
+            budget.add(Chunk(sequence, start, end - start))
+
+    def _encode(self, sequence: Sequence, index: int, budget: StepBudget) -> bool:
+        """Pin the span's slots and plan what is not encoded yet; True when all of it will be there."""
+        span = sequence.prompt.spans[index]
+        tile_range = range(span.first_tile, span.first_tile + span.num_tiles)
+        if index not in sequence.tile_slots:
+            slots = self.tiles.acquire([sequence.prompt.tile_keys[tile] for tile in tile_range])
+            if slots is None:
+                return False
+            sequence.tile_slots[index] = slots
+        slots = sequence.tile_slots[index]
+        for slot in self.tiles.take_unencoded(slots, budget.tiles):
+            budget.tiles -= 1
+            budget.batch.tile_jobs.append(TileJob(sequence, tile_range[slots.index(slot)], slot))
+        return self.tiles.are_encoded(slots)
+
+    def _unpin_computed(self, sequence: Sequence) -> None:
+        for index in list(sequence.tile_slots):
+            span = sequence.prompt.spans[index]
+            if span.start + span.length <= sequence.num_computed:
+                self.tiles.release(sequence.tile_slots.pop(index))
+
+    def _retire(self, sequence: Sequence) -> None:
+        queue = self.running if sequence in self.running else self.waiting
+        queue.remove(sequence)
+        self._free(sequence)
+
+    def _free(self, sequence: Sequence) -> None:
+        self.pages.release(sequence.pages)
+        for slots in sequence.tile_slots.values():
+            self.tiles.release(slots)
+        sequence.tile_slots.clear()
+
+    def sequences(self) -> Iterator[Sequence]:
+        yield from self.running
+        yield from self.waiting

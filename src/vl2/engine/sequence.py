@@ -1,0 +1,66 @@
+"""One answer in the making. A request with n choices is n sequences that share its prompt."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from vl2.core.types import FinishReason, GenerateRequest, ImageSpan, Prompt, SamplingParams
+from vl2.engine.ngrams import NgramIndex
+
+
+class Sequence:
+    """Two lengths are kept, `len(token_ids)` and `num_computed`; everything else is derived from them.
+
+    `token_ids` holds the prompt and what was generated. The cache holds rows for the first `num_computed` of them. The
+    difference is what the next steps must compute: the rest of the prompt, or the one token that was sampled last.
+    """
+
+    def __init__(self, request: GenerateRequest, choice_idx: int, max_context_tokens: int) -> None:
+        assert request.params.seed is not None and request.params.max_tokens is not None
+        self.request_id = request.request_id
+        self.choice_idx = choice_idx
+        self.prompt: Prompt = request.prompt
+        self.params: SamplingParams = request.params
+        self.token_ids = list(request.prompt.token_ids)
+        self.max_length = min(len(self.token_ids) + request.params.max_tokens, max_context_tokens)
+        self.num_computed = 0
+        self.pages: list[int] = []
+        self.tile_slots: dict[int, list[int]] = {}  # span index → feature slots, pinned while the span is computed
+        self.output_counts: Counter[int] = Counter()
+        self.finish_reason: FinishReason | None = None
+        size = request.params.no_repeat_ngram_size
+        self.ngrams = NgramIndex(size, request.prompt) if size else None
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        return len(self.prompt.token_ids)
+
+    @property
+    def num_output_tokens(self) -> int:
+        return len(self.token_ids) - self.num_prompt_tokens
+
+    @property
+    def num_pending(self) -> int:
+        """Tokens whose cache rows are still to be computed; 1 while decoding."""
+        return len(self.token_ids) - self.num_computed
+
+    @property
+    def is_finished(self) -> bool:
+        return self.finish_reason is not None
+
+    def spans_within(self, start: int, end: int) -> list[tuple[int, ImageSpan]]:
+        """(index, span) of the pictures that overlap positions start … end - 1, in order."""
+        return [
+            (index, span)
+            for index, span in enumerate(self.prompt.spans)
+            if span.start < end and start < span.start + span.length
+        ]
+
+    def append(self, token_id: int, eos_token_id: int) -> None:
+        """Take a sampled token and see whether it was the last."""
+        self.token_ids.append(token_id)
+        self.output_counts[token_id] += 1
+        if token_id in self.params.stop_token_ids or (token_id == eos_token_id and not self.params.ignore_eos):
+            self.finish_reason = FinishReason.STOP
+        elif len(self.token_ids) >= self.max_length:
+            self.finish_reason = FinishReason.LENGTH
