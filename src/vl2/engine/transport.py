@@ -1,0 +1,134 @@
+"""How a client reaches its engine: a thread of this process, or a process of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+import tempfile
+import threading
+from asyncio.subprocess import PIPE, Process
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+import msgspec
+import zmq
+import zmq.asyncio
+
+from vl2.core.config import EngineConfig
+from vl2.engine.protocol import Command, Report, SetupFailed, Stop, decode_report, encode
+from vl2.engine.worker import QueueInbox, WorkerSetup, run_engine
+
+STOP_TIMEOUT_S = 5.0
+
+
+class Transport(Protocol):
+    """One life of an engine. `on_report` and `on_death` are called on the event loop that `start` was called on."""
+
+    async def start(self, on_report: Callable[[Report], None], on_death: Callable[[str], None]) -> None: ...
+
+    def send(self, command: Command) -> None: ...
+
+    async def stop(self) -> None: ...
+
+
+class ThreadTransport:
+    """For scripts and tests: no second process, no sockets."""
+
+    def __init__(self, folder: Path, config: EngineConfig) -> None:
+        self._folder, self._config = folder, config
+        self._inbox = QueueInbox()
+        self._thread: threading.Thread | None = None
+
+    async def start(self, on_report: Callable[[Report], None], on_death: Callable[[str], None]) -> None:
+        loop = asyncio.get_running_loop()
+
+        def emit(report: Report) -> None:
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(on_report, report)
+
+        def run() -> None:
+            try:
+                run_engine(self._folder, self._config, self._inbox, emit)
+            except BaseException as error:
+                logging.getLogger(__name__).exception("the engine thread died")
+                loop.call_soon_threadsafe(on_death, f"{type(error).__name__}: {error}")
+
+        self._thread = threading.Thread(target=run, daemon=True, name="vl2-engine")
+        self._thread.start()
+
+    def send(self, command: Command) -> None:
+        self._inbox.queue.put(command)
+
+    async def stop(self) -> None:
+        if self._thread is not None:
+            self.send(Stop())
+            await asyncio.to_thread(self._thread.join, STOP_TIMEOUT_S)
+
+
+class ProcessTransport:
+    """The engine in its own process, so that JSON, pictures and sockets never delay a step."""
+
+    def __init__(self, folder: Path, config: EngineConfig) -> None:
+        self._folder, self._config = folder, config
+        self._process: Process | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+        self._is_stopping = False
+
+    @property
+    def pid(self) -> int | None:
+        return self._process.pid if self._process else None
+
+    async def start(self, on_report: Callable[[Report], None], on_death: Callable[[str], None]) -> None:
+        self._folder_for_socket = tempfile.TemporaryDirectory(prefix="vl2-")
+        address = f"ipc://{self._folder_for_socket.name}/engine"
+        self._socket: zmq.asyncio.Socket = zmq.asyncio.Context.instance().socket(zmq.PAIR)
+        self._socket.set_hwm(0)
+        self._socket.bind(address)
+        self._process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "vl2.engine.worker", address, stdin=PIPE, start_new_session=True
+        )
+        setup = WorkerSetup(str(self._folder), self._config, logging.getLogger().getEffectiveLevel())
+        await self._socket.send(msgspec.msgpack.encode(setup))
+        self._tasks = [
+            asyncio.create_task(self._receive(on_report)),
+            asyncio.create_task(self._watch(self._process, on_death)),
+        ]
+
+    async def _receive(self, on_report: Callable[[Report], None]) -> None:
+        while True:
+            report = decode_report(await self._socket.recv())
+            self._is_stopping |= isinstance(report, SetupFailed)  # its exit is no news then
+            on_report(report)
+
+    async def _watch(self, process: Process, on_death: Callable[[str], None]) -> None:
+        code = await process.wait()
+        if not self._is_stopping:
+            on_death(f"signal {-code}" if code < 0 else f"exit code {code}")
+
+    def send(self, command: Command) -> None:
+        """A command to a dead engine is dropped: `on_death` ends every stream."""
+        if self._process is not None and self._process.returncode is None:
+            # A PAIR socket without a high-water mark queues at once; the future it returns is done by then.
+            self._socket.send(encode(command))
+
+    async def stop(self) -> None:
+        """End the process, kindly first; idempotent, also after its death."""
+        self._is_stopping = True
+        process = self._process
+        if process is None:
+            return
+        if process.returncode is None:
+            self._socket.send(encode(Stop()))
+            try:
+                await asyncio.wait_for(process.wait(), STOP_TIMEOUT_S)
+            except asyncio.TimeoutError:
+                process.kill()
+                await process.wait()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._socket.close(linger=0)
+        self._folder_for_socket.cleanup()
+        self._process = None

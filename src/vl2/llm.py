@@ -1,0 +1,260 @@
+"""LLM = processor + engine behind chat() and stream(): the offline API, and what the server calls.
+
+    from vl2 import LLM, Message
+
+    llm = LLM()  # vl2-nano; or LLM("tiny"), LLM("/models/deepseek-vl2-small")
+    print(llm.chat([Message("user", "<image>\\nWhat is in the picture?", ("picture.png",))]).text)
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import queue
+import threading
+import uuid
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+from vl2.checkpoint.folder import read_model_config
+from vl2.checkpoint.source import resolve_model
+from vl2.core.config import EngineConfig, HubOptions, ProcessorConfig
+from vl2.core.stats import EngineStats, ModelInfo
+from vl2.core.types import (
+    Completion,
+    Delta,
+    FinishReason,
+    Message,
+    Prompt,
+    SamplingParams,
+    TokenEvent,
+    TokenLogprobs,
+    TokenText,
+    Usage,
+    fold_deltas,
+)
+from vl2.engine.client import EngineClient
+from vl2.engine.transport import ProcessTransport, ThreadTransport, Transport
+from vl2.processing.detokenizer import Detokenizer
+from vl2.processing.grounding import parse_grounding
+from vl2.processing.processor import Processor
+from vl2.processing.tokenizer import Tokenizer
+
+T = TypeVar("T")
+MAX_PROCESSOR_THREADS = 8
+
+
+class LLM:
+    """A model that answers questions about pictures. Implements `core.interface.ChatModel`.
+
+    Async use: `await start()`, then `stream()`, all on one event loop. Sync use: `chat()` and `stream_sync()` load the
+    model at the first call and run an event loop of their own in a thread; call `close()` (or use `with`) at the end.
+    """
+
+    def __init__(
+        self,
+        model: str = "nano",
+        *,
+        engine: EngineConfig = EngineConfig(),
+        processor: ProcessorConfig = ProcessorConfig(),
+        hub: HubOptions = HubOptions(),
+        in_process: bool = True,
+        on_progress: Callable[[int, int], None] | None = None,
+    ) -> None:
+        """Finds (or downloads) the checkpoint and reads its configuration; weights are loaded by `start()`.
+
+        model: nano, tiny, small, base, a folder, or a Hub id. `in_process=False` runs the engine in its own process.
+        `on_progress(bytes done, bytes in all)` is called while weights load.
+
+        Raises: SetupError.
+        """
+        self.folder = resolve_model(model, options=hub)
+        self.name = model if model != str(self.folder) else self.folder.name
+        self.processor = Processor(self.folder, read_model_config(self.folder), processor)
+        transport = ThreadTransport if in_process else ProcessTransport
+
+        def make_transport() -> Transport:
+            return transport(self.folder, engine)
+
+        max_open = engine.max_queue + engine.max_sequences
+        self.client = EngineClient(make_transport, max_open=max_open, on_progress=on_progress)
+        self._pool = ThreadPoolExecutor(MAX_PROCESSOR_THREADS, thread_name_prefix="vl2-processor")
+        self._loop_thread: _LoopThread | None = None
+
+    # ---- async: on the caller's event loop ----
+
+    @property
+    def is_ready(self) -> bool:
+        return self.client.is_ready
+
+    @property
+    def info(self) -> ModelInfo:
+        assert self.client.info is not None, "the model has not been started"
+        return self.client.info
+
+    async def start(self) -> None:
+        """Load the model. Raises: SetupError."""
+        await self.client.start()
+
+    async def stop(self) -> None:
+        """Open streams end with EngineError."""
+        await self.client.stop()
+        self._pool.shutdown(wait=False)
+
+    async def stats(self) -> EngineStats:
+        return await self.client.stats()
+
+    async def process(self, messages: Sequence[Message]) -> Prompt:
+        """What the model would see, with exact token counts. Raises: RequestError."""
+        return await asyncio.get_running_loop().run_in_executor(self._pool, self.processor.process, list(messages))
+
+    async def stream(
+        self,
+        messages: Sequence[Message],
+        params: SamplingParams | None = None,
+        *,
+        request_id: str | None = None,
+    ) -> AsyncIterator[Delta]:
+        """Answer piece by piece; see `Delta` for the order. Closing the iterator aborts the request.
+
+        Raises: RequestError or CapacityError before the first delta, EngineError at any time.
+        """
+        params = params or SamplingParams()
+        prompt = await self.process(messages)
+        request = self.client.admit(request_id or uuid.uuid4().hex, prompt, params)
+        answer = _Answer(prompt, params, self.processor.tokenizer)
+        async with contextlib.aclosing(self.client.generate(request)) as events:
+            async for event in events:
+                delta = answer.take(event)
+                if delta.finish_reason is not None and event.finish_reason is None:
+                    self.client.close_choice(request.request_id, event.choice_idx)
+                yield delta
+
+    # ---- sync: on an event loop of our own ----
+
+    def chat(self, messages: Sequence[Message], params: SamplingParams | None = None) -> Completion:
+        """The whole answer. Raises: RequestError, CapacityError, EngineError, SetupError."""
+        return fold_deltas(list(self.stream_sync(messages, params)))
+
+    def stream_sync(self, messages: Sequence[Message], params: SamplingParams | None = None) -> Iterator[Delta]:
+        """`stream()` for code without an event loop."""
+        if self._loop_thread is None:
+            self._loop_thread = _LoopThread()
+        if not self.is_ready:
+            self._loop_thread.run(self.start())
+        return self._loop_thread.iterate(self.stream(messages, params))
+
+    def close(self) -> None:
+        """End the engine. Idempotent."""
+        if self._loop_thread is not None:
+            self._loop_thread.run(self.stop())
+            self._loop_thread.close()
+            self._loop_thread = None
+
+    def __enter__(self) -> LLM:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class _Answer:
+    """Turns the token events of one request into deltas."""
+
+    def __init__(self, prompt: Prompt, params: SamplingParams, tokenizer: Tokenizer) -> None:
+        self._prompt, self._params, self._tokenizer = prompt, params, tokenizer
+        self._detokenizers = [Detokenizer(tokenizer, params.stop) for _ in range(params.n)]
+        self._texts = [""] * params.n
+        self._num_generated = 0
+        self._num_cached = 0
+        self._num_open = params.n
+        self._is_first = True
+
+    def take(self, event: TokenEvent) -> Delta:
+        assert event.token_id is not None
+        idx = event.choice_idx
+        detokenizer = self._detokenizers[idx]
+        text = detokenizer.push(event.token_id)
+        finish_reason = FinishReason.STOP if detokenizer.stopped else event.finish_reason
+        if finish_reason is not None:
+            text += detokenizer.finish()
+            self._num_open -= 1
+        self._texts[idx] += text
+        self._num_generated += 1
+        self._num_cached = max(self._num_cached, event.num_cached_tokens)
+        prompt_token_ids = tuple(self._prompt.token_ids) if self._is_first else None
+        self._is_first = False
+        return Delta(
+            choice_idx=idx,
+            text=text,
+            token_ids=(event.token_id,),
+            logprobs=() if event.logprobs is None else (self._token_text(event.token_id, event.logprobs),),
+            finish_reason=finish_reason,
+            grounding=self._grounding(idx) if finish_reason is not None else None,
+            prompt_token_ids=prompt_token_ids,
+            usage=self._usage() if self._num_open == 0 else None,
+        )
+
+    def _grounding(self, idx: int) -> Any:
+        """Boxes are on the last picture of the conversation, as in the official demo."""
+        if not self._prompt.spans:
+            return None
+        picture = self._prompt.spans[-1]
+        return parse_grounding(self._texts[idx], picture.width, picture.height)
+
+    def _token_text(self, token_id: int, logprobs: TokenLogprobs) -> TokenText:
+        def entry(token_id: int, logprob: float, top: tuple[TokenText, ...] = ()) -> TokenText:
+            token_bytes = self._tokenizer.token_bytes(token_id)
+            return TokenText(token_id, token_bytes.decode("utf-8", errors="replace"), token_bytes, logprob, top)
+
+        return entry(token_id, logprobs.logprob, tuple(entry(*pair) for pair in logprobs.top))
+
+    def _usage(self) -> Usage:
+        return Usage(
+            prompt_tokens=len(self._prompt.token_ids),
+            completion_tokens=self._num_generated,
+            image_tokens=self._prompt.num_image_tokens,
+            cached_tokens=self._num_cached,
+        )
+
+
+class _LoopThread:
+    """An event loop in a daemon thread, for callers that have none."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True, name="vl2-loop")
+        self._thread.start()
+
+    def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
+
+    def iterate(self, items: AsyncIterator[T]) -> Iterator[T]:
+        """Items as they come; leaving the iteration early closes the async iterator."""
+        results: queue.SimpleQueue[T | BaseException | None] = queue.SimpleQueue()
+
+        async def pump() -> None:
+            try:
+                async with contextlib.aclosing(items) as closing:  # type: ignore[type-var]  # an async generator
+                    async for item in closing:
+                        results.put(item)
+                results.put(None)
+            except BaseException as error:
+                results.put(error)
+
+        future = asyncio.run_coroutine_threadsafe(pump(), self._loop)
+        try:
+            while (result := results.get()) is not None:
+                if isinstance(result, BaseException):
+                    raise result
+                yield result
+        finally:
+            future.cancel()
+
+    def close(self) -> None:
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+
