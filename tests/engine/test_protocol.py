@@ -1,0 +1,20 @@
+import numpy as np
+
+from tests.engine.builders import picture_prompt, request
+from vl2.core.types import FinishReason, TokenEvent, TokenLogprobs
+from vl2.engine.protocol import Add, Events, decode_command, decode_report, encode
+
+
+def test_a_request_crosses_with_its_pixels():
+    sent = request(picture_prompt(b"cat"), temperature=0.5, logit_bias={3: 1.0}, stop=("x",))
+    sent.prompt.tiles[0, 1, 2] = (1, 2, 3)
+    command = decode_command(encode(Add(sent)))
+    assert isinstance(command, Add)
+    assert command.request.params == sent.params and command.request.prompt.spans == sent.prompt.spans
+    assert np.array_equal(command.request.prompt.tiles, sent.prompt.tiles)
+    assert command.request.prompt.tile_keys == sent.prompt.tile_keys
+
+
+def test_events_cross_unchanged():
+    event = TokenEvent("id", 1, 7, TokenLogprobs(-0.25, ((7, -0.25), (1, -2.0))), FinishReason.STOP)
+    assert decode_report(encode(Events([event]))) == Events([event])

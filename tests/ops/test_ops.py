@@ -1,0 +1,126 @@
+"""Each op against its definition, written the slow way in float64."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from vl2.core.model_config import MoEConfig
+from vl2.ops.attention import ChunkShape, paged_attention, paged_latent_attention
+from vl2.ops.experts import routed_experts
+from vl2.ops.gate import route
+from vl2.ops.logits import project_logits
+from vl2.ops.norm import rms_norm
+from vl2.ops.rope import rope_table, rotate_halves, rotate_pairs
+from vl2.ops.saturate import saturate, to_dtype
+
+PAGE_SIZE = 4
+
+
+@pytest.fixture(autouse=True)
+def seed() -> None:
+    torch.manual_seed(0)
+
+
+def poisoned_pool(num_pages: int, *shape: int) -> torch.Tensor:
+    """What no token has written is NaN, so reading it shows."""
+    return torch.full((num_pages, PAGE_SIZE, *shape), float("nan"))
+
+
+def fill(pool: torch.Tensor, pages: list[int], rows: torch.Tensor) -> None:
+    slots = [pages[i // PAGE_SIZE] * PAGE_SIZE + i % PAGE_SIZE for i in range(len(rows))]
+    pool.flatten(0, 1)[slots] = rows
+
+
+def test_rms_norm_is_computed_in_float32_even_for_values_whose_square_overflows_float16():
+    x = torch.full((1, 4), 300.0, dtype=torch.float16)
+    assert rms_norm(x, torch.ones(4, dtype=torch.float16), 1e-6).tolist() == [[1.0] * 4]
+
+
+@pytest.mark.parametrize("rotate", [rotate_halves, rotate_pairs])
+def test_rope_makes_products_depend_on_the_distance_alone(rotate):
+    table = rope_table(8, 3000, 10000.0, None, "cpu")
+    q, k = torch.randn(1, 1, 8), torch.randn(1, 1, 8)
+
+    def product(q_position: int, k_position: int) -> float:
+        at = [rotate(x, table.rows(torch.tensor([p]))) for x, p in ((q, q_position), (k, k_position))]
+        return float((at[0] * at[1]).sum())
+
+    assert product(10, 3) == pytest.approx(product(2010, 2003), abs=1e-3)
+
+
+@pytest.mark.parametrize("kv_heads", [4, 2])
+def test_paged_attention_of_a_mixed_step_is_causal_attention_of_each_sequence(kv_heads):
+    lengths, chunk_lengths, heads, dim = [11, 6, 4], [1, 6, 3], 4, 8  # decode, prefill, a later chunk
+    k_pool, v_pool = poisoned_pool(8, kv_heads, dim), poisoned_pool(8, kv_heads, dim)
+    tables = torch.tensor([[5, 2, 7], [1, 4, 0], [3, 0, 0]])
+    q, expected, chunks, start = [], [], [], 0
+    for table, length, chunk in zip(tables.tolist(), lengths, chunk_lengths, strict=True):
+        own_q, k, v = torch.randn(length, heads, dim), torch.randn(length, kv_heads, dim), torch.randn(length, kv_heads, dim)
+        fill(k_pool, table, k)
+        fill(v_pool, table, v)
+        wide = [x.double().repeat_interleave(n, 1).transpose(0, 1) for x, n in ((own_q, 1), (k, 4 // kv_heads), (v, 4 // kv_heads))]
+        expected.append(F.scaled_dot_product_attention(*wide, is_causal=True).transpose(0, 1)[-chunk:])
+        q.append(own_q[-chunk:])
+        chunks.append(ChunkShape(start, chunk, length))
+        start += chunk
+    out = paged_attention(torch.cat(q), k_pool, v_pool, tables, chunks, dim**-0.5)
+    torch.testing.assert_close(out.double(), torch.cat(expected), atol=1e-6, rtol=1e-5)
+
+
+def test_latent_attention_is_attention_whose_value_is_the_first_part_of_its_key(monkeypatch):
+    monkeypatch.setattr("vl2.ops.attention.MAX_SCORES", 40)  # several blocks of query rows
+    length, heads, rank, rope = 9, 3, 6, 2
+    pool, pages = poisoned_pool(4, rank + rope), [3, 0, 2]
+    rows = torch.randn(length, rank + rope)
+    fill(pool, pages, rows)
+    q = torch.randn(length, heads, rank + rope)
+    out = paged_latent_attention(q, pool, torch.tensor([pages]), [ChunkShape(0, length, length)], rank, 0.3)
+    wide = rows.double().expand(heads, -1, -1)
+    expected = F.scaled_dot_product_attention(q.double().transpose(0, 1), wide, wide[..., :rank], is_causal=True, scale=0.3)
+    torch.testing.assert_close(out.double(), expected.transpose(0, 1), atol=1e-6, rtol=1e-5)
+
+
+def moe_config(**changes) -> MoEConfig:
+    fields = dict(
+        num_experts=6, num_active=2, expert_width=5, shared_width=0, topk_method="greedy", scoring_func="softmax",
+        num_groups=1, num_active_groups=1, norm_topk_prob=False, routed_scaling_factor=1.0, first_dense_layers=0, layer_freq=1,
+    )  # fmt: skip
+    return MoEConfig(**{**fields, **changes})
+
+
+def test_equal_scores_go_to_the_lower_expert():
+    ids, weights = route(torch.ones(3, 4), torch.ones(6, 4), None, moe_config())
+    assert ids.tolist() == [[0, 1]] * 3
+    assert weights.tolist() == [[pytest.approx(1 / 6)] * 2] * 3
+
+
+def test_the_bias_of_noaux_tc_steers_the_choice_but_not_the_weights():
+    config = moe_config(topk_method="noaux_tc", scoring_func="sigmoid")
+    ids, weights = route(torch.zeros(1, 4), torch.randn(6, 4), torch.tensor([0.0, 0, 0, 0.2, 0, 0.1]), config)
+    assert ids.tolist() == [[3, 5]] and weights.tolist() == [[0.5, 0.5]]
+
+
+def test_routed_experts_equal_the_sum_over_each_token_s_experts():
+    tokens, width, inner = 7, 8, 5
+    x, gate_up, down = torch.randn(tokens, width), torch.randn(6, 2 * inner, width), torch.randn(6, width, inner)
+    ids, weights = torch.stack([torch.randperm(6)[:2] for _ in range(tokens)]), torch.rand(tokens, 2)
+    out = routed_experts(x, ids, weights, gate_up, down)
+    for t in range(tokens):
+        expected = torch.zeros(width, dtype=torch.float64)
+        for expert, weight in zip(ids[t].tolist(), weights[t].double(), strict=True):
+            gate, up = (gate_up[expert].double() @ x[t].double()).chunk(2)
+            expected += weight * (down[expert].double() @ (F.silu(gate) * up))
+        torch.testing.assert_close(out[t].double(), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_float16_is_kept_finite():
+    assert saturate(torch.tensor([math.inf, -math.inf, 1.0], dtype=torch.float16)).tolist() == [65504.0, -65504.0, 1.0]
+    assert to_dtype(torch.tensor([1e6]), torch.float16).tolist() == [65504.0]
+
+
+def test_logits_of_a_bfloat16_model_are_not_rounded_to_bfloat16():
+    hidden, weight = torch.randn(2, 16).bfloat16(), torch.randn(9000, 16).bfloat16()
+    logits = project_logits(hidden, weight)
+    torch.testing.assert_close(logits.double(), hidden.double() @ weight.double().T, atol=1e-5, rtol=1e-5)
