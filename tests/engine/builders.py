@@ -29,9 +29,7 @@ def text_prompt(*token_ids: int) -> Prompt:
 def picture_prompt(*pictures: bytes, before: tuple[int, ...] = (0,), after: tuple[int, ...] = (5, 6)) -> Prompt:
     """`before`, then each picture (one local tile each, equal bytes are equal pictures), then `after`."""
     length = num_image_tokens(1, 1, GEOMETRY)
-    spans = [
-        ImageSpan(len(before) + i * length, length, 2 * i, 2, 1, 1, 28, 28) for i, _ in enumerate(pictures)
-    ]
+    spans = [ImageSpan(len(before) + i * length, length, 2 * i, 2, 1, 1, 28, 28) for i, _ in enumerate(pictures)]
     keys = [hashlib.blake2b(picture + view, digest_size=32).digest() for picture in pictures for view in (b"g", b"l")]
     token_ids = [*before, *[IMAGE_ID] * (length * len(pictures)), *after]
     return Prompt(token_ids, tuple(spans), np.zeros((len(keys), 28, 28, 3), np.uint8), tuple(keys))

@@ -1,4 +1,4 @@
-"""The client against an engine that we play ourselves: what it sends is recorded, reports and deaths are made by hand."""
+"""The client against an engine that we play: what it sends is recorded, reports and deaths are made by hand."""
 
 import asyncio
 from collections.abc import Callable
@@ -140,7 +140,7 @@ async def test_a_checkpoint_that_cannot_be_loaded_is_told_as_it_is():
 
 async def test_what_can_never_fit_is_refused_with_the_numbers():
     f = await Fixture().ready()
-    with pytest.raises(ContextLengthExceeded, match="20 tokens .* context holds 20"):
+    with pytest.raises(ContextLengthExceeded, match=r"20 tokens .* context holds 20"):
         f.open(text_prompt(*range(20)))
     with pytest.raises(ContextLengthExceeded, match=r"8 tokens \(5 of pictures\).*max_tokens is 13.*most .* is 12"):
         f.open(picture_prompt(b"cat"), max_tokens=13)

@@ -37,7 +37,11 @@ def test_running_answers_come_before_new_prompts_in_the_budget():
 
 def test_an_answer_ends_at_eos_at_a_stop_token_and_at_max_tokens():
     cases = [(EOS_ID, {}, FinishReason.STOP), (7, {"stop_token_ids": (7,)}, FinishReason.STOP)]
-    for token_id, params, reason in [*cases, (7, {"max_tokens": 1}, FinishReason.LENGTH), (EOS_ID, {"ignore_eos": True}, None)]:
+    for token_id, params, reason in [
+        *cases,
+        (7, {"max_tokens": 1}, FinishReason.LENGTH),
+        (EOS_ID, {"ignore_eos": True}, None),
+    ]:
         s = scheduler()
         s.add(sequence(text_prompt(1, 2), **params))
         [event] = take(s, s.schedule(), token_id)

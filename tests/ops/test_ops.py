@@ -1,5 +1,6 @@
 """Each op against its definition, written the slow way in float64."""
 
+import dataclasses
 import math
 
 import pytest
@@ -57,10 +58,17 @@ def test_paged_attention_of_a_mixed_step_is_causal_attention_of_each_sequence(kv
     tables = torch.tensor([[5, 2, 7], [1, 4, 0], [3, 0, 0]])
     q, expected, chunks, start = [], [], [], 0
     for table, length, chunk in zip(tables.tolist(), lengths, chunk_lengths, strict=True):
-        own_q, k, v = torch.randn(length, heads, dim), torch.randn(length, kv_heads, dim), torch.randn(length, kv_heads, dim)
+        own_q, k, v = (
+            torch.randn(length, heads, dim),
+            torch.randn(length, kv_heads, dim),
+            torch.randn(length, kv_heads, dim),
+        )
         fill(k_pool, table, k)
         fill(v_pool, table, v)
-        wide = [x.double().repeat_interleave(n, 1).transpose(0, 1) for x, n in ((own_q, 1), (k, 4 // kv_heads), (v, 4 // kv_heads))]
+        wide = [
+            x.double().repeat_interleave(n, 1).transpose(0, 1)
+            for x, n in ((own_q, 1), (k, 4 // kv_heads), (v, 4 // kv_heads))
+        ]
         expected.append(F.scaled_dot_product_attention(*wide, is_causal=True).transpose(0, 1)[-chunk:])
         q.append(own_q[-chunk:])
         chunks.append(ChunkShape(start, chunk, length))
@@ -78,16 +86,28 @@ def test_latent_attention_is_attention_whose_value_is_the_first_part_of_its_key(
     q = torch.randn(length, heads, rank + rope)
     out = paged_latent_attention(q, pool, torch.tensor([pages]), [ChunkShape(0, length, length)], rank, 0.3)
     wide = rows.double().expand(heads, -1, -1)
-    expected = F.scaled_dot_product_attention(q.double().transpose(0, 1), wide, wide[..., :rank], is_causal=True, scale=0.3)
+    expected = F.scaled_dot_product_attention(
+        q.double().transpose(0, 1), wide, wide[..., :rank], is_causal=True, scale=0.3
+    )
     torch.testing.assert_close(out.double(), expected.transpose(0, 1), atol=1e-6, rtol=1e-5)
 
 
 def moe_config(**changes) -> MoEConfig:
-    fields = dict(
-        num_experts=6, num_active=2, expert_width=5, shared_width=0, topk_method="greedy", scoring_func="softmax",
-        num_groups=1, num_active_groups=1, norm_topk_prob=False, routed_scaling_factor=1.0, first_dense_layers=0, layer_freq=1,
-    )  # fmt: skip
-    return MoEConfig(**{**fields, **changes})
+    plain = MoEConfig(
+        num_experts=6,
+        num_active=2,
+        expert_width=5,
+        shared_width=0,
+        topk_method="greedy",
+        scoring_func="softmax",
+        num_groups=1,
+        num_active_groups=1,
+        norm_topk_prob=False,
+        routed_scaling_factor=1.0,
+        first_dense_layers=0,
+        layer_freq=1,
+    )
+    return dataclasses.replace(plain, **changes)
 
 
 def test_equal_scores_go_to_the_lower_expert():

@@ -1,6 +1,7 @@
 """Every option of `vl2`, once: name, type, default, help and unit. The CLI builds its flags from these fields.
 
-Order of precedence: flag, then the environment variable `VL2_<FIELD>`, then the default; merged once by `cli/options.py`.
+Order of precedence: flag, then the environment variable `VL2_<FIELD>`, then the default; merged once, by
+`cli/options.py`.
 """
 
 from __future__ import annotations
@@ -18,16 +19,22 @@ def option(default: Any, help: str, *, choices: tuple[str, ...] = (), secret: bo
 class EngineConfig:
     """How the model runs. Validated where it is used; sizes in tokens, tiles and pages."""
 
-    device: str = option("auto", "Where the model runs: cuda when there is a GPU, else cpu.", choices=("auto", "cpu", "cuda"))
+    device: str = option(
+        "auto", "Where the model runs: cuda when there is a GPU, else cpu.", choices=("auto", "cpu", "cuda")
+    )
     dtype: str = option(
         "auto",
         "Number format of weights and cache. auto: bfloat16 on a GPU or a CPU that computes in it, else float32.",
         choices=("auto", "float32", "bfloat16", "float16"),
     )
-    max_context_tokens: int | None = option(None, "Longest prompt + answer. Default: what the model was trained for (4096).")
+    max_context_tokens: int | None = option(
+        None, "Longest prompt + answer. Default: what the model was trained for (4096)."
+    )
     max_sequences: int = option(64, "Answers generated at the same time; more wait in the queue.")
     max_queue: int = option(512, "Requests that may wait; one more is answered 429 with Retry-After.")
-    max_step_tokens: int = option(2048, "Tokens computed in one step; longer prompts are computed in chunks of this size.")
+    max_step_tokens: int = option(
+        2048, "Tokens computed in one step; longer prompts are computed in chunks of this size."
+    )
     max_step_tiles: int = option(10, "Picture tiles encoded between two decoding steps.")
     page_size_tokens: int = option(16, "Tokens in one page of the KV cache.")
     kv_cache_tokens: int | None = option(None, "Tokens that the KV cache holds. Default: from the free memory.")
@@ -57,3 +64,17 @@ class ServerConfig:
     fetch_timeout_s: float = option(10.0, "Time to fetch a picture by URL, seconds.")
     drain_timeout_s: float = option(30.0, "On SIGTERM, time for running requests to end, seconds.")
     log_level: str = option("info", "How much to log.", choices=("debug", "info", "warning", "error"))
+
+
+@dataclass(frozen=True)
+class HubOptions:
+    """Where a model that is no folder comes from."""
+
+    hub: str = option("huggingface", "Where models are downloaded from.", choices=("huggingface", "modelscope"))
+    hub_endpoint: str | None = option(None, "Address of a mirror. Default: HF_ENDPOINT, or the hub itself.")
+    hub_token: str | None = option(
+        None, "Token for private models. Default: HF_TOKEN, or the stored login.", secret=True
+    )
+    revision: str | None = option(None, "Branch, tag or commit of the model.")
+    cache_folder: str | None = option(None, "Where downloads are kept. Default: the hub's usual cache.")
+    offline: bool = option(False, "Use what is already downloaded; open no connection.")

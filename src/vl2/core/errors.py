@@ -71,7 +71,7 @@ class CapacityError(VL2Error):
 
 
 class NotReady(CapacityError):
-    """The engine is loading or being restarted."""
+    """The engine is loading, or being restarted."""
 
     code = "engine_not_ready"
 

@@ -1,6 +1,6 @@
 """Picture size → tile grid → number and order of tokens. The one place of this arithmetic.
 
-Source: the official `select_best_resolution` and `tokenize_with_images` of `deepseek_vl2/models/processing_deepseek_vl_v2.py`.
+Source: `select_best_resolution` and `tokenize_with_images` of the official `processing_deepseek_vl_v2.py`.
 """
 
 from __future__ import annotations

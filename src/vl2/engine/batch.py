@@ -16,9 +16,7 @@ from vl2.model.step import StepInputs
 from vl2.ops.attention import ChunkShape
 
 
-def step_inputs(
-    chunks: list[Chunk], page_size: int, geometry: TileGeometry, device: torch.device | str
-) -> StepInputs:
+def step_inputs(chunks: list[Chunk], page_size: int, geometry: TileGeometry, device: torch.device | str) -> StepInputs:
     """Pack the chunks' tokens one after the other."""
     token_ids: list[int] = []
     positions, kv_slots, shapes, logit_rows = [], [], [], []

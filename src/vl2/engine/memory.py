@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-import psutil
+import re
+from pathlib import Path
+
 import torch
 
 from vl2.core.config import EngineConfig
@@ -17,7 +19,7 @@ CPU_MEMORY_SHARE = 0.25
 def num_kv_pages(
     config: EngineConfig, language: LanguageConfig, dtype: torch.dtype, device: torch.device, workspace_bytes: int
 ) -> int:
-    """Pages of the pool: `kv_cache_tokens` where given, else what the memory allows, but no more than all sequences can use.
+    """Pages of the pool: `kv_cache_tokens` where given, else what memory allows; no more than all sequences can use.
 
     `workspace_bytes` is what the largest step needs beside the weights, which are loaded by now.
 
@@ -44,4 +46,14 @@ def _free_bytes(config: EngineConfig, device: torch.device, workspace_bytes: int
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
         return int(free - (1 - config.kv_memory_share) * total) - workspace_bytes
-    return int(psutil.virtual_memory().available * CPU_MEMORY_SHARE)
+    return int(_available_host_bytes() * CPU_MEMORY_SHARE)
+
+
+def _available_host_bytes() -> int:
+    """What the kernel says can be used without swapping, and no more than a container's limit leaves."""
+    meminfo = Path("/proc/meminfo").read_text()
+    available = int(re.search(r"MemAvailable:\s+(\d+) kB", meminfo)[1]) * 1024  # type: ignore[index]  # always there
+    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
+    if limit.exists() and limit.read_text().strip() != "max":
+        available = min(available, int(limit.read_text()) - int(used.read_text()))
+    return available

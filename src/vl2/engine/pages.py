@@ -23,8 +23,7 @@ class PageAllocator:
         missing = self.pages_for(num_tokens) - len(pages)
         if missing > len(self._free):
             return False
-        for _ in range(missing):
-            pages.append(self._free.pop())
+        pages.extend(self._free.pop() for _ in range(missing))
         return True
 
     def release(self, pages: list[int]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Union
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -30,7 +30,7 @@ class Stop(msgspec.Struct, frozen=True, tag=True):
     pass
 
 
-Command = Union[Add, Abort, AskStats, Stop]
+Command = Add | Abort | AskStats | Stop
 
 # ---- engine → client
 
@@ -57,7 +57,7 @@ class StatsReport(msgspec.Struct, frozen=True, tag=True):
     stats: EngineStats
 
 
-Report = Union[LoadProgress, Ready, SetupFailed, Events, StatsReport]
+Report = LoadProgress | Ready | SetupFailed | Events | StatsReport
 
 
 def _encode_hook(value: Any) -> Any:
@@ -82,8 +82,7 @@ def encode(message: Command | Report) -> bytes:
 
 
 def decode_command(data: bytes) -> Command:
-    command: Command = _command_decoder.decode(data)
-    return command
+    return _command_decoder.decode(data)
 
 
 def decode_report(data: bytes) -> Report:

@@ -66,7 +66,9 @@ class Runner:
         side = self.model_config.tile_geometry.side
         torch.cuda.reset_peak_memory_stats(self.device)
         before = torch.cuda.memory_allocated(self.device)
-        self.model.encode_tiles(torch.zeros(self.config.max_step_tiles, side, side, 3, dtype=torch.uint8, device=self.device))
+        self.model.encode_tiles(
+            torch.zeros(self.config.max_step_tiles, side, side, 3, dtype=torch.uint8, device=self.device)
+        )
         return torch.cuda.max_memory_allocated(self.device) - before
 
     @property

@@ -1,4 +1,4 @@
-"""Logits → tokens. Order: bias → penalties → temperature → min-p, top-k → top-p → draw; logprobs are of the raw logits."""
+"""Logits → tokens: bias → penalties → temperature → min-p, top-k → top-p → draw. Logprobs are of the raw logits."""
 
 from __future__ import annotations
 
@@ -47,7 +47,9 @@ def _draw(logits: torch.Tensor, inputs: SamplingInputs) -> torch.Tensor:
     def column(values: list[float] | list[int]) -> torch.Tensor:
         return torch.tensor(values, dtype=torch.float64, device=logits.device).unsqueeze(1)
 
-    probs, order = (logits.double() / column(inputs.temperatures)).softmax(-1).sort(dim=-1, descending=True, stable=True)
+    probs, order = (
+        (logits.double() / column(inputs.temperatures)).softmax(-1).sort(dim=-1, descending=True, stable=True)
+    )
     ranks = torch.arange(probs.shape[1], device=probs.device)
     top_ks = column(inputs.top_ks)
     kept = (probs >= column(inputs.min_ps) * probs[:, :1]) & ((ranks < top_ks) | (top_ks == 0))

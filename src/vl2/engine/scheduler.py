@@ -1,7 +1,7 @@
 """What the next step computes, and what its result means. Ints and lists only; no tensor is seen here.
 
-A step is a list of `Chunk`s. A chunk of one token is decoding, a longer one is prefill or a part of it: one case. Running
-sequences come first, so prompts can only fill what they leave of the token budget.
+A step is a list of `Chunk`s. A chunk of one token is decoding, a longer one is prefill or a part of it: one case.
+Running sequences come first, so prompts can only fill what they leave of the token budget.
 """
 
 from __future__ import annotations
@@ -167,7 +167,7 @@ class Scheduler:
         return True
 
     def _plan(self, sequence: Sequence, budget: StepBudget) -> None:
-        """The longest chunk that fits the budget and whose pictures are encoded by the end of this step's tile batch."""
+        """The longest chunk that fits the budget and whose pictures this step's tile batch completes."""
         start = sequence.num_computed
         end = min(len(sequence.token_ids), start + budget.tokens)
         for index, span in sequence.spans_within(start, end):

@@ -1,7 +1,7 @@
 """The loop around an engine, and the process around the loop.
 
-`python -m vl2.engine.worker ADDRESS` is started by `client.ProcessTransport`, which sends the folder and the configuration as the first
-message. The process ends with its parent: its standard input is a pipe that closes then.
+`python -m vl2.engine.worker ADDRESS` is started by `transport.ProcessTransport`, which sends the folder and the
+configuration as the first message. The process ends with its parent: its standard input is a pipe that closes then.
 """
 
 from __future__ import annotations

@@ -37,14 +37,13 @@ class MHA(nn.Module):
         write_rows(pool[1], step.kv_slots, v)
         scale = self.head_dim**-0.5
         out = paged_attention(rotate_halves(q, rope), pool[0], pool[1], step.block_tables, step.chunks, scale)
-        projected: torch.Tensor = self.o_proj(out.flatten(1))
-        return projected
+        return self.o_proj(out.flatten(1))
 
 
 class MLA(nn.Module):
     """Multi-head latent attention (arXiv:2405.04434) in its absorbed form: heads read the latent rows themselves.
 
-    kv_b's key half is applied to the queries and its value half to the results, so the cache holds R + Dr numbers a token.
+    kv_b's key half is applied to the queries and its value half to the results: the cache holds R + Dr numbers a token.
     """
 
     def __init__(self, config: LanguageConfig, *, dtype: torch.dtype, device: torch.device | str) -> None:
@@ -82,11 +81,9 @@ class MLA(nn.Module):
         q = torch.cat((q_latent, rotate_pairs(q_rope, rope)), dim=-1)
         out = paged_latent_attention(q, pool, step.block_tables, step.chunks, mla.kv_lora_rank, self.scale)
         heads = out.to(x.dtype).transpose(0, 1) @ values.transpose(1, 2)
-        projected: torch.Tensor = self.o_proj(to_dtype(heads.transpose(0, 1).flatten(1), x.dtype))
-        return projected
+        return self.o_proj(to_dtype(heads.transpose(0, 1).flatten(1), x.dtype))
 
     def queries(self, x: torch.Tensor) -> torch.Tensor:
         """[T, C] → [T, H, Dn + Dr]."""
         q = self.q_proj(x) if self.config.q_lora_rank is None else self.q_b(self.q_norm(self.q_a(x)))
-        per_head: torch.Tensor = q.unflatten(-1, (self.heads, -1))
-        return per_head
+        return q.unflatten(-1, (self.heads, -1))

@@ -18,9 +18,7 @@ from vl2.ops.rope import RopeTable, rope_table
 class DecoderLayer(nn.Module):
     """Pre-norm: x += attention(norm(x)); x += feed_forward(norm(x))."""
 
-    def __init__(
-        self, config: LanguageConfig, layer: int, *, dtype: torch.dtype, device: torch.device | str
-    ) -> None:
+    def __init__(self, config: LanguageConfig, layer: int, *, dtype: torch.dtype, device: torch.device | str) -> None:
         super().__init__()
         width, eps = config.hidden_size, config.rms_norm_eps
         self.attention_norm = RMSNorm(width, eps, dtype=dtype, device=device)
@@ -61,8 +59,7 @@ class Decoder(nn.Module):
         x = embeds.float() if embeds.dtype == torch.float16 else embeds
         for layer, layer_pool in zip(self.layers, pool.layers, strict=True):
             x = layer(x, step, rope, layer_pool)
-        normed: torch.Tensor = self.norm(x)
-        return normed
+        return self.norm(x)
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """hidden [L, C] → [L, V] float32."""

@@ -23,8 +23,7 @@ class MLP(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         gate, up = self.gate_up(x).chunk(2, dim=-1)
-        out: torch.Tensor = self.down(saturate(F.silu(gate) * up))
-        return out
+        return self.down(saturate(F.silu(gate) * up))
 
 
 class MoE(nn.Module):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -18,7 +20,7 @@ class Projector(nn.Module):
         widths = [config.input_dim * self.ratio**2, *[hidden] * (config.depth - 1), config.n_embed]
         self.layers = nn.ModuleList(
             Linear(wide_in, wide_out, bias=True, dtype=dtype, device=device)
-            for wide_in, wide_out in zip(widths, widths[1:], strict=False)
+            for wide_in, wide_out in itertools.pairwise(widths)
         )
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
@@ -26,8 +28,7 @@ class Projector(nn.Module):
         x = self.layers[0](merge_patches(features, self.ratio))
         for layer in self.layers[1:]:
             x = layer(F.gelu(x))
-        projected: torch.Tensor = x
-        return projected
+        return x
 
 
 def merge_patches(features: torch.Tensor, ratio: int) -> torch.Tensor:
@@ -36,8 +37,7 @@ def merge_patches(features: torch.Tensor, ratio: int) -> torch.Tensor:
     A grid that r does not divide gets zero rows at the bottom and zero columns at the right.
     features [N, g · g, W] → [N, ⌈g/r⌉², W · r²]
     """
-    num_tiles, num_patches, _ = features.shape
-    grid = int(num_patches**0.5)
+    grid = int(features.shape[1] ** 0.5)
     missing = -grid % ratio
     x = F.pad(features.unflatten(1, (grid, grid)), (0, 0, 0, missing, 0, missing))
     blocks = x.unflatten(2, (-1, ratio)).unflatten(1, (-1, ratio)).permute(0, 1, 3, 5, 2, 4)

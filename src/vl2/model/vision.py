@@ -1,7 +1,7 @@
 """The SigLIP-so400m tower in timm's form: tiles → patch features.
 
-Source: `siglip_vit.py` of the official repository. The remainder of a tile that fills no patch is dropped (384 = 27 · 14 +
-6), the MLP uses the tanh GELU, the final norm follows the last block, and no pooling is done.
+Source: `siglip_vit.py` of the official repository. The remainder of a tile that fills no patch is dropped (384 =
+27 · 14 + 6), the MLP uses the tanh GELU, the final norm follows the last block, and no pooling is done.
 """
 
 from __future__ import annotations
@@ -40,8 +40,7 @@ class VisionBlock(nn.Module):
     def attention(self, x: torch.Tensor) -> torch.Tensor:
         q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         out = saturate(F.scaled_dot_product_attention(q, k, v))
-        projected: torch.Tensor = self.proj(out.transpose(1, 2).flatten(2))
-        return projected
+        return self.proj(out.transpose(1, 2).flatten(2))
 
 
 class VisionTower(nn.Module):
@@ -60,8 +59,7 @@ class VisionTower(nn.Module):
         x = x.float() if x.dtype == torch.float16 else x
         for block in self.blocks:
             x = block(x)
-        normed: torch.Tensor = self.norm(x)
-        return normed
+        return self.norm(x)
 
     def patches(self, tiles: torch.Tensor) -> torch.Tensor:
         """Pixels as the rows of a matrix, so that the patch embedding is a plain GEMM.
@@ -71,4 +69,10 @@ class VisionTower(nn.Module):
         grid, size = self.config.grid, self.config.patch_size
         pixels = (tiles[:, : grid * size, : grid * size].float() / 255.0 - PIXEL_MEAN) / PIXEL_STD
         pixels = to_dtype(pixels, self.pos_embed.dtype)
-        return pixels.unflatten(2, (grid, size)).unflatten(1, (grid, size)).permute(0, 1, 3, 5, 2, 4).flatten(3).flatten(1, 2)
+        return (
+            pixels.unflatten(2, (grid, size))
+            .unflatten(1, (grid, size))
+            .permute(0, 1, 3, 5, 2, 4)
+            .flatten(3)
+            .flatten(1, 2)
+        )

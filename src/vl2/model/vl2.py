@@ -1,4 +1,4 @@
-"""The whole model: tiles → features, tokens and features → hidden states → logits (official `DeepseekVLV2ForCausalLM`)."""
+"""The whole model: tiles → features, tokens and features → hidden states → logits (official DeepseekVLV2ForCausalLM)."""
 
 from __future__ import annotations
 
@@ -30,8 +30,7 @@ class DeepseekVL2(nn.Module):
 
     def encode_tiles(self, tiles: torch.Tensor) -> torch.Tensor:
         """tiles [N, side, side, 3] uint8 → [N, Q, C] model dtype."""
-        features: torch.Tensor = self.projector(self.vision(tiles))
-        return features
+        return self.projector(self.vision(tiles))
 
     def feature_table(self, num_tiles: int) -> torch.Tensor:
         """A table that picture tokens are looked up in: Q rows for each of `num_tiles` tile slots, then the separator

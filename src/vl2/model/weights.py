@@ -83,6 +83,7 @@ def destinations(model: DeepseekVL2) -> Iterator[Destination]:
     vision = model.vision
     size = vision.config.patch_size
     yield "vision.patch_embed.proj.weight", vision.patch_embed.weight.unflatten(1, (3, size, size))  # a convolution's
+    assert vision.patch_embed.bias is not None
     yield "vision.patch_embed.proj.bias", vision.patch_embed.bias
     yield "vision.pos_embed", vision.pos_embed.unsqueeze(0)
     for index, block in enumerate(vision.blocks):

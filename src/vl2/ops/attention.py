@@ -1,7 +1,7 @@
 """Attention over a paged cache: one case for decoding (a chunk of one token), prefill and chunked prefill.
 
-Each sequence is computed by itself, in float32 from the cache's dtype on, in blocks of query rows that bound the scores'
-memory. Pages of a sequence are gathered by its block table; the pool itself is never copied.
+Each sequence is computed by itself, in float32 from the cache's dtype on, in blocks of query rows that bound the memory
+of the scores. Pages of a sequence are gathered by its block table; the pool itself is never copied.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ MAX_SCORES = 1 << 24
 
 @dataclass(frozen=True, slots=True)
 class ChunkShape:
-    """One sequence's part of a step: query rows `start : start + length`, which end at position `context_length - 1`."""
+    """One sequence's part of a step: query rows `start : start + length`; the last is at `context_length - 1`."""
 
     start: int
     length: int
