@@ -1,0 +1,121 @@
+"""What is known about each request: its id, what became of it, one log line, one count in the metrics."""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+import uuid
+from dataclasses import dataclass, field
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import Request
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from vl2.core.errors import VL2Error
+from vl2.core.types import Usage
+from vl2.server.errors import CLIENT_GONE, error_response, internal_error, status_of
+from vl2.server.metrics import Metrics
+
+logger = logging.getLogger(__name__)
+
+REQUEST_ID_HEADER = "X-Request-Id"
+QUIET_ROUTES = ("/health/live", "/health/ready", "/metrics")  # asked every few seconds: logged at debug level
+
+
+@dataclass
+class RequestRecord:
+    """Filled on the request's way; never holds a prompt, a picture or a key."""
+
+    request_id: str
+    started_s: float = field(default_factory=time.monotonic)
+    status: int = 0  # what became of it: also 500 for a stream that broke, 499 for a client that left
+    is_started: bool = False  # the status line is out
+    is_complete: bool = False
+    error_code: str | None = None
+    answer_id: str | None = None  # the request's name in the engine's log
+    first_token_s: float | None = None
+    usage: Usage | None = None
+
+    def age_s(self) -> float:
+        return time.monotonic() - self.started_s
+
+    def fail(self, error: VL2Error) -> None:
+        """The answer broke after its status line was sent."""
+        self.status, self.error_code = status_of(error), error.code
+
+
+def record_of(request: Request) -> RequestRecord:
+    record = request.state.record
+    assert isinstance(record, RequestRecord)
+    return record
+
+
+class RecordRequests:
+    """The outermost layer: gives each request its record, and turns a bug into a 500 that says nothing."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self.app = app
+        self.metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        record = RequestRecord(choose_request_id(Headers(scope=scope).get(REQUEST_ID_HEADER)))
+        scope.setdefault("state", {})["record"] = record
+
+        async def watch_receive() -> Message:
+            message = await receive()
+            if message["type"] == "http.disconnect" and not record.is_complete:
+                record.status = CLIENT_GONE
+            return message
+
+        async def watch_send(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                record.status, record.is_started = record.status or message["status"], True
+                MutableHeaders(scope=message)[REQUEST_ID_HEADER] = record.request_id
+            elif not message.get("more_body", False):
+                record.is_complete = True
+            await send(message)
+
+        with self.metrics.in_flight.track_inprogress():
+            try:
+                await self.app(scope, watch_receive, watch_send)
+            except Exception:
+                logger.exception("request_id=%s internal error", record.request_id)
+                record.status = 500
+                if record.is_started:
+                    raise
+                await error_response(internal_error(record.request_id))(scope, receive, watch_send)
+            finally:
+                self._finish(record, scope)
+
+    def _finish(self, record: RequestRecord, scope: Scope) -> None:
+        route = getattr(scope.get("route"), "path", "other")  # a template, so that the number of labels is bounded
+        status = record.status or CLIENT_GONE
+        self.metrics.count_request(route, status, record.age_s())
+        level = logging.DEBUG if route in QUIET_ROUTES else logging.INFO
+        logger.log(level, "%s", log_line(record, scope["method"], route, status))
+
+
+def log_line(record: RequestRecord, method: str, route: str, status: int) -> str:
+    words = [f"request_id={record.request_id}", method, route, str(status), f"{record.age_s():.3f} s"]
+    if record.error_code:
+        words.append(f"error={record.error_code}")
+    if record.answer_id:
+        words.append(f"answer_id={record.answer_id}")
+    if record.first_token_s is not None:
+        words.append(f"first_token={record.first_token_s:.3f} s")
+    if record.usage:
+        used = record.usage
+        words.append(f"prompt={used.prompt_tokens} image={used.image_tokens} cached={used.cached_tokens}")
+        words.append(f"answer={used.completion_tokens} tokens")
+    return " ".join(words)
+
+
+def choose_request_id(sent: str | None) -> str:
+    """The client's id where it is short and plain, so that it can stand in a log; else a new one."""
+    if sent and re.fullmatch(r"[A-Za-z0-9._:-]{1,128}", sent):
+        return sent
+    return uuid.uuid4().hex

@@ -1,0 +1,92 @@
+"""The wiring of the server: which layers a request passes, and which routes there are."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+
+from vl2 import __version__
+from vl2.core.config import ProcessorConfig, ServerConfig
+from vl2.core.errors import SetupError
+from vl2.core.interface import ChatModel
+from vl2.server.access import RecordRequests
+from vl2.server.auth import RequireKey
+from vl2.server.chat import ChatService
+from vl2.server.errors import install_error_handlers
+from vl2.server.fetch import PictureFetcher
+from vl2.server.health import health_routes
+from vl2.server.limits import LimitBody
+from vl2.server.metrics import Metrics, metrics_routes
+from vl2.server.openai.routes import openai_routes
+from vl2.server.page import page_routes
+from vl2.server.predict import predict_routes
+
+logger = logging.getLogger(__name__)
+
+
+def create_app(
+    llm: ChatModel,
+    config: ServerConfig,
+    *,
+    max_image_bytes: int = ProcessorConfig().max_image_bytes,
+    fetcher: PictureFetcher | None = None,
+    on_setup_error: Callable[[SetupError], None] | None = None,
+) -> FastAPI:
+    """The server for `llm`, which it starts and stops unless it is running already.
+
+    The app answers while the model loads (503 where the model is needed). If it cannot start, `on_setup_error` is
+    called in the event loop: the place to end the process.
+    """
+    fetcher = fetcher or PictureFetcher(
+        allowed_folder=config.allowed_image_folder, timeout_s=config.fetch_timeout_s, max_bytes=max_image_bytes
+    )
+    metrics = Metrics()
+    service = ChatService(llm, config.served_model_name or llm.name, fetcher, metrics)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        async with _running(llm, on_setup_error):
+            yield
+        await fetcher.aclose()
+
+    app = FastAPI(title="vl2", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
+    install_error_handlers(app)
+    app.add_middleware(LimitBody, max_bytes=config.max_body_bytes)  # the innermost
+    app.add_middleware(RequireKey, keys=config.api_key)
+    app.add_middleware(RecordRequests, metrics=metrics)  # the outermost
+    app.include_router(openai_routes(service))
+    app.include_router(predict_routes(service, fetcher))
+    app.include_router(health_routes(llm))
+    app.include_router(metrics_routes(llm, metrics))
+    app.include_router(page_routes())
+    return app
+
+
+@asynccontextmanager
+async def _running(llm: ChatModel, on_setup_error: Callable[[SetupError], None] | None) -> AsyncIterator[None]:
+    if llm.is_ready:
+        yield  # whoever started it stops it
+        return
+    starting = asyncio.ensure_future(_start(llm, on_setup_error))
+    try:
+        yield
+    finally:
+        starting.cancel()
+        await asyncio.gather(starting, return_exceptions=True)
+        await llm.stop()
+
+
+async def _start(llm: ChatModel, on_setup_error: Callable[[SetupError], None] | None) -> None:
+    try:
+        await llm.start()
+    except SetupError as error:
+        logger.error("the model cannot start: %s", error.message)
+        if on_setup_error is not None:
+            on_setup_error(error)
+    except Exception:
+        logger.exception("the model could not start")
+        raise

@@ -1,0 +1,99 @@
+"""What all dialects of the API share: ask the model, measure its answer, and let go of it in every case."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import cast
+
+from vl2.core.errors import EngineError, InvalidRequest, NotReady, UnknownModel
+from vl2.core.interface import ChatModel
+from vl2.core.types import Completion, Delta, FinishReason, Message, SamplingParams, fold_deltas
+from vl2.server.access import RequestRecord
+from vl2.server.fetch import Fetch
+from vl2.server.metrics import Metrics, TokenClock
+
+DEFAULT_MODEL = "default"  # a name that every server answers to
+
+
+@dataclass(frozen=True)
+class ChatService:
+    llm: ChatModel
+    model_name: str
+    fetch: Fetch
+    metrics: Metrics
+
+    def check_model(self, name: str | None) -> None:
+        """Raises: UnknownModel."""
+        if name not in (None, DEFAULT_MODEL, self.model_name):
+            raise UnknownModel(
+                f"the model {name!r} is not served here; this is {self.model_name!r} (or {DEFAULT_MODEL!r})",
+                param="model",
+            )
+
+    def check_ready(self) -> None:
+        """Raises: NotReady."""
+        if not self.llm.is_ready:
+            raise NotReady("the model is loading, or its engine is starting again; try again in a moment")
+
+    def check_num_pictures(self, num_pictures: int) -> None:
+        """Before any of them is fetched. Raises: InvalidRequest."""
+        limit = self.llm.info.max_prompt_tiles
+        if num_pictures > limit:
+            raise InvalidRequest(
+                f"{num_pictures} pictures are more than the model's context can hold ({limit}); send fewer",
+                param="messages",
+            )
+
+    async def ask(self, messages: Sequence[Message], params: SamplingParams, record: RequestRecord) -> Answer:
+        """Start an answer; returns with its first piece, so that whatever is wrong with the request is known by now.
+
+        Raises: RequestError, CapacityError, EngineError.
+        """
+        deltas = self._measured(messages, params, record)
+        try:
+            return Answer(await anext(deltas), deltas)
+        except StopAsyncIteration:
+            raise EngineError("the engine gave no answer") from None
+
+    async def _measured(
+        self, messages: Sequence[Message], params: SamplingParams, record: RequestRecord
+    ) -> AsyncGenerator[Delta, None]:
+        self.check_ready()
+        clock = TokenClock(self.metrics)
+        stream = self.llm.stream(messages, params, request_id=record.answer_id)
+        async with aclosing(cast("AsyncGenerator[Delta, None]", stream)) as deltas:
+            async for delta in deltas:
+                if delta.finish_reason is FinishReason.ABORT:
+                    raise EngineError("the answer was aborted before it was complete")
+                if delta.token_ids and record.first_token_s is None:
+                    record.first_token_s = record.age_s()
+                    self.metrics.first_token_s.observe(record.first_token_s)
+                clock.observe(delta)
+                if delta.usage is not None:
+                    record.usage = delta.usage
+                    self.metrics.count_usage(delta.usage)
+                yield delta
+        if record.usage is None:
+            raise EngineError("the answer ended before it was complete")
+
+
+class Answer:
+    """An answer under way: iterate over its deltas, then (or instead) `aclose` it, which aborts what is left."""
+
+    def __init__(self, first: Delta, rest: AsyncGenerator[Delta, None]) -> None:
+        self._first = first
+        self._rest = rest
+
+    async def __aiter__(self) -> AsyncIterator[Delta]:
+        yield self._first
+        async for delta in self._rest:
+            yield delta
+
+    async def fold(self) -> Completion:
+        async with aclosing(self):
+            return fold_deltas([delta async for delta in self])
+
+    async def aclose(self) -> None:
+        await self._rest.aclose()

@@ -1,0 +1,24 @@
+"""Probes: is the process alive, and may it be sent work?"""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+from fastapi.responses import JSONResponse
+
+from vl2.core.interface import ChatModel
+
+
+def health_routes(llm: ChatModel) -> APIRouter:
+    router = APIRouter(prefix="/health", tags=["operation"])
+
+    @router.get("/live", summary="200 as long as the process answers")
+    async def live() -> JSONResponse:
+        return JSONResponse({"status": "alive"})
+
+    @router.get("/ready", summary="200 when requests are taken; 503 while the model loads or its engine restarts")
+    async def ready() -> JSONResponse:
+        if llm.is_ready:
+            return JSONResponse({"status": "ready"})
+        return JSONResponse({"status": "not ready"}, 503, {"Retry-After": "1"})
+
+    return router

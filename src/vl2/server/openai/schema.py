@@ -1,0 +1,166 @@
+"""Bodies of requests, as clients send them: the only place of pydantic.
+
+Every field of OpenAI's chat completions is in one of three classes: declared on `ChatRequest` (it works), listed in
+`HINTS` (taken without effect, as it never changes an answer), or in `REFUSED` (it would change the answer and cannot
+be honoured: 400, unless it has a value that changes nothing).
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag
+
+HINTS = frozenset(
+    {
+        "metadata",
+        "parallel_tool_calls",
+        "prediction",
+        "prompt_cache_key",
+        "prompt_cache_options",
+        "prompt_cache_retention",
+        "safety_identifier",
+        "service_tier",
+        "store",
+        "user",
+    }
+)
+REFUSED: dict[str, tuple[Any, ...]] = {
+    "audio": (),
+    "function_call": ("none", "auto"),
+    "functions": ([],),
+    "modalities": (["text"],),
+    "moderation": (),
+    "reasoning_effort": ("none",),
+    "tool_choice": ("none", "auto"),
+    "tools": ([],),
+    "verbosity": ("medium",),
+    "web_search_options": (),
+}
+"""Field → values that change nothing (null never does)."""
+
+
+def _check_unicode(text: str) -> str:
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(f"has half of a surrogate pair at character {error.start}, which is no text") from None
+    return text
+
+
+Text = Annotated[str, AfterValidator(_check_unicode)]
+TokenId = Annotated[int, Field(ge=0, lt=2**31)]
+Count = Annotated[int, Field(ge=1, lt=2**31)]
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+
+# ---- POST /v1/chat/completions --------------------------------------------------------------------------------------
+
+
+class TextPart(_Body):
+    type: Literal["text"]
+    text: Text
+
+
+class ImageURL(_Body):
+    url: Text
+    detail: Literal["auto", "low", "high"] | None = None  # a hint for now
+
+
+class ImagePart(_Body):
+    type: Literal["image_url"]
+    image_url: ImageURL
+
+
+def _part_kind(value: Any) -> str | None:
+    kind = value.get("type") if isinstance(value, dict) else getattr(value, "type", None)
+    return f"<{kind}>" if kind in ("text", "image_url") else None
+
+
+def _content_kind(value: Any) -> str | None:
+    return "<text>" if isinstance(value, str) else "<parts>" if isinstance(value, list) else None
+
+
+def _stop_kind(value: Any) -> str | None:
+    return "<string>" if isinstance(value, str) else "<list>" if isinstance(value, list) else None
+
+
+def _choice_of(kind: Any, rule: str) -> Discriminator:
+    return Discriminator(kind, custom_error_type="wrong_kind", custom_error_message=rule)
+
+
+Part = Annotated[
+    Annotated[TextPart, Tag("<text>")] | Annotated[ImagePart, Tag("<image_url>")],
+    _choice_of(_part_kind, "must be an object whose type is 'text' or 'image_url'"),
+]
+Content = Annotated[
+    Annotated[Text, Tag("<text>")] | Annotated[list[Part], Tag("<parts>")],
+    _choice_of(_content_kind, "must be a string or a list of parts"),
+]
+Stop = Annotated[
+    Annotated[Text, Tag("<string>")] | Annotated[list[Text], Tag("<list>")],
+    _choice_of(_stop_kind, "must be a string or a list of strings"),
+]
+
+
+class ChatMessage(_Body):
+    model_config = ConfigDict(strict=True, extra="allow")  # an answer of ours may be sent back as it came
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: Content
+    name: Text | None = None  # a hint
+
+
+class StreamOptions(_Body):
+    include_usage: bool | None = None
+    include_obfuscation: bool | None = None  # a hint: our answers are not padded
+
+
+class ResponseFormat(_Body):
+    model_config = ConfigDict(strict=True, extra="allow")
+
+    type: str
+
+
+class ChatRequest(_Body):
+    model_config = ConfigDict(strict=True, extra="allow")  # the adapter sorts what is not declared here
+
+    messages: Annotated[list[ChatMessage], Field(min_length=1)]
+    model: Text | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    n: int | None = None
+    max_tokens: Count | None = None
+    max_completion_tokens: Count | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    logit_bias: dict[str, float] | None = None
+    seed: int | None = None
+    stop: Stop | None = None
+    logprobs: bool | None = None
+    top_logprobs: int | None = None
+    response_format: ResponseFormat | None = None
+    # as in vLLM
+    top_k: Annotated[int, Field(ge=-1, lt=2**31)] | None = None  # -1 and 0: off
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    no_repeat_ngram_size: Annotated[int, Field(ge=0, lt=2**31)] | None = None
+    ignore_eos: bool | None = None
+    stop_token_ids: list[TokenId] | None = None
+    return_token_ids: bool | None = None
+
+
+# ---- POST /predict --------------------------------------------------------------------------------------------------
+
+
+class PredictRequest(_Body):
+    prompt: Text
+    image: Text | None = Field(None, description="data URL, plain base64 or http(s) URL")
+    image_path: Text | None = Field(None, description="path of a file below the server's picture folder")
+    max_tokens: Count | None = None

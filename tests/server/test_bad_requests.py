@@ -1,0 +1,138 @@
+"""Whatever is sent, the answer is a 4xx in OpenAI's shape that names what is wrong, and others are served on."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from server.bodies import Connect, chat, image_part, text_part
+
+URL = "/v1/chat/completions"
+
+
+def message(**fields: Any) -> dict[str, Any]:
+    return {"messages": [{"role": "user", "content": "hi"} | fields]}
+
+
+CASES = [
+    # the body, `param`, words of the message
+    ({}, "messages", "messages is missing"),
+    ({"messages": []}, "messages", "at least one entry"),
+    ({"messages": "hi"}, "messages", "'hi', but must be a list"),
+    (message(role="robot"), "messages[0].role", "'robot', but must be 'system', 'developer', 'user' or 'assistant'"),
+    (message(content=7), "messages[0].content", "a string or a list of parts"),
+    (message(content=None), "messages[0].content", "a string or a list of parts"),
+    (message(content=[{"type": "input_audio"}]), "messages[0].content[0]", "'text' or 'image_url'"),
+    (message(content=[{"type": "text"}]), "messages[0].content[0].text", "is missing"),
+    (
+        message(content=[text_part("a"), {"type": "image_url", "image_url": {}}]),
+        "messages[0].content[1].image_url.url",
+        "",
+    ),
+    (message(tool_calls=[{}]), "messages[0].tool_calls", "not supported"),
+    (message(content="<image>"), "messages", "1 <image> tags but 0 pictures"),
+    (message(content="\ud800"), "messages[0].content", "surrogate"),
+    (chat(max_tokens=0), "max_tokens", "max_tokens is 0, but must be at least 1"),
+    (chat(max_completion_tokens=-1), "max_completion_tokens", "at least 1"),
+    (chat(max_tokens=10**30), "max_tokens", "less than"),
+    (chat(max_tokens="many"), "max_tokens", "'many', but must be an integer"),
+    (chat(max_tokens=True), "max_tokens", "true, but must be an integer"),
+    (chat(temperature=3), "temperature", "between 0 and 2"),
+    (chat(temperature=float("nan")), "temperature", "between 0 and 2"),
+    (chat(top_p=0), "top_p", "above 0"),
+    (chat(top_k=-2), "top_k", "at least -1"),
+    (chat(n=0), "n", "between 1 and 128"),
+    (chat(seed=2**64), "seed", "64-bit"),
+    (chat(stop=[1]), "stop[0]", "a string"),
+    (chat(stop=""), "stop", "non-empty"),
+    (chat(stop_token_ids=[-1]), "stop_token_ids[0]", "at least 0"),
+    (chat(logit_bias={"x": 1}), "logit_bias", "token ids"),
+    (chat(logit_bias={"1": 1000}), "logit_bias", "100"),
+    (chat(top_logprobs=3), "top_logprobs", "logprobs: true"),
+    (chat(logprobs=True, top_logprobs=21), "top_logprobs", "between 0 and 20"),
+    (chat(stream_options={"include_usage": True}), "stream_options", "stream: true"),
+    (chat(response_format={"type": "json_object"}), "response_format", "not supported yet"),
+    (chat(tools=[{"type": "function"}]), "tools", "not supported"),
+    (chat(audio={"voice": "x"}), "audio", "not supported"),
+    (chat(temprature=1), "temprature", "did you mean temperature?"),
+    (chat([image_part("data:image/png;base64,@@@@")]), "messages[0].content[0].image_url.url", "'@' at position 0"),
+    (chat([image_part("data:image/png;base64,iVBORw0")]), "messages[0].content[0].image_url.url", "padded"),
+    (chat([image_part("data:image/png,abc")]), "messages[0].content[0].image_url.url", "not base64"),
+    (chat([image_part("data:nonsense")]), "messages[0].content[0].image_url.url", "a data URL looks like"),
+    (chat([image_part("ftp://host/a.png")]), "messages[0].content[0].image_url.url", "data:, http(s): or file:"),
+    (
+        chat([image_part("http://127.0.0.1/a.png")]),
+        "messages[0].content[0].image_url.url",
+        "not on the public internet",
+    ),
+    (chat([image_part("file:///etc/passwd")]), "messages[0].content[0].image_url.url", "turned off"),
+    (chat([image_part()] * 19), "messages", "19 pictures"),
+]
+
+
+@pytest.mark.parametrize(("body", "param", "words"), CASES, ids=[f"{i}-{case[1]}" for i, case in enumerate(CASES)])
+async def test_a_wrong_field_is_named(connect: Connect, body: dict[str, Any], param: str, words: str) -> None:
+    client = connect()
+    response = await client.post(URL, content=json.dumps(body), headers={"Content-Type": "application/json"})
+    assert response.status_code == 400
+    error = response.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert (error["type"], error["param"]) == ("invalid_request_error", param)
+    assert words in error["message"]
+    assert len(error["message"]) < 300
+    assert (await client.post(URL, json=chat())).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("content", "kind", "words"),
+    [
+        (b'{"messages": [', "application/json", "not valid JSON"),
+        (b'{"messages": "\xff"}', "application/json", "UTF-8"),
+        (b"[" * 100_000, "application/json", "JSON"),
+        (b"[]", "application/json", "must be a JSON object"),
+        (b"", "application/json", "no body"),
+        (json.dumps(chat()).encode(), "text/plain", "Content-Type: application/json"),
+    ],
+)
+async def test_a_body_that_is_no_json_object_is_refused(
+    connect: Connect, content: bytes, kind: str, words: str
+) -> None:
+    response = await connect().post(URL, content=content, headers={"Content-Type": kind})
+    assert response.status_code == 400
+    assert words in response.json()["error"]["message"]
+
+
+async def test_an_unknown_model_is_404(connect: Connect) -> None:
+    response = await connect().post(URL, json=chat(model="gpt-4o"))
+    assert response.status_code == 404
+    assert response.json()["error"]["code"] == "model_not_found"
+
+
+async def test_unknown_routes_and_methods_have_openai_s_shape_too(connect: Connect) -> None:
+    client = connect()
+    unknown, wrong_method = await client.get("/v1/nothing"), await client.get(URL)
+    assert (unknown.status_code, unknown.json()["error"]["code"]) == (404, "not_found")
+    assert (wrong_method.status_code, wrong_method.json()["error"]["code"]) == (405, "method_not_allowed")
+    assert wrong_method.headers["allow"] == "POST"
+
+
+anything = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
+    max_leaves=12,
+)
+FIELDS = ["messages", "model", "stream", "stop", "n", "logit_bias", "max_tokens", "seed", "tools", "stream_options"]
+bodies = st.dictionaries(st.sampled_from(FIELDS), anything) | st.builds(
+    lambda content, extra: chat(content) | extra, anything, st.dictionaries(st.sampled_from(FIELDS[1:]), anything)
+)
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(body=bodies)
+async def test_no_json_brings_the_server_down(connect: Connect, body: Any) -> None:
+    response = await connect().post(URL, content=json.dumps(body), headers={"Content-Type": "application/json"})
+    assert response.status_code in (200, 400, 404)
