@@ -1,9 +1,9 @@
 """LLM = processor + engine behind chat() and stream(): the offline API, and what the server calls.
 
-    from vl2 import LLM, Message
+from vl2 import LLM, Message
 
-    llm = LLM()  # vl2-nano; or LLM("tiny"), LLM("/models/deepseek-vl2-small")
-    print(llm.chat([Message("user", "<image>\\nWhat is in the picture?", ("picture.png",))]).text)
+llm = LLM()  # vl2-nano; or LLM("tiny"), LLM("/models/deepseek-vl2-small")
+print(llm.chat([Message("user", "<image>\\nWhat is in the picture?", ("picture.png",))]).text)
 """
 
 from __future__ import annotations
@@ -256,5 +256,3 @@ class _LoopThread:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
-
-

@@ -20,7 +20,18 @@ from vl2.core.model_config import ModelConfig, parse_model_config
 
 INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
-BYTES_PER_ELEMENT = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2, "F8_E4M3": 1, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1}
+BYTES_PER_ELEMENT = {
+    "F64": 8,
+    "F32": 4,
+    "BF16": 2,
+    "F16": 2,
+    "F8_E4M3": 1,
+    "I64": 8,
+    "I32": 4,
+    "I16": 2,
+    "I8": 1,
+    "U8": 1,
+}
 MAX_HEADER_BYTES = 100 * 2**20
 
 
@@ -90,7 +101,9 @@ def _read_header(path: Path) -> list[TensorInfo]:
             prefix = file.read(8)
             length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
             if not 2 <= length <= min(MAX_HEADER_BYTES, size - 8):
-                raise CheckpointError(f"{path} is no safetensors file or is truncated ({size} bytes); download it again")
+                raise CheckpointError(
+                    f"{path} is no safetensors file or is truncated ({size} bytes); download it again"
+                )
             header = json.loads(file.read(length))
     except FileNotFoundError:
         raise CheckpointError(f"{path} is missing; download the checkpoint again") from None

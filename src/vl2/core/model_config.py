@@ -147,19 +147,15 @@ def parse_model_config(raw: Mapping[str, Any]) -> ModelConfig:
         raise CheckpointError(
             f"config.json: model_type is {raw.get('model_type')!r}, but vl2 serves only 'deepseek_vl_v2' (DeepSeek-VL2)"
         )
-    for key in ("language_config", "vision_config", "projector_config", "candidate_resolutions"):
-        if key not in raw:
-            raise CheckpointError(f"config.json: {key} is missing")
     _supported(raw, "tile_tag", None, ("2D",))
-    language = _language(_Section(raw["language_config"], "language_config"))
-    vision = _vision(_Section(raw["vision_config"], "vision_config"))
-    projector = _projector(_Section(raw["projector_config"], "projector_config"))
-    candidates = tuple((int(width), int(height)) for width, height in raw["candidate_resolutions"])
+    language = _language(_Section(raw, "language_config"))
+    vision = _vision(_Section(raw, "vision_config"))
+    projector = _projector(_Section(raw, "projector_config"))
     config = ModelConfig(
         vision=vision,
         projector=projector,
         language=language,
-        candidate_resolutions=candidates,
+        candidate_resolutions=_candidates(raw.get("candidate_resolutions")),
         is_global_first=_supported(raw, "global_view_pos", "head", ("head", "tail")) == "head",
         dtype=str(raw.get("torch_dtype", "bfloat16")),
     )
@@ -170,7 +166,10 @@ def parse_model_config(raw: Mapping[str, Any]) -> ModelConfig:
 class _Section:
     """A part of config.json that remembers its name for error messages."""
 
-    def __init__(self, raw: Mapping[str, Any], name: str) -> None:
+    def __init__(self, whole: Mapping[str, Any], name: str) -> None:
+        raw = whole.get(name)
+        if not isinstance(raw, Mapping):
+            raise CheckpointError(f"config.json: {name} is {raw!r}, but must be an object")
         self.raw, self.name = raw, name
 
     def get(self, key: str, default: Any) -> Any:
@@ -190,6 +189,13 @@ def _supported(raw: Mapping[str, Any], key: str, default: Any, choices: tuple[An
         options = " or ".join(repr(choice) for choice in choices)
         raise CheckpointError(f"config.json: {where}{key} is {value!r}, but vl2 supports only {options}")
     return value
+
+
+def _candidates(raw: Any) -> tuple[tuple[int, int], ...]:
+    try:
+        return tuple((int(width), int(height)) for width, height in raw)
+    except (TypeError, ValueError):
+        raise CheckpointError(f"config.json: candidate_resolutions is {raw!r}, but must be [[width, height], …]") from None
 
 
 def _vision(section: _Section) -> VisionConfig:

@@ -1,4 +1,4 @@
-"""The whole model: tiles → features, tokens and features → hidden states → logits (official DeepseekVLV2ForCausalLM)."""
+"""The whole model: tiles → features; tokens and features → hidden states → logits."""
 
 from __future__ import annotations
 
