@@ -43,7 +43,7 @@ def download(repository: str, options: HubOptions, *, retry_pause_s: float = 1.0
     store = cache.expanduser() / f"models--{repository.replace('/', '--')}"
     if options.offline:
         return _cached(store, revision, repository)
-    headers = {"User-Agent": "vl2"}
+    headers = {"User-Agent": "vl2", "Accept-Encoding": "identity"}
     if options.hub_token:
         headers["Authorization"] = f"Bearer {options.hub_token}"
     base = (options.hub_endpoint or ENDPOINT).rstrip("/") + f"/api/v1/models/{repository}/repo"
@@ -159,7 +159,7 @@ def _fetch(
                 if done and response.status_code != 206:  # this server cannot resume
                     advance(-done)
                     out.truncate(0)
-                for block in response.iter_bytes(2**20):
+                for block in response.iter_bytes():
                     out.write(block)
                     advance(len(block))
         out.flush()
@@ -188,9 +188,9 @@ def _publish(store: Path, revision: str, files: list[RemoteFile]) -> Path:
 
 def _progress_bar(missing: list[RemoteFile], blobs: Path, repository: str) -> Any:
     """The bar that downloads from Hugging Face show, too; its usual switches turn it off."""
-    from huggingface_hub import utils
+    from huggingface_hub.utils.tqdm import tqdm
 
-    make_bar: Any = vars(utils)["tqdm"]  # untyped, and not among its declared exports
+    make_bar: Any = tqdm  # untyped
     return make_bar(
         total=sum(file.size for file in missing),
         initial=sum(_size(blobs / f"{file.sha256}.incomplete") for file in missing),

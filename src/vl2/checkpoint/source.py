@@ -72,16 +72,14 @@ def _advice(model: str) -> str:
 
 def _download_from_huggingface(repository: str, options: HubOptions) -> Path:
     """Raises: SetupError, one line for every way in which a download fails."""
-    import huggingface_hub
-    from huggingface_hub import errors
+    from huggingface_hub import constants, snapshot_download
 
     if options.hub_endpoint is not None and not options.hub_endpoint.startswith(("http://", "https://")):
         raise SetupError(f"hub_endpoint is {options.hub_endpoint!r}, but must start with http:// or https://")
-    cache = Path(options.cache_folder).expanduser() if options.cache_folder else None
-    before = set(_blobs(cache or Path(huggingface_hub.constants.HF_HUB_CACHE), repository))
-    at = f" at revision {options.revision}" if options.revision else ""
+    cache = Path(options.cache_folder or constants.HF_HUB_CACHE).expanduser()
+    before = set(_blobs(cache, repository))
     try:
-        folder = huggingface_hub.snapshot_download(
+        folder = snapshot_download(
             repository,
             revision=options.revision,
             cache_dir=cache,
@@ -90,33 +88,41 @@ def _download_from_huggingface(repository: str, options: HubOptions) -> Path:
             local_files_only=options.offline,
             allow_patterns=list(WANTED),
         )
-    except errors.GatedRepoError:
-        raise SetupError(
-            f"{repository} asks for consent on its page first; then pass --hub-token or set HF_TOKEN"
-        ) from None
-    except errors.RevisionNotFoundError:
-        raise SetupError(f"{repository} has no revision {options.revision!r}") from None
-    except errors.RepositoryNotFoundError:
-        raise SetupError(
-            f"the hub has no model {repository}, or it is private: check the spelling, pass --hub-token or set HF_TOKEN"
-        ) from None
-    except errors.LocalEntryNotFoundError as error:
-        if options.offline or isinstance(error.__cause__, errors.OfflineModeIsEnabled):
-            raise SetupError(
-                f"{repository}{at} is not (completely) in the cache and offline mode is on; "
-                f"run `vl2 pull {repository}` on a connected machine first, or name a folder"
-            ) from None
-        raise SetupError(
-            f"cannot reach the hub for {repository}: check the network, or name a mirror with --hub-endpoint or "
-            f"HF_ENDPOINT, or use --hub modelscope, or a folder ({_first_line(error.__cause__ or error)})"
-        ) from None
     except Exception as error:  # which HTTP library's errors these are depends on the version of huggingface_hub
-        raise SetupError(
-            f"cannot download {repository}: {_first_line(error)}; run the command again to resume"
-        ) from None
-    for blob in sorted(set(_blobs(cache or Path(huggingface_hub.constants.HF_HUB_CACHE), repository)) - before):
+        raise SetupError(_explain(error, repository, options)) from None
+    for blob in sorted(set(_blobs(cache, repository)) - before):
         check_sha256(blob, blob.name)
     return require_checkpoint(Path(folder), repository)
+
+
+def _explain(error: Exception, repository: str, options: HubOptions) -> str:
+    """What went wrong in a download from Hugging Face, and what to do."""
+    from huggingface_hub import errors
+
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    cause = error.__cause__ or error
+    if isinstance(error, errors.GatedRepoError):
+        return f"{repository} asks for consent on its page first; then pass --hub-token or set HF_TOKEN"
+    if isinstance(error, errors.RevisionNotFoundError):
+        return f"{repository} has no revision {options.revision!r}"
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return (
+            f"the hub has no model {repository}, or it is private: check the spelling, pass --hub-token or set HF_TOKEN"
+        )
+    if status in (401, 403):
+        return f"the hub refused {repository} ({status}): the token is wrong or may not read it (--hub-token, HF_TOKEN)"
+    if options.offline or isinstance(cause, errors.OfflineModeIsEnabled):
+        at = f" at revision {options.revision}" if options.revision else ""
+        return (
+            f"{repository}{at} is not (completely) in the cache and offline mode is on; "
+            f"run `vl2 pull {repository}` on a connected machine first, or name a folder"
+        )
+    if isinstance(error, errors.LocalEntryNotFoundError):
+        return (
+            f"cannot reach the hub for {repository}: check the network, name a mirror with --hub-endpoint or "
+            f"HF_ENDPOINT, use --hub modelscope, or a folder ({_first_line(cause)})"
+        )
+    return f"cannot download {repository}: {_first_line(error)}; run the command again to resume"
 
 
 def _blobs(cache: Path, repository: str) -> Iterator[Path]:
