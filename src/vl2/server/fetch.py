@@ -99,7 +99,7 @@ class PictureFetcher:
             return await asyncio.wait_for(self._follow(url), self.timeout_s)
         except (asyncio.TimeoutError, httpx.TimeoutException):
             raise InvalidImage(f"the picture could not be fetched within {self.timeout_s:g} s") from None
-        except httpx.HTTPError as error:
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise InvalidImage(f"the picture could not be fetched: {type(error).__name__}") from None
 
     async def _follow(self, url: str) -> bytes:
@@ -110,8 +110,6 @@ class PictureFetcher:
                 if response.status_code not in REDIRECTS:
                     return await self._read(response)
                 target = parse_url(str(target.join(response.headers.get("location", ""))))
-            except httpx.InvalidURL:
-                raise InvalidImage("the picture's server redirects to something that is not a URL") from None
             finally:
                 await response.aclose()
         raise InvalidImage(f"the picture's URL redirects more than {MAX_REDIRECTS} times")
@@ -184,6 +182,8 @@ def parse_url(url: str) -> httpx.URL:
         raise InvalidRequest(f"{url[:100]!r} is not a valid URL") from None
     if parsed.scheme not in ("http", "https") or not parsed.host or parsed.userinfo:
         raise InvalidRequest(f"{url[:100]!r} is not a plain http(s) URL; user names and passwords are not taken")
+    if parsed.port is not None and not 0 < parsed.port < 65536:
+        raise InvalidRequest(f"{url[:100]!r} has a port that does not exist")
     return parsed
 
 

@@ -1,0 +1,103 @@
+"""A client that hangs up sets its answer's work free at once, even while the model is silent."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from fakes import FakeModel, answer
+from server.bodies import chat
+from vl2.core.config import ServerConfig
+from vl2.server.app import create_app
+
+
+class RawClient:
+    """One POST to the app, by hand, so that the test decides when the client hangs up."""
+
+    def __init__(self, model: FakeModel, path: str, body: dict[str, Any]) -> None:
+        self.hang_up = asyncio.Event()
+        self.sent: asyncio.Queue[Any] = asyncio.Queue()
+        self._messages = [{"type": "http.request", "body": json.dumps(body).encode()}]
+        scope = {"type": "http", "method": "POST", "path": path, "query_string": b"", "asgi": {"version": "3.0"}}
+        scope |= {"headers": [(b"content-type", b"application/json")], "http_version": "1.1", "root_path": ""}
+        app = create_app(model, ServerConfig())
+        self.request = asyncio.ensure_future(app(scope, self._receive, self.sent.put))
+
+    async def _receive(self) -> Any:
+        if self._messages:
+            return self._messages.pop()
+        await self.hang_up.wait()
+        return {"type": "http.disconnect"}
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Let others run until it holds."""
+    for _ in range(1000):
+        if condition():
+            return
+        await asyncio.sleep(0)
+    raise AssertionError("it did not happen")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_silent_model_is_let_go_before_its_first_token(stream: bool) -> None:
+    model = FakeModel([asyncio.Event()])
+    client = RawClient(model, "/v1/chat/completions", chat(stream=stream))
+    await until(lambda: model.asked)
+    client.hang_up.set()
+    await client.request
+    assert model.num_cancelled == 1
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_and_in_the_middle_of_its_answer(stream: bool) -> None:
+    model = FakeModel([*answer("A red square.")[:2], asyncio.Event()])
+    client = RawClient(model, "/v1/chat/completions", chat(stream=stream))
+    if stream:
+        for _ in range(4):  # status line, role, two words
+            await client.sent.get()
+    await until(lambda: model.asked)
+    client.hang_up.set()
+    await client.request
+    assert model.num_cancelled == 1
+
+
+async def test_predict_lets_go_too() -> None:
+    model = FakeModel([asyncio.Event()])
+    client = RawClient(model, "/predict", {"prompt": "What?", "image": "AAAA"})
+    await until(lambda: model.asked)
+    client.hang_up.set()
+    await client.request
+    assert model.num_cancelled == 1
+
+
+async def test_a_client_that_hangs_up_is_logged_as_gone(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "vl2")
+    model = FakeModel([*answer("A red square.")[:2], asyncio.Event()])
+    client = RawClient(model, "/v1/chat/completions", chat(stream=True))
+    await client.sent.get()
+    client.hang_up.set()
+    await client.request
+    assert " 499 " in caplog.text
+    assert "internal error" not in caplog.text
+
+
+async def test_a_finished_answer_cancels_nothing() -> None:
+    model = FakeModel()
+    client = RawClient(model, "/v1/chat/completions", chat(stream=True))
+    await client.request
+    assert model.num_cancelled == 0
+
+
+async def test_cancelling_the_server_s_task_lets_go_as_well() -> None:
+    model = FakeModel([*answer("A red square.")[:2], asyncio.Event()])
+    client = RawClient(model, "/v1/chat/completions", chat(stream=True))
+    await client.sent.get()
+    client.request.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await client.request
+    assert model.num_cancelled == 1
