@@ -224,13 +224,10 @@ async def test_files_below_the_folder_are_read(folder: Path, name: str) -> None:
     assert await fetch(f"file://localhost{folder}/{name}") == PNG
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        *["../secret.png", "%2e%2e/secret.png", "link.png", "up/secret.png", "none.png", "loop", "pipe", ".", "a%00b"],
-        "x" * 5000,
-    ],
-)
+OUTSIDE = "../secret.png %2e%2e/secret.png link.png up/secret.png ../pictures-2/c.png none.png loop pipe . a%00b"
+
+
+@pytest.mark.parametrize("name", [*OUTSIDE.split(" "), "x" * 5000])
 async def test_nothing_else_is_read_and_the_message_tells_nothing(folder: Path, name: str) -> None:
     with pytest.raises(InvalidRequest, match="is not a readable file below"):
         await PictureFetcher(allowed_folder=str(folder))(f"file://{folder}/{name}")
