@@ -48,7 +48,7 @@ def test_errors_name_the_picture(processor):
         (bytes(60_000), TooLarge),
         (Image.new("L", (999, 999)), InvalidImage),
     ):
-        with pytest.raises(error, match="^picture 2: ") as caught:
+        with pytest.raises(error, match=r"^picture 2: ") as caught:
             processor.process([Message("user", "<image><image>", (good, bad))])
         assert caught.value.param == "messages"
 
