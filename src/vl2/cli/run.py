@@ -32,7 +32,8 @@ def command(
 ) -> None:
     """Answer one QUESTION about pictures.
 
-    The answer goes to stdout, all else to stderr. The picture - is read from stdin. Without <image> tags in the question, the pictures come before it, in order.
+    The answer goes to stdout, all else to stderr. The picture - is read from stdin. Without <image> tags in the
+    question, the pictures come before it, in order.
 
     \b
     vl2 run cat.jpg "What is in the picture?"

@@ -59,17 +59,19 @@ def command(
 
 def bind(host: str, port: int) -> socket.socket:
     """Reserve the address before anything slow happens. Raises: SetupError."""
+    if not 0 <= port < 65536:
+        raise _cannot_listen(host, port, ValueError("ports go from 0 to 65535"))
     try:
         family, kind, proto, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
         listener = socket.socket(family, kind, proto)
-    except (OSError, OverflowError) as error:
+    except OSError as error:
         raise _cannot_listen(host, port, error) from None
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
-    except (OSError, OverflowError) as error:
+    except OSError as error:
         listener.close()
         raise _cannot_listen(host, port, error) from None
     return listener

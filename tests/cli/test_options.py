@@ -1,0 +1,84 @@
+"""Flags come from dataclass fields; flag > VL2_<FIELD> > default."""
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from vl2.cli.options import SAMPLING_HELP, describe, options, sampling_options
+from vl2.core.config import EngineConfig, HubOptions, ProcessorConfig, ServerConfig, option
+from vl2.core.types import SamplingParams
+
+
+@dataclass(frozen=True)
+class Toy:
+    size: int = option(3, "How big.")
+    share: float = option(0.5, "How much.")
+    name: str | None = option(None, "Who.")
+    colour: str = option("red", "Which.", choices=("red", "blue"))
+    key: tuple[str, ...] = option((), "Keys.", secret=True)
+    is_loud: bool = option(False, "Whether.")
+
+
+@pytest.fixture
+def toy() -> Callable[..., Toy]:
+    def parse(*args: str, **env: str) -> Toy:
+        taken: list[Toy] = []
+
+        @click.command()
+        @options(toy=Toy)
+        def command(toy: Toy) -> None:
+            taken.append(toy)
+
+        result = CliRunner().invoke(command, args, env=env, catch_exceptions=False)
+        assert result.exit_code == 0, result.output
+        return taken[0]
+
+    return parse
+
+
+def test_without_flags_all_are_defaults(toy: Callable[..., Toy]) -> None:
+    assert toy() == Toy()
+
+
+def test_every_kind_of_field_has_a_flag(toy: Callable[..., Toy]) -> None:
+    flags = "--size 4 --share 0.25 --name ada --colour blue --key a --key b --is-loud".split()
+    assert toy(*flags) == Toy(4, 0.25, "ada", "blue", ("a", "b"), True)
+
+
+def test_every_kind_of_field_has_a_variable(toy: Callable[..., Toy]) -> None:
+    variables = dict(VL2_SIZE="4", VL2_NAME="ada", VL2_COLOUR="blue", VL2_KEY="a b", VL2_IS_LOUD="true")
+    assert toy(**variables) == Toy(4, 0.5, "ada", "blue", ("a", "b"), True)
+
+
+def test_a_flag_wins_over_its_variable(toy: Callable[..., Toy]) -> None:
+    assert toy("--size", "5", "--no-is-loud", VL2_SIZE="4", VL2_IS_LOUD="1") == Toy(size=5)
+
+
+@pytest.mark.parametrize("config", [EngineConfig, ProcessorConfig, ServerConfig, HubOptions])
+def test_every_option_of_vl2_explains_itself(config: type[Any]) -> None:
+    for field in dataclasses.fields(config):
+        assert field.metadata["help"].endswith("."), field.name
+        assert not field.metadata["choices"] or field.default in field.metadata["choices"], field.name
+
+
+def test_no_two_configs_share_a_name() -> None:
+    names = [f.name for c in (EngineConfig, ProcessorConfig, ServerConfig, HubOptions) for f in dataclasses.fields(c)]
+    assert len(names) == len(set(names))
+    assert not set(names) & set(SAMPLING_HELP)
+
+
+def test_sampling_flags_default_to_sampling_params() -> None:
+    taken: list[SamplingParams] = []
+    command = click.command()(sampling_options(lambda params: taken.append(params)))
+    CliRunner().invoke(command, [], catch_exceptions=False)
+    CliRunner().invoke(command, ["--temperature", "0.4", "--stop", "a", "--stop", "b"], catch_exceptions=False)
+    assert taken == [SamplingParams(), SamplingParams(temperature=0.4, stop=("a", "b"))]
+
+
+def test_secrets_are_not_described() -> None:
+    assert describe(toy=Toy(key=("hush",))) == "size=3 share=0.5 name=None colour=red key=set is_loud=False"
