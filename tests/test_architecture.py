@@ -1,0 +1,63 @@
+"""The shape of the code: imports point one way, the light parts stay light, files stay short."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import vl2
+
+SOURCE = Path(vl2.__file__).parent
+MAX_LINES = 450
+
+MAY_IMPORT = {
+    "core": set(),
+    "checkpoint": {"core"},
+    "ops": {"core"},
+    "model": {"core", "ops", "checkpoint"},
+    "processing": {"core"},
+    "engine": {"core", "ops", "model", "checkpoint"},
+    "llm": {"core", "checkpoint", "processing", "engine"},
+    "server": {"core"},
+    "cli": {"core", "checkpoint", "ops", "model", "processing", "engine", "llm", "server"},
+}
+WITHOUT_TORCH = ("vl2", "vl2.core", "vl2.checkpoint.source", "vl2.processing.processor", "vl2.server.app", "vl2.cli")
+
+
+def layers_imported_by(file: Path) -> set[str]:
+    """First-level names below `vl2` that a file imports, also inside functions and for type checkers."""
+    modules: list[str] = []
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            modules += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module == "vl2":
+            modules += [f"vl2.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            modules.append(node.module)
+    return {module.split(".")[1] for module in modules if module.startswith("vl2.")} - {"__version__"}
+
+
+@pytest.mark.parametrize("layer", MAY_IMPORT)
+def test_imports_point_one_way(layer: str) -> None:
+    folder = SOURCE / layer
+    files = folder.rglob("*.py") if folder.is_dir() else [folder.with_suffix(".py")]
+    wrong = {str(file): layers_imported_by(file) - MAY_IMPORT[layer] - {layer} for file in files}
+    assert not {file: layers for file, layers in wrong.items() if layers}
+
+
+def test_every_layer_is_known() -> None:
+    found = {path.stem for path in SOURCE.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
+    assert found - {"__init__"} == set(MAY_IMPORT)
+
+
+@pytest.mark.parametrize("module", WITHOUT_TORCH)
+def test_light_modules_do_not_load_torch(module: str) -> None:
+    code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_files_stay_short() -> None:
+    lengths = {str(path): len(path.read_text(encoding="utf-8").splitlines()) for path in SOURCE.rglob("*.py")}
+    assert not {path: length for path, length in lengths.items() if length > MAX_LINES}
