@@ -32,10 +32,10 @@ def cli() -> None:
     """Serve DeepSeek-VL2: pictures and text in; text and boxes out.
 
     \b
-    vl2 serve                                   a small built-in model, at http://127.0.0.1:8000
-    vl2 serve tiny --port 9000                  the official DeepSeek-VL2-Tiny, downloaded once
-    vl2 chat                                    talk in the terminal; /image PATH shows a picture
-    vl2 run cat.jpg "What is in the picture?"   one answer on stdout
+    vl2 serve                                   # a small built-in model, at http://127.0.0.1:8000
+    vl2 serve tiny --port 9000                  # the official DeepSeek-VL2-Tiny, downloaded once
+    vl2 chat                                    # talk in the terminal; /image PATH shows a picture
+    vl2 run cat.jpg "What is in the picture?"   # one answer on stdout
 
     Every option can also be set in the environment: --max-sequences is VL2_MAX_SEQUENCES.
     """

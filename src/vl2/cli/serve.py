@@ -37,7 +37,7 @@ def command(
     checkpoint folder, or OWNER/NAME on the hub. On SIGTERM, running requests end first.
 
     \b
-    vl2 serve                                  then open http://127.0.0.1:8000
+    vl2 serve                                  # then open http://127.0.0.1:8000
     vl2 serve tiny --dtype bfloat16 --host 0.0.0.0 --api-key "$KEY"
     vl2 serve /models/deepseek-vl2-small --offline
     vl2 serve tiny --hub modelscope
