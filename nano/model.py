@@ -290,7 +290,7 @@ class NanoVL2(nn.Module):
         b = text.shape[0]
         marks = torch.stack((self.image_newline, self.view_seperator)).to(tokens.dtype).expand(b, -1, -1)
         table = torch.cat((tokens.reshape(b, -1, tokens.shape[-1]), marks, text), 1)
-        return table[:, index]
+        return table.index_select(1, index)
 
     def embed(self, ids: Tensor, dtype: torch.dtype) -> Tensor:
         return self.language.model["embed_tokens"](ids).to(dtype)

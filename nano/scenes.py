@@ -102,7 +102,7 @@ def plan(rng: Random, styles: tuple[str, ...]) -> list[Item]:
     def figures(n: int) -> list[Item]:
         return [figure(i) for i in rng.sample(range(len(SHAPES)), n)]
 
-    kind = rng.choices(("objects", "count", "shapes", "text", "mixed"), (28, 24, 14, 18, 16))[0]
+    kind = rng.choices(("objects", "count", "shapes", "text", "mixed"), (26, 24, 12, 24, 14))[0]
     if kind == "objects":
         items = objects(rng.choice((1, 1, 2, 2, 3, 3, 4, 5, 6)))
         if rng.random() < 0.2:

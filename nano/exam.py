@@ -1,0 +1,86 @@
+"""The examination: canonical questions on held-out scenes, and how answers are scored.
+
+`exam` draws one question for a scene; the training run scores batches of them on the GPU, and `evalset.py` writes a
+fixed set of them for the HTTP API. Scoring is a pure function of (task, expected, answer).
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from random import Random
+
+from questions import Asked, ask, follow_up, which
+from scenes import Scene
+
+TASKS = ("naming", "counting", "colour", "text", "box", "follow-up", "absent", "caption")
+_BOX = re.compile(r"\[(\d+), (\d+), (\d+), (\d+)\]")
+
+
+def exam(rng: Random, scenes: list[Scene]) -> Asked | None:
+    """A random canonical question about these pictures."""
+    lang = rng.choice(("en", "zh"))
+    if len(scenes) > 1:
+        return which(rng, scenes, lang, wording=0)
+    return question(rng, scenes[0], rng.choice(TASKS), lang)
+
+
+def question(rng: Random, scene: Scene, task: str, lang: str) -> Asked | None:
+    """The canonical question of a task about one picture, or None where the scene does not suit it."""
+    kinds = {i.kind for i in scene.items}
+    if not scene.items or task == "colour" and "shape" not in kinds or task == "text" and "text" not in kinds:
+        return None
+    if task == "follow-up":
+        return follow_up(rng, scene, lang, canonical=True)
+    asked = "box" if task == "absent" else task
+    if task == "absent":
+        asked = rng.choice(("box", "box", "colour", "text"))
+        if asked == "text" and "text" in kinds:
+            return None
+    turn = ask(rng, scene, asked, lang, want_absent=task == "absent", wording=0)
+    return turn and Asked(task, lang, (turn[0],))
+
+
+def iou(a: list[int], b: list[int]) -> float:
+    w, h = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
+    both = max(0, w) * max(0, h)
+    return both / max(1e-6, (a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - both)
+
+
+def match_boxes(expected: str, answer: str) -> list[float]:
+    """IoU of each expected box with its partner: pairs are made greedily, best first, each box used once."""
+    truth = [list(map(int, m)) for m in _BOX.findall(expected)]
+    given = [list(map(int, m)) for m in _BOX.findall(answer)]
+    pairs = sorted(((iou(t, g), i, j) for i, t in enumerate(truth) for j, g in enumerate(given)), reverse=True)
+    best, used = [0.0] * len(truth), set()
+    taken: set[int] = set()
+    for value, i, j in pairs:
+        if i not in taken and j not in used:
+            taken.add(i)
+            used.add(j)
+            best[i] = value
+    return best
+
+
+def score(task: str, expected: str, answer: str) -> dict[str, float]:
+    """`right`: exact after trimming; for boxes, the share found at IoU ≥ 0.5. `iou`: mean IoU, where there are boxes."""
+    if "<|det|>" in expected:
+        ious = match_boxes(expected, answer)
+        names = re.findall(r"<\|ref\|>(.*?)<\|/ref\|>", expected) == re.findall(r"<\|ref\|>(.*?)<\|/ref\|>", answer)
+        return {"right": float(names) * sum(v >= 0.5 for v in ious) / len(ious), "iou": sum(ious) / len(ious)}
+    return {"right": float(expected.strip() == answer.strip())}
+
+
+def table(records: list[dict]) -> dict[str, dict[str, float]]:
+    """Means of records (`task`, `lang`, `tiles`, `exact`, `ious`) by task, language and tile count."""
+    groups: dict[str, list[dict]] = defaultdict(list)
+    for r in records:
+        tiles = "tiles 1" if r["tiles"] == 1 else "tiles 2-5" if r["tiles"] <= 5 else "tiles 6-10"
+        for key in (r["task"], f"{r['task']}/{r['lang']}", f"{r['task']}/{tiles}"):
+            groups[key].append(r)
+    out = {}
+    for key, rs in sorted(groups.items()):
+        ious = [v for r in rs for v in r["ious"]]
+        right = [sum(v >= 0.5 for v in r["ious"]) / len(r["ious"]) * r["exact"] if r["ious"] else float(r["exact"]) for r in rs]
+        out[key] = {"n": len(rs), "right": round(sum(right) / len(rs), 4)} | ({"iou": round(sum(ious) / len(ious), 4)} if ious else {})
+    return out

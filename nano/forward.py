@@ -1,0 +1,117 @@
+"""One micro-batch through model and heads: losses for training, exactness for evaluation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from exam import iou
+from heads import Heads
+from model import NanoVL2
+from pack import _NUMBER, Batch
+from torch import Tensor
+
+NUMBER_IDS = torch.tensor(list(_NUMBER))  # vocabulary id of each coordinate 0-999
+
+
+@dataclass
+class Output:
+    logits: Tensor  # [n, V] fp32, one row a target token
+    target: Tensor  # [n] ids
+    weight: Tensor  # [n]
+    coord: Tensor  # [n] coordinate or -1
+    conversation: Tensor  # [n] number of the conversation within the batch
+    aux: dict[str, Tensor]
+
+
+def pixels(tiles: Tensor, augment: bool, dtype: torch.dtype) -> Tensor:
+    """uint8 [N, 384, 384, 3] to [-1, 1] [N, 3, 384, 384]; training varies brightness, contrast, tint and grain a little."""
+    x = tiles.permute(0, 3, 1, 2).to(dtype) / 127.5 - 1
+    if augment:
+        n, kw = x.shape[0], dict(device=x.device, dtype=dtype)
+        x = x * (1 + 0.12 * torch.randn(n, 1, 1, 1, **kw)) + 0.06 * torch.randn(n, 3, 1, 1, **kw)
+        x = x + torch.randn_like(x) * (0.04 * torch.rand(n, 1, 1, 1, **kw) * (torch.rand(n, 1, 1, 1, **kw) < 0.5))
+    return x
+
+
+def text_mask(group: Tensor, prefix: int) -> Tensor:
+    """[B, 1, T, P+T] bool: a text token sees the prefix and the earlier tokens of its own conversation."""
+    b, t = group.shape
+    same = (group[:, :, None] == group[:, None, :]) & torch.ones(t, t, dtype=torch.bool, device=group.device).tril()
+    full = torch.zeros(b, 1, t, -(-(prefix + t) // 16) * 16, dtype=torch.bool, device=group.device)  # aligned rows
+    full[..., :prefix] = True
+    full[:, 0, :, prefix : prefix + t] = same
+    return full[..., : prefix + t]
+
+
+def run(model: NanoVL2, heads: Heads | None, batch: Batch, r: int, augment: bool, dtype: torch.dtype = torch.bfloat16) -> Output:
+    aux: dict[str, Tensor] = {}
+    ids, group = batch.ids[r].long(), batch.group[r].long()
+    length = batch.lengths[r]
+    ids, group, place = ids[:, :length], group[:, :length], batch.place[r][:, :length].long()
+    rows = ids.shape[0]
+    if batch.tiles.shape[0]:
+        features = model.vision(pixels(batch.tiles, augment, dtype))
+        if heads is not None:
+            aux |= heads.patches(features, batch)
+        tokens = model.projector(features)
+    else:
+        tokens = torch.zeros(rows, 0, model.image_newline.shape[0], device=ids.device, dtype=dtype)
+    pieces = model.embed(batch.prefix_text, dtype).expand(rows, -1, -1)
+    prefix = model.merge(tokens, pieces, batch.index)
+    p = prefix.shape[1]
+    x = torch.cat((prefix, model.embed(ids, dtype)), 1)
+    positions = torch.cat((torch.arange(p, device=ids.device).expand(rows, -1), place + p), 1)
+    states = model.language(x, positions, p, text_mask(group, p))
+    if heads is not None and batch.tiles.shape[0]:
+        aux |= heads.tokens(states[1][:, :p], batch)
+    # An answer token is always preceded by a token of its own conversation, so the shift by one crosses no border.
+    at = batch.targets[r]
+    hidden = states[-1][:, p:-1].reshape(-1, x.shape[-1]).index_select(0, at)
+    conversation = group[:, 1:] + 1000 * torch.arange(rows, device=ids.device)[:, None]
+
+    def pick(t: Tensor) -> Tensor:
+        return t[:, 1:length].reshape(-1).index_select(0, at)
+
+    weight, coord = pick(batch.weight[r]).float(), pick(batch.coord[r]).long()
+    target = ids[:, 1:].reshape(-1).index_select(0, at)
+    return Output(model.language.lm_head(hidden).float(), target, weight, coord, conversation.reshape(-1).index_select(0, at), aux)
+
+
+def answer_loss(out: Output, near: Tensor, number_ids: Tensor) -> Tensor:
+    """Cross entropy; a coordinate's target is a narrow bell around the true number, so that near misses cost less."""
+    log_p = F.log_softmax(out.logits, -1)
+    hard = -log_p.gather(1, out.target[:, None])[:, 0]
+    is_coord = out.coord >= 0
+    soft = -(log_p.index_select(1, number_ids) * near[out.coord.clamp_min(0)]).sum(-1)
+    return (torch.where(is_coord, soft, hard) * out.weight).sum() / out.weight.sum().clamp_min(1)
+
+
+def bell(sigma: float, device: str) -> Tensor:
+    """[1000, 1000]: row v is a normal distribution around v over the coordinates."""
+    v = torch.arange(1000.0, device=device)
+    return torch.softmax(-((v[:, None] - v[None]) ** 2) / (2 * sigma**2), -1)
+
+
+@torch.no_grad()
+def exactness(model: NanoVL2, batch: Batch, r: int = 0, dtype: torch.dtype = torch.bfloat16) -> list[dict]:
+    """One record a conversation. Teacher-forced: an answer is exact here iff greedy decoding would give exactly it;
+    only box scores are a little kinder than decoding, since earlier numbers of the box are the true ones."""
+    out = run(model, None, batch, r, False, dtype)
+    guess = out.logits.argmax(-1)
+    right, coord, conv = (guess == out.target).cpu(), out.coord.cpu(), out.conversation.cpu()
+    of_number = torch.full((out.logits.shape[1],), -1, dtype=torch.long)
+    of_number[NUMBER_IDS] = torch.arange(1000)
+    guessed = of_number[guess.cpu()]
+    records = []
+    for row, kept in enumerate(batch.asked[r]):
+        for k, asked in enumerate(kept):
+            at = (conv == row * 1000 + k + 1).nonzero()[:, 0]
+            numbers = at[coord[at] >= 0]
+            ious = [iou(a, b) for a, b in zip(guessed[numbers].view(-1, 4).tolist(), coord[numbers].view(-1, 4).tolist())]
+            words = at[coord[at] < 0]
+            records.append(dict(task=asked.task, lang=asked.lang, tiles=batch.layout.num_tiles, exact=bool(right[words].all()) and (bool(ious) or bool(right[at].all())), ious=ious, asked=asked))
+    return records
+
+

@@ -1,0 +1,77 @@
+"""Muon for the matrices inside, AdamW for everything else.
+
+Muon replaces a matrix's momentum by the nearest orthogonal matrix (a few Newton-Schulz steps), so that all directions
+learn equally fast; for a model this small in a budget this short it is worth about twice the steps.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+_INSIDE = ("attn.qkv", "attn.proj", "mlp.fc", "projector.layers", "self_attn.", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj", "mlp.experts", "mlp.shared_experts")
+
+
+def orthogonal(g: Tensor, steps: int = 5) -> Tensor:
+    """Newton-Schulz iteration on a stack of matrices [S, m, n], in bf16."""
+    a, b, c = 3.4445, -4.7750, 2.0315
+    x = g.bfloat16()
+    tall = x.shape[-2] > x.shape[-1]
+    x = x.mT if tall else x
+    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+    for _ in range(steps):
+        s = x @ x.mT
+        x = a * x + (b * s + c * s @ s) @ x
+    return x.mT if tall else x
+
+
+class Optimizer:
+    """Both optimisers behind one `step(scale)`; `scale` is the schedule's factor on all learning rates."""
+
+    def __init__(self, model: nn.Module, heads: nn.Module, muon_lr: float = 0.02, adam_lr: float = 2e-3) -> None:
+        named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
+        inside = [(n, p) for n, p in named if any(k in n for k in _INSIDE) and p.dim() >= 2]
+        chosen = {id(p) for _, p in inside}
+        self.lr, self.momentum = muon_lr, 0.95
+        self.groups: dict[tuple[int, int], list[tuple[Tensor, Tensor]]] = {}
+        for name, p in inside:
+            # A fused qkv or a stack of experts is several matrices: each is orthogonalised by itself.
+            view = p.shape if p.dim() == 3 else (3, p.shape[0] // 3, p.shape[1]) if "attn.qkv" in name else (1, *p.shape)
+            self.groups.setdefault(tuple(view[1:]), []).append((p, torch.zeros(view, device=p.device)))
+        rest = [p for _, p in named if id(p) not in chosen and p.dim() >= 2]
+        plain = [p for _, p in named if id(p) not in chosen and p.dim() < 2]
+        self.adam = torch.optim.AdamW(
+            [dict(params=rest, weight_decay=0.01), dict(params=plain, weight_decay=0.0), dict(params=list(heads.parameters()), weight_decay=0.0)],
+            lr=adam_lr, betas=(0.9, 0.98), fused=True,
+        )  # fmt: skip
+        self.adam_lr = adam_lr
+
+    @torch.no_grad()
+    def step(self, scale: float) -> None:
+        for (m, n), pairs in self.groups.items():
+            grads = torch.cat([torch.zeros_like(b) if p.grad is None else p.grad.view_as(b) for p, b in pairs])
+            buffers = torch.cat([buffer for _, buffer in pairs]).lerp_(grads, 1 - self.momentum)
+            update = orthogonal(grads.lerp(buffers, self.momentum)).float() * max(1, m / n) ** 0.5
+            at = 0
+            for p, buffer in pairs:
+                k = buffer.shape[0]
+                buffer.copy_(buffers[at : at + k])
+                p.mul_(1 - self.lr * scale * 0.02).add_(update[at : at + k].view_as(p), alpha=-self.lr * scale)
+                at += k
+        for group in self.adam.param_groups:
+            group["lr"] = self.adam_lr * scale
+        self.adam.step()
+
+    def zero_grad(self) -> None:
+        for pairs in self.groups.values():
+            for p, _ in pairs:
+                p.grad = None
+        self.adam.zero_grad()
+
+    def state_dict(self) -> dict:
+        return dict(adam=self.adam.state_dict(), muon=[b for pairs in self.groups.values() for _, b in pairs])
+
+    def load_state_dict(self, state: dict) -> None:
+        self.adam.load_state_dict(state["adam"])
+        for (_, b), saved in zip([x for pairs in self.groups.values() for x in pairs], state["muon"]):
+            b.copy_(saved)
