@@ -14,6 +14,7 @@ from vl2.ops.gate import route
 from vl2.ops.logits import project_logits
 from vl2.ops.norm import rms_norm
 from vl2.ops.rope import rope_table, rotate_halves, rotate_pairs
+from vl2.ops.rows import find_row_multiple, pad_rows
 from vl2.ops.saturate import saturate, to_dtype
 
 PAGE_SIZE = 4
@@ -138,6 +139,31 @@ def test_routed_experts_equal_the_sum_over_each_token_s_experts():
 def test_float16_is_kept_finite():
     assert saturate(torch.tensor([math.inf, -math.inf, 1.0], dtype=torch.float16)).tolist() == [65504.0, -65504.0, 1.0]
     assert to_dtype(torch.tensor([1e6]), torch.float16).tolist() == [65504.0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_with_the_found_multiple_a_row_has_the_same_bits_in_every_batch(dtype):
+    inner, outer = 300, 130
+    multiple = find_row_multiple([(inner, outer)], [dtype])
+    assert multiple is not None
+    x, weight = torch.randn(70, inner).to(dtype), torch.randn(outer, inner).to(dtype)
+    whole = F.linear(pad_rows(x, multiple), weight)
+    for count in range(1, 70):
+        assert torch.equal(F.linear(pad_rows(x[:count], multiple), weight)[:count], whole[:count])
+
+
+def test_the_bits_of_a_row_do_not_depend_on_how_much_of_its_chunk_comes_after_it():
+    length, heads, dim = 400, 4, 32
+    k_pool, v_pool, q = (
+        torch.randn(100, PAGE_SIZE, heads, dim),
+        torch.randn(100, PAGE_SIZE, heads, dim),
+        torch.randn(length, heads, dim),
+    )
+    table = torch.randperm(100)[None]
+    whole = paged_attention(q, k_pool, v_pool, table, [ChunkShape(0, length, length)], 0.2, row_multiple=16)
+    for end in (1, 63, 64, 65, 255, 256, 257, 300):
+        alone = paged_attention(q[end - 1 : end], k_pool, v_pool, table, [ChunkShape(0, 1, end)], 0.2, row_multiple=16)
+        assert torch.equal(alone[0], whole[end - 1])
 
 
 def test_logits_of_a_bfloat16_model_are_not_rounded_to_bfloat16():

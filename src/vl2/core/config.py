@@ -40,6 +40,10 @@ class EngineConfig:
     kv_cache_tokens: int | None = option(None, "Tokens that the KV cache holds. Default: from the free memory.")
     kv_memory_share: float = option(0.9, "Share of the free GPU memory that weights and KV cache may take.")
     image_cache_tiles: int = option(256, "Encoded tiles kept for pictures that come again.")
+    deterministic: bool | None = option(
+        None,
+        "Same request and seed, same tokens and logprobs to the last bit, whatever else runs. Default: on a CPU.",
+    )
     threads: int | None = option(None, "CPU threads of the engine. Default: the cores this process may use.")
 
 

@@ -195,7 +195,9 @@ def _candidates(raw: Any) -> tuple[tuple[int, int], ...]:
     try:
         return tuple((int(width), int(height)) for width, height in raw)
     except (TypeError, ValueError):
-        raise CheckpointError(f"config.json: candidate_resolutions is {raw!r}, but must be [[width, height], …]") from None
+        raise CheckpointError(
+            f"config.json: candidate_resolutions is {raw!r}, but must be [[width, height], …]"
+        ) from None
 
 
 def _vision(section: _Section) -> VisionConfig:

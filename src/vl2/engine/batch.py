@@ -16,8 +16,20 @@ from vl2.model.step import StepInputs
 from vl2.ops.attention import ChunkShape
 
 
-def step_inputs(chunks: list[Chunk], page_size: int, geometry: TileGeometry, device: torch.device | str) -> StepInputs:
+@dataclass(frozen=True, slots=True)
+class BatchShape:
+    """What a model's steps have in common."""
+
+    page_size: int
+    spare_page: int
+    row_multiple: int
+    geometry: TileGeometry
+    device: torch.device
+
+
+def step_inputs(chunks: list[Chunk], shape: BatchShape) -> StepInputs:
     """Pack the chunks' tokens one after the other."""
+    size = shape.page_size
     token_ids: list[int] = []
     positions, kv_slots, shapes, logit_rows = [], [], [], []
     image_rows, image_sources = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
@@ -26,16 +38,23 @@ def step_inputs(chunks: list[Chunk], page_size: int, geometry: TileGeometry, dev
         token_ids += sequence.token_ids[chunk.start : chunk.end]
         own_positions = np.arange(chunk.start, chunk.end)
         positions.append(own_positions)
-        kv_slots.append(np.asarray(sequence.pages)[own_positions // page_size] * page_size + own_positions % page_size)
+        kv_slots.append(np.asarray(sequence.pages)[own_positions // size] * size + own_positions % size)
         shapes.append(ChunkShape(row, chunk.length, chunk.end))
-        for image_positions, sources in _image_tokens(chunk, geometry):
+        for image_positions, sources in _image_tokens(chunk, shape.geometry):
             image_rows.append(image_positions - chunk.start + row)
             image_sources.append(sources)
         if chunk.is_last:
             logit_rows.append(len(token_ids) - 1)
 
+    num_logits = len(logit_rows)
+    num_spare = -len(token_ids) % shape.row_multiple
+    token_ids += [0] * num_spare
+    positions.append(np.zeros(num_spare, np.int64))
+    kv_slots.append(np.full(num_spare, shape.spare_page * size))
+    logit_rows += [0] * (-num_logits % shape.row_multiple)
+
     def tensor(values: np.ndarray | list[int]) -> torch.Tensor:
-        return torch.as_tensor(np.asarray(values, dtype=np.int64), device=device)
+        return torch.as_tensor(np.asarray(values, dtype=np.int64), device=shape.device)
 
     return StepInputs(
         token_ids=tensor(token_ids),
@@ -46,6 +65,8 @@ def step_inputs(chunks: list[Chunk], page_size: int, geometry: TileGeometry, dev
         image_rows=tensor(np.concatenate(image_rows)),
         image_sources=tensor(np.concatenate(image_sources)),
         logit_rows=tensor(logit_rows),
+        num_logits=num_logits,
+        row_multiple=shape.row_multiple,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -13,13 +14,16 @@ from vl2.core.config import EngineConfig
 from vl2.core.errors import SetupError
 from vl2.core.model_config import ModelConfig
 from vl2.core.stats import ModelInfo
-from vl2.engine.batch import sampling_inputs, step_inputs, tile_pixels
+from vl2.engine.batch import BatchShape, sampling_inputs, step_inputs, tile_pixels
 from vl2.engine.memory import num_kv_pages
 from vl2.engine.sampler import sample
 from vl2.engine.scheduler import StepBatch, StepOutput, TileJob
 from vl2.model.kv_pool import KVPool
 from vl2.model.vl2 import DeepseekVL2
 from vl2.model.weights import load_weights
+from vl2.ops.rows import find_row_multiple
+
+log = logging.getLogger(__name__)
 
 Progress = Callable[[int, int], None]
 
@@ -43,6 +47,15 @@ class Runner:
         num_pages = num_kv_pages(config, model_config.language, self.dtype, self.device, workspace)
         page_size = config.page_size_tokens
         self.pool = KVPool(model_config.language, num_pages, page_size, dtype=self.dtype, device=self.device)
+        row_multiple = self._choose_row_multiple()
+        self.model.set_row_multiple(row_multiple)
+        self.shape = BatchShape(
+            page_size=page_size,
+            spare_page=num_pages,
+            row_multiple=row_multiple,
+            geometry=model_config.tile_geometry,
+            device=self.device,
+        )
 
     @torch.inference_mode()
     def run(self, batch: StepBatch) -> StepOutput:
@@ -50,15 +63,31 @@ class Runner:
             self._encode(batch.tile_jobs)
         if not batch.chunks:
             return StepOutput([], [])
-        geometry = self.model_config.tile_geometry
-        step = step_inputs(batch.chunks, self.pool.page_size, geometry, self.device)
-        logits = self.model(step, self.features, self.pool)
+        logits = self.model(step_inputs(batch.chunks, self.shape), self.features, self.pool)
         return sample(logits, sampling_inputs(batch)) if len(logits) else StepOutput([], [])
 
     def _encode(self, jobs: list[TileJob]) -> None:
         encoded = self.model.encode_tiles(tile_pixels(jobs, self.device))
         slots = torch.tensor([job.slot for job in jobs], device=self.device)
         self.features[:-2].unflatten(0, (self.num_tile_slots, -1))[slots] = encoded
+
+    def _choose_row_multiple(self) -> int:
+        """1 where results may depend on the batch; else what this processor's GEMMs need for them not to.
+
+        Raises: SetupError when `deterministic` is asked for and cannot be had.
+        """
+        is_cpu = self.device.type == "cpu"
+        wanted = is_cpu if self.config.deterministic is None else self.config.deterministic
+        if not wanted:
+            return 1
+        multiple = find_row_multiple(self.model.gemm_shapes(), {self.dtype, torch.float32}) if is_cpu else None
+        if multiple is None:
+            raise SetupError(
+                f"--deterministic is not available on {self.device} in {self.dtype}: its matrix products give a row "
+                f"other bits in other batches; use --no-deterministic"
+            )
+        log.info("deterministic: rows are computed in multiples of %d", multiple)
+        return multiple
 
     @torch.inference_mode()
     def _measure_workspace(self) -> int:

@@ -19,16 +19,16 @@ def kv_bytes_per_token(config: LanguageConfig, dtype: torch.dtype) -> int:
 class KVPool:
     """One tensor a layer: MLA [pages, page size, R + Dr]; MHA [2, pages, page size, K, D] (keys, values).
 
-    Zeroed at the start, so that a row no token has written yet is never NaN.
+    One page more than `num_pages` is kept: tokens that only fill up a step write to it.
     """
 
     def __init__(
         self, config: LanguageConfig, num_pages: int, page_size: int, *, dtype: torch.dtype, device: torch.device | str
     ) -> None:
         if config.mla is not None:
-            shape: tuple[int, ...] = (num_pages, page_size, config.mla.kv_lora_rank + config.mla.rope_dim)
+            shape: tuple[int, ...] = (num_pages + 1, page_size, config.mla.kv_lora_rank + config.mla.rope_dim)
         else:
-            shape = (2, num_pages, page_size, config.kv_heads, config.head_dim)
+            shape = (2, num_pages + 1, page_size, config.kv_heads, config.head_dim)
         self.num_pages, self.page_size = num_pages, page_size
         self.layers = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(config.layers)]
 

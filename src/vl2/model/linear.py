@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from vl2.ops.norm import rms_norm
+from vl2.ops.rows import pad_rows
 from vl2.ops.saturate import saturate
 
 
@@ -16,7 +17,9 @@ def empty(*shape: int, dtype: torch.dtype, device: torch.device | str) -> nn.Par
 
 
 class Linear(nn.Module):
-    """y = x Wᵀ + b; float16 results saturate."""
+    """y = x Wᵀ + b; float16 results saturate. Row counts are rounded up to `row_multiple` (ops/rows.py)."""
+
+    row_multiple = 1
 
     def __init__(
         self, in_width: int, out_width: int, *, bias: bool = False, dtype: torch.dtype, device: torch.device | str
@@ -26,7 +29,11 @@ class Linear(nn.Module):
         self.bias = empty(out_width, dtype=dtype, device=device) if bias else None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return saturate(F.linear(x, self.weight, self.bias))
+        if self.row_multiple == 1:
+            return saturate(F.linear(x, self.weight, self.bias))
+        rows = x.flatten(0, -2)
+        out = F.linear(pad_rows(rows, self.row_multiple), self.weight, self.bias)[: len(rows)]
+        return saturate(out).view(*x.shape[:-1], -1)
 
 
 class RMSNorm(nn.Module):

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from vl2.core.model_config import MoEConfig
 from vl2.model.linear import Linear, empty
+from vl2.ops.activation import silu
 from vl2.ops.experts import routed_experts
 from vl2.ops.gate import route
 from vl2.ops.saturate import saturate, to_dtype
@@ -23,7 +23,7 @@ class MLP(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         gate, up = self.gate_up(x).chunk(2, dim=-1)
-        return self.down(saturate(F.silu(gate) * up))
+        return self.down(saturate(silu(gate) * up))
 
 
 class MoE(nn.Module):
@@ -40,10 +40,10 @@ class MoE(nn.Module):
         self.down = empty(experts, width, inner, dtype=dtype, device=device)
         self.shared = MLP(width, config.shared_width, dtype=dtype, device=device) if config.shared_width else None
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, row_multiple: int = 1) -> torch.Tensor:
         """[T, C] → [T, C]."""
         ids, weights = route(x, self.router, self.router_bias, self.config)
-        out = routed_experts(x, ids, weights, self.gate_up, self.down)
+        out = routed_experts(x, ids, weights, self.gate_up, self.down, row_multiple)
         if self.shared is not None:
             out = out + self.shared(x).float()
         return to_dtype(out, x.dtype)

@@ -10,6 +10,7 @@ from torch import nn
 
 from vl2.core.model_config import ProjectorConfig
 from vl2.model.linear import Linear
+from vl2.ops.activation import gelu_erf
 
 
 class Projector(nn.Module):
@@ -27,7 +28,7 @@ class Projector(nn.Module):
         """features [N, patches, W] → [N, Q, C]; here GELU is the exact one, unlike in the tower."""
         x = self.layers[0](merge_patches(features, self.ratio))
         for layer in self.layers[1:]:
-            x = layer(F.gelu(x))
+            x = layer(gelu_erf(x))
         return x
 
 

@@ -11,7 +11,9 @@ from vl2.ops.attention import ChunkShape
 
 @dataclass(frozen=True, slots=True)
 class StepInputs:
-    """T tokens of S sequences, packed one after the other."""
+    """T tokens of S sequences, packed one after the other; T is rounded up to `row_multiple` by tokens of no sequence,
+    whose cache rows go to the pool's spare page.
+    """
 
     token_ids: torch.Tensor  # [T] int64
     positions: torch.Tensor  # [T] int64
@@ -20,4 +22,6 @@ class StepInputs:
     chunks: tuple[ChunkShape, ...]  # S of them, on the host
     image_rows: torch.Tensor  # [I] int64: tokens of this step that are picture tokens
     image_sources: torch.Tensor  # [I] int64: their rows of the feature table (model/vl2.py)
-    logit_rows: torch.Tensor  # [L] int64: tokens whose next token is wanted
+    logit_rows: torch.Tensor  # [L] int64: tokens whose next token is wanted, rounded up likewise
+    num_logits: int  # of them really wanted
+    row_multiple: int  # with which a row's bits do not depend on the other rows; 1: they may (ops/rows.py)

@@ -12,6 +12,7 @@ from torch import nn
 
 from vl2.core.model_config import VisionConfig
 from vl2.model.linear import LayerNorm, Linear, empty
+from vl2.ops.activation import gelu_tanh
 from vl2.ops.saturate import saturate, to_dtype
 
 PIXEL_MEAN = PIXEL_STD = 0.5
@@ -35,7 +36,7 @@ class VisionBlock(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x [N, patches, W] in the residual's dtype → the same."""
         x = x + self.attention(self.norm1(x))
-        return x + self.fc2(F.gelu(self.fc1(self.norm2(x)), approximate="tanh"))
+        return x + self.fc2(gelu_tanh(self.fc1(self.norm2(x))))
 
     def attention(self, x: torch.Tensor) -> torch.Tensor:
         q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)

@@ -9,10 +9,11 @@ from vl2.core.model_config import ModelConfig
 from vl2.core.tiling import NEWLINE_ROW, SEPARATOR_ROW
 from vl2.model.decoder import Decoder
 from vl2.model.kv_pool import KVPool
-from vl2.model.linear import empty
+from vl2.model.linear import Linear, empty
 from vl2.model.projector import Projector
 from vl2.model.step import StepInputs
 from vl2.model.vision import VisionTower
+from vl2.ops.logits import ROWS_AT_ONCE
 
 
 class DeepseekVL2(nn.Module):
@@ -31,6 +32,17 @@ class DeepseekVL2(nn.Module):
     def encode_tiles(self, tiles: torch.Tensor) -> torch.Tensor:
         """tiles [N, side, side, 3] uint8 → [N, Q, C] model dtype."""
         return self.projector(self.vision(tiles))
+
+    def set_row_multiple(self, multiple: int) -> None:
+        """Round up the rows of every linear, so that a row's bits do not depend on the others."""
+        for module in self.modules():
+            if isinstance(module, Linear):
+                module.row_multiple = multiple
+
+    def gemm_shapes(self) -> set[tuple[int, int]]:
+        """(inner width, outer width) of every matrix product with a weight; of the vocabulary, of one block."""
+        weights = [p for p in self.parameters() if p.dim() >= 2 and p.dtype == self.dtype]
+        return {(weight.shape[-1], min(weight.shape[-2], ROWS_AT_ONCE)) for weight in weights}
 
     def feature_table(self, num_tiles: int) -> torch.Tensor:
         """A table that picture tokens are looked up in: Q rows for each of `num_tiles` tile slots, then the separator
@@ -55,4 +67,4 @@ class DeepseekVL2(nn.Module):
     def forward(self, step: StepInputs, features: torch.Tensor, pool: KVPool) -> torch.Tensor:
         """One step: writes the cache, returns logits [L, V] float32 of `step.logit_rows`."""
         hidden = self.decoder(self.embed(step, features), step, pool)
-        return self.decoder.logits(hidden[step.logit_rows])
+        return self.decoder.logits(hidden[step.logit_rows])[: step.num_logits]

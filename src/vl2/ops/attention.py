@@ -2,6 +2,10 @@
 
 Each sequence is computed by itself, in float32 from the cache's dtype on, in blocks of query rows that bound the memory
 of the scores. Pages of a sequence are gathered by its block table; the pool itself is never copied.
+
+A row's bits depend on its own context alone: contexts are filled up to a multiple of `KV_SPLIT` positions (a masked
+position adds exact zeros) and values are summed split by split, so it does not matter how long the context of the other
+rows in its chunk is.
 """
 
 from __future__ import annotations
@@ -10,9 +14,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
+
+from vl2.ops.rows import pad_rows, round_up
 
 MAX_SCORES = 1 << 24
 """Scores [H, rows, context] held at once, elements of float32 (64 MiB)."""
+
+KV_SPLIT = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,15 +33,16 @@ class ChunkShape:
     context_length: int
 
 
-def gather_pages(pool: torch.Tensor, block_table: torch.Tensor, page_size: int, context_length: int) -> torch.Tensor:
-    """The first `context_length` rows of a sequence.
+def gather_pages(pool: torch.Tensor, block_table: torch.Tensor, context_length: int) -> torch.Tensor:
+    """The rows of a sequence, as float32, with zero rows up to a multiple of KV_SPLIT.
 
     pool         [pages, page size, ...]
     block_table  [max pages] int64
-    Returns      [context_length, ...]
+    Returns      [aligned context, ...] float32
     """
-    num_pages = -(-context_length // page_size)
-    return pool[block_table[:num_pages]].flatten(0, 1)[:context_length]
+    num_pages = -(-context_length // pool.shape[1])
+    rows = pool[block_table[:num_pages]].flatten(0, 1)[:context_length].float()
+    return F.pad(rows, (0, 0) * (rows.dim() - 1) + (0, -context_length % KV_SPLIT))
 
 
 def paged_attention(
@@ -42,6 +52,7 @@ def paged_attention(
     block_tables: torch.Tensor,
     chunks: Sequence[ChunkShape],
     scale: float,
+    row_multiple: int = 1,
 ) -> torch.Tensor:
     """Causal multi-head attention (MHA, grouped where H > K).
 
@@ -49,18 +60,20 @@ def paged_attention(
     k_pool        [pages, page size, K, D]
     v_pool        [pages, page size, K, D]
     block_tables  [S, max pages] int64
-    Returns       [T, H, D] in q's dtype
+    row_multiple  row counts of each GEMM are rounded up to it (ops/rows.py)
+    Returns       [T, H, D] in q's dtype; zeros in rows of no chunk
     """
-    out = torch.empty_like(q)
+    out = torch.zeros_like(q)
     heads_per_kv = q.shape[1] // k_pool.shape[2]
     for block_table, chunk in zip(block_tables, chunks, strict=True):
-        k = gather_pages(k_pool, block_table, k_pool.shape[1], chunk.context_length).float().permute(1, 2, 0)
-        v = gather_pages(v_pool, block_table, k_pool.shape[1], chunk.context_length).float().permute(1, 0, 2)
+        k = gather_pages(k_pool, block_table, chunk.context_length).permute(1, 2, 0)
+        v = gather_pages(v_pool, block_table, chunk.context_length).transpose(0, 1)
         if heads_per_kv > 1:
             k, v = k.repeat_interleave(heads_per_kv, 0), v.repeat_interleave(heads_per_kv, 0)
-        for rows, first in _query_blocks(chunk, q.shape[1]):
-            scores = q[rows].float().transpose(0, 1) @ k
-            out[rows] = (_causal_softmax(scores, first, scale) @ v).transpose(0, 1).to(out.dtype)
+        for rows, first in _query_blocks(chunk, q.shape[1], row_multiple):
+            own = pad_rows(q[rows].float().transpose(0, 1), row_multiple, dim=1)
+            result = _weighted_sum(_causal_softmax(own @ k, first, scale), v)
+            out[rows] = result[:, : rows.stop - rows.start].transpose(0, 1).to(out.dtype)
     return out
 
 
@@ -71,27 +84,32 @@ def paged_latent_attention(
     chunks: Sequence[ChunkShape],
     rank: int,
     scale: float,
+    row_multiple: int = 1,
 ) -> torch.Tensor:
     """Causal attention on MLA's latent rows: every head reads the same row, whose first R numbers are also the value.
 
-    q             [T, H, R + Dr]             queries taken into the latent space, and their rotated part
+    q             [T, H, R + Dr]              queries taken into the latent space, and their rotated part
     pool          [pages, page size, R + Dr]  normed latent, rotated shared key
     block_tables  [S, max pages] int64
-    Returns       [T, H, R] float32
+    row_multiple  row counts of each GEMM are rounded up to it (ops/rows.py)
+    Returns       [T, H, R] float32; zeros in rows of no chunk
     """
-    out = torch.empty(*q.shape[:2], rank, dtype=torch.float32, device=q.device)
+    heads = q.shape[1]
+    out = torch.zeros(*q.shape[:2], rank, dtype=torch.float32, device=q.device)
     for block_table, chunk in zip(block_tables, chunks, strict=True):
-        rows_kv = gather_pages(pool, block_table, pool.shape[1], chunk.context_length).float()
-        for rows, first in _query_blocks(chunk, q.shape[1]):
-            scores = (q[rows].float().flatten(0, 1) @ rows_kv.T).unflatten(0, (-1, q.shape[1])).transpose(0, 1)
+        kv = gather_pages(pool, block_table, chunk.context_length)
+        for rows, first in _query_blocks(chunk, heads, row_multiple):
+            own = pad_rows(q[rows].float(), row_multiple)  # heads are rows too: a multiple of rows is one of both
+            scores = (own.flatten(0, 1) @ kv.T).unflatten(0, (-1, heads)).transpose(0, 1)
             probs = _causal_softmax(scores, first, scale).transpose(0, 1).flatten(0, 1)
-            out[rows] = (probs @ rows_kv[:, :rank]).unflatten(0, (-1, q.shape[1]))
+            result = _weighted_sum(probs, kv[:, :rank]).unflatten(0, (-1, heads))
+            out[rows] = result[: rows.stop - rows.start]
     return out
 
 
-def _query_blocks(chunk: ChunkShape, heads: int) -> Iterator[tuple[slice, int]]:
+def _query_blocks(chunk: ChunkShape, heads: int, row_multiple: int) -> Iterator[tuple[slice, int]]:
     """(query rows, position of the first of them) in blocks of bounded size."""
-    step = max(1, MAX_SCORES // (heads * chunk.context_length))
+    step = round_up(max(1, MAX_SCORES // (heads * chunk.context_length)), row_multiple)
     first_position = chunk.context_length - chunk.length
     for offset in range(0, chunk.length, step):
         end = min(offset + step, chunk.length)
@@ -100,10 +118,17 @@ def _query_blocks(chunk: ChunkShape, heads: int) -> Iterator[tuple[slice, int]]:
 
 def _causal_softmax(scores: torch.Tensor, first_position: int, scale: float) -> torch.Tensor:
     """scores [H, rows, context] float32 → probabilities; row i stands at first_position + i and sees up to itself."""
-    scores = scores * scale
     num_rows, context = scores.shape[-2:]
-    if num_rows > 1 or first_position + 1 < context:
-        positions = torch.arange(first_position, first_position + num_rows, device=scores.device)
-        hidden = torch.arange(context, device=scores.device) > positions[:, None]
-        scores = scores.masked_fill_(hidden, float("-inf"))
-    return scores.softmax(-1)
+    positions = torch.arange(first_position, first_position + num_rows, device=scores.device)
+    hidden = torch.arange(context, device=scores.device) > positions[:, None]
+    return (scores * scale).masked_fill_(hidden, float("-inf")).softmax(-1)
+
+
+def _weighted_sum(probs: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """probs [..., rows, context] @ values [..., context, width], added up split by split in order."""
+    splits = zip(probs.split(KV_SPLIT, dim=-1), values.split(KV_SPLIT, dim=-2), strict=True)
+    first_probs, first_values = next(splits)
+    total = first_probs @ first_values
+    for split_probs, split_values in splits:
+        total += split_probs @ split_values
+    return total

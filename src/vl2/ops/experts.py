@@ -5,23 +5,31 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
+from vl2.ops.activation import silu
+from vl2.ops.rows import pad_rows
 from vl2.ops.saturate import saturate
 
 
 def routed_experts(
-    x: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor, gate_up: torch.Tensor, down: torch.Tensor
+    x: torch.Tensor,
+    ids: torch.Tensor,
+    weights: torch.Tensor,
+    gate_up: torch.Tensor,
+    down: torch.Tensor,
+    row_multiple: int = 1,
 ) -> torch.Tensor:
     """Σ_a weights[t, a] · down_e(silu(gate_e(x)) · up_e(x)) with e = ids[t, a].
 
     Tokens are sorted by expert, each active expert runs once, and every token's A results are summed in float32 in a
     fixed order, so a row's result does not depend on which other rows chose the same expert.
 
-    x        [T, C]      model dtype
-    ids      [T, A]      int64
-    weights  [T, A]      float32
-    gate_up  [E, 2F, C]  model dtype: gate rows, then up rows
-    down     [E, C, F]   model dtype
-    Returns  [T, C]      float32
+    x             [T, C]      model dtype
+    ids           [T, A]      int64
+    weights       [T, A]      float32
+    gate_up       [E, 2F, C]  model dtype: gate rows, then up rows
+    down          [E, C, F]   model dtype
+    row_multiple  row counts of each GEMM are rounded up to it (ops/rows.py)
+    Returns       [T, C]      float32
     """
     num_tokens, num_active = ids.shape
     order = ids.flatten().argsort(stable=True)
@@ -31,7 +39,9 @@ def routed_experts(
     sorted_results = []
     for expert, chunk in enumerate(rows.split(counts)):
         if len(chunk):
-            gate, up = saturate(F.linear(chunk, gate_up[expert])).chunk(2, dim=-1)
-            sorted_results.append(saturate(F.linear(saturate(F.silu(gate) * up), down[expert])).float())
+            padded = pad_rows(chunk, row_multiple)
+            gate, up = saturate(F.linear(padded, gate_up[expert])).chunk(2, dim=-1)
+            result = saturate(F.linear(saturate(silu(gate) * up), down[expert]))
+            sorted_results.append(result[: len(chunk)].float())
     results[order] = torch.cat(sorted_results)
     return (results.view(num_tokens, num_active, -1) * weights.unsqueeze(-1)).sum(1)

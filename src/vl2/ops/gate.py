@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 
 from vl2.core.model_config import MoEConfig
+from vl2.ops.activation import sigmoid
 
 
 def route(
@@ -22,7 +23,7 @@ def route(
     Returns ids [T, A] int64, weights [T, A] float32
     """
     scores = x.float() @ weight.T
-    scores = scores.softmax(-1) if config.scoring_func == "softmax" else scores.sigmoid()
+    scores = scores.softmax(-1) if config.scoring_func == "softmax" else sigmoid(scores)
     ids = _top(_eligible(scores, bias, config), config.num_active)
     weights = scores.gather(-1, ids)
     if config.norm_topk_prob and config.num_active > 1:
