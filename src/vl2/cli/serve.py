@@ -44,6 +44,7 @@ def command(
     """
     logging.basicConfig(level=server.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)  # would log the addresses of pictures
+    logging.getLogger("uvicorn.error").setLevel(logging.WARNING)  # our own line tells when it is ready
     logger.info("options: model=%s %s", model, describe(server=server, engine=engine, processor=processor, hub=hub))
     listener = bind(server.host, server.port)
     with listener, models.loading_bar() as on_progress:
