@@ -45,12 +45,12 @@ def command(
     logging.basicConfig(level=server.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)  # would log the addresses of pictures
     logging.getLogger("uvicorn.error").setLevel(logging.WARNING)  # our own line tells when it is ready
-    logger.info("options: model=%s %s", model, describe(server=server, engine=engine, processor=processor, hub=hub))
     listener = bind(server.host, server.port)
     with listener, models.loading_bar() as on_progress:
         llm = models.open_model(
             model, engine=engine, processor=processor, hub=hub, in_process=False, on_progress=on_progress
         )
+        logger.info("options: model=%s %s", model, describe(server=server, engine=engine, processor=processor, hub=hub))
         try:
             listener.listen(BACKLOG)  # not earlier: until now clients shall be refused, not kept waiting
         except OSError as error:
