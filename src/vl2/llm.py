@@ -13,7 +13,7 @@ import contextlib
 import queue
 import threading
 import uuid
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -25,6 +25,7 @@ from vl2.core.types import (
     Completion,
     Delta,
     FinishReason,
+    GroundedObject,
     Message,
     Prompt,
     SamplingParams,
@@ -70,7 +71,7 @@ class LLM:
         Raises: SetupError.
         """
         self.folder = resolve_model(model, options=hub)
-        self.name = model if model != str(self.folder) else self.folder.name
+        self.name = model.rstrip("/").rsplit("/", 1)[-1]
         self.processor = Processor(self.folder, read_model_config(self.folder), processor)
         transport = ThreadTransport if in_process else ProcessTransport
 
@@ -115,7 +116,7 @@ class LLM:
         params: SamplingParams | None = None,
         *,
         request_id: str | None = None,
-    ) -> AsyncIterator[Delta]:
+    ) -> AsyncGenerator[Delta, None]:
         """Answer piece by piece; see `Delta` for the order. Closing the iterator aborts the request.
 
         Raises: RequestError or CapacityError before the first delta, EngineError at any time.
@@ -137,7 +138,9 @@ class LLM:
         """The whole answer. Raises: RequestError, CapacityError, EngineError, SetupError."""
         return fold_deltas(list(self.stream_sync(messages, params)))
 
-    def stream_sync(self, messages: Sequence[Message], params: SamplingParams | None = None) -> Iterator[Delta]:
+    def stream_sync(
+        self, messages: Sequence[Message], params: SamplingParams | None = None
+    ) -> Generator[Delta, None, None]:
         """`stream()` for code without an event loop."""
         if self._loop_thread is None:
             self._loop_thread = _LoopThread()
@@ -196,17 +199,19 @@ class _Answer:
             usage=self._usage() if self._num_open == 0 else None,
         )
 
-    def _grounding(self, idx: int) -> Any:
+    def _grounding(self, idx: int) -> tuple[GroundedObject, ...] | None:
         """Boxes are on the last picture of the conversation, as in the official demo."""
         if not self._prompt.spans:
             return None
         picture = self._prompt.spans[-1]
-        return parse_grounding(self._texts[idx], picture.width, picture.height)
+        return parse_grounding(self._texts[idx], picture.width, picture.height) or None
 
     def _token_text(self, token_id: int, logprobs: TokenLogprobs) -> TokenText:
         def entry(token_id: int, logprob: float, top: tuple[TokenText, ...] = ()) -> TokenText:
             token_bytes = self._tokenizer.token_bytes(token_id)
-            return TokenText(token_id, token_bytes.decode("utf-8", errors="replace"), token_bytes, logprob, top)
+            text = token_bytes.decode("utf-8", errors="replace")
+            is_silent = token_id == self._tokenizer.eos_id  # ends the text, is no part of it
+            return TokenText(token_id, text, b"" if is_silent else token_bytes, logprob, top)
 
         return entry(token_id, logprobs.logprob, tuple(entry(*pair) for pair in logprobs.top))
 
@@ -230,13 +235,13 @@ class _LoopThread:
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
 
-    def iterate(self, items: AsyncIterator[T]) -> Iterator[T]:
+    def iterate(self, items: AsyncGenerator[T, None]) -> Generator[T, None, None]:
         """Items as they come; leaving the iteration early closes the async iterator."""
         results: queue.SimpleQueue[T | BaseException | None] = queue.SimpleQueue()
 
         async def pump() -> None:
             try:
-                async with contextlib.aclosing(items) as closing:  # type: ignore[type-var]  # an async generator
+                async with contextlib.aclosing(items) as closing:
                     async for item in closing:
                         results.put(item)
                 results.put(None)

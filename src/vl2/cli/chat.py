@@ -113,7 +113,7 @@ class Conversation:
         try:
             asked = Message.from_parts("user", [*self.pictures, question])
             stream = self._llm.stream_sync([*self.messages, asked], self._params)
-            with contextlib.closing(stream):  # type: ignore[type-var]  # a generator; closing it aborts the request
+            with contextlib.closing(stream):  # aborts the request
                 for delta in stream:
                     deltas.append(delta)
                     self._console.print(delta.text, end="", markup=False, soft_wrap=True)

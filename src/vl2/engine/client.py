@@ -7,7 +7,7 @@ import dataclasses
 import itertools
 import logging
 import secrets
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 
 from vl2.core.errors import CapacityError, ContextLengthExceeded, EngineError, InvalidRequest, NotReady, SetupError
 from vl2.core.stats import EngineStats, ModelInfo
@@ -112,7 +112,7 @@ class EngineClient:
             )
         return context - length if params.max_tokens is None else params.max_tokens
 
-    async def generate(self, request: GenerateRequest) -> AsyncIterator[TokenEvent]:
+    async def generate(self, request: GenerateRequest) -> AsyncGenerator[TokenEvent, None]:
         """Events of all choices as they come. Closing the iterator aborts what is not finished.
 
         Raises: NotReady when the engine died since `admit`; EngineError when it fails or dies from here on.

@@ -130,7 +130,7 @@ def main(address: str) -> None:
 
 def _end_with_parent() -> None:
     def watch() -> None:
-        while sys.stdin.buffer.read(4096):
+        while os.read(0, 4096):  # not sys.stdin, whose lock would be held while the interpreter shuts down
             pass
         os._exit(1)
 

@@ -24,14 +24,14 @@ def route(
     """
     scores = x.float() @ weight.T
     scores = scores.softmax(-1) if config.scoring_func == "softmax" else sigmoid(scores)
-    ids = _top(_eligible(scores, bias, config), config.num_active)
+    ids = _top(eligible_scores(scores, bias, config), config.num_active)
     weights = scores.gather(-1, ids)
     if config.norm_topk_prob and config.num_active > 1:
         weights = weights / (weights.sum(-1, keepdim=True) + 1e-20)
     return ids, weights * config.routed_scaling_factor
 
 
-def _eligible(scores: torch.Tensor, bias: torch.Tensor | None, config: MoEConfig) -> torch.Tensor:
+def eligible_scores(scores: torch.Tensor, bias: torch.Tensor | None, config: MoEConfig) -> torch.Tensor:
     """Scores to choose by [T, E]: those of unchosen groups are set to 0.0 (not -inf), as the official code does."""
     if config.topk_method == "greedy":
         return scores

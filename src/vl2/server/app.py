@@ -84,8 +84,9 @@ async def _start(llm: ChatModel, on_setup_error: Callable[[SetupError], None] | 
     try:
         await llm.start()
     except SetupError as error:
-        logger.error("the model cannot start: %s", error.message)
-        if on_setup_error is not None:
+        if on_setup_error is None:
+            logger.error("the model cannot start: %s", error.message)
+        else:
             on_setup_error(error)
     except Exception:
         logger.exception("the model could not start")
