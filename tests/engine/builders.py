@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 
 from vl2.core.tiling import TileGeometry, num_image_tokens
-from vl2.core.types import GenerateRequest, ImageSpan, Prompt, SamplingParams
+from vl2.core.types import GenerateRequest, ImageSpan, Prompt, QueueOptions, SamplingParams
 from vl2.engine.image_cache import TileCache
-from vl2.engine.pages import PageAllocator
+from vl2.engine.pacing import Pacer
+from vl2.engine.pages import PagePool
+from vl2.engine.prefix import PageKeys
 from vl2.engine.scheduler import Scheduler
 from vl2.engine.sequence import Sequence
 
@@ -19,6 +21,7 @@ GEOMETRY = TileGeometry(side=28, patch_size=14, downsample_ratio=2, candidates=(
 """One token a tile: a picture with one local tile has 2 + 1 + 2 tokens."""
 
 IMAGE_ID, EOS_ID = 9, 1
+PAGE_SIZE = 4
 _ids = itertools.count()
 
 
@@ -35,23 +38,29 @@ def picture_prompt(*pictures: bytes, before: tuple[int, ...] = (0,), after: tupl
     return Prompt(token_ids, tuple(spans), np.zeros((len(keys), 28, 28, 3), np.uint8), tuple(keys))
 
 
-def request(prompt: Prompt, **params: Any) -> GenerateRequest:
+def request(prompt: Prompt, options: QueueOptions = QueueOptions(), **params: Any) -> GenerateRequest:
     params = {"max_tokens": 4, "seed": 0, **params}
-    return GenerateRequest(f"request-{next(_ids)}", prompt, SamplingParams(**params))
+    return GenerateRequest(f"request-{next(_ids)}", prompt, SamplingParams(**params), options)
 
 
-def sequence(prompt: Prompt, max_context_tokens: int = 1000, **params: Any) -> Sequence:
-    return Sequence(request(prompt, **params), 0, max_context_tokens)
+def sequence(
+    prompt: Prompt,
+    max_context_tokens: int = 1000,
+    *,
+    arrival_s: float = 0.0,
+    options: QueueOptions = QueueOptions(),
+    **params,
+) -> Sequence:
+    """Shares prefixes with all others of its kind and salt."""
+    asked = request(prompt, options, **params)
+    return Sequence(asked, 0, max_context_tokens, arrival_s=arrival_s, page_keys=PageKeys(asked, PAGE_SIZE, b"weights"))
 
 
-def scheduler(
-    *, pages: int = 100, page_size: int = 4, slots: int = 8, sequences: int = 8, tokens: int = 64, tiles: int = 4
-) -> Scheduler:
+def scheduler(*, pages: int = 100, slots: int = 8, sequences: int = 8, tokens: int = 64, tiles: int = 4) -> Scheduler:
     return Scheduler(
-        PageAllocator(pages, page_size),
+        PagePool(pages, PAGE_SIZE),
         TileCache(slots),
+        Pacer(tokens, tiles),
         max_sequences=sequences,
-        max_step_tokens=tokens,
-        max_step_tiles=tiles,
         eos_token_id=EOS_ID,
     )

@@ -1,8 +1,10 @@
 """The scheduler alone: steps are taken with an imagined model that always answers token 7."""
 
 from tests.engine.builders import EOS_ID, picture_prompt, request, scheduler, sequence, text_prompt
-from vl2.core.types import FinishReason, TokenEvent
+from vl2.core.types import FinishReason, QueueOptions, TokenEvent
+from vl2.engine.pacing import Pacer, StepLoad
 from vl2.engine.scheduler import Scheduler, StepBatch, StepOutput
+from vl2.engine.sequence import Sequence
 
 
 def take(scheduler: Scheduler, batch: StepBatch, token_id: int = 7) -> list[TokenEvent]:
@@ -26,13 +28,12 @@ def test_a_prompt_is_computed_in_chunks_and_then_decoded_one_token_a_step():
     assert s.pages.num_free == s.pages.num_pages
 
 
-def test_running_answers_come_before_new_prompts_in_the_budget():
+def test_running_answers_go_on_while_a_prompt_is_computed():
     s = scheduler(tokens=4)
     s.add(sequence(text_prompt(1, 2)))
     take(s, s.schedule())
     s.add(sequence(text_prompt(*range(10))))
-    batch = s.schedule()
-    assert lengths(batch) == [1, 3], "one token of the running answer, the rest of the budget for the prompt"
+    assert lengths(s.schedule()) == [1, 4], "one token of the running answer, and a chunk of the prompt"
 
 
 def test_an_answer_ends_at_eos_at_a_stop_token_and_at_max_tokens():
@@ -56,14 +57,14 @@ def test_the_context_ends_an_answer():
 
 
 def test_when_pages_run_out_the_youngest_starts_over_later_with_what_it_has_generated():
-    s = scheduler(pages=2, page_size=4)
+    s = scheduler(pages=2)
     old, young = sequence(text_prompt(1, 2, 3, 4), max_tokens=3), sequence(text_prompt(5, 6, 7), max_tokens=3)
     s.add(old)
     s.add(young)
     take(s, s.schedule())
     batch = s.schedule()  # `old` needs a second page
     assert [chunk.sequence for chunk in batch.chunks] == [old]
-    assert s.preemptions_total == 1 and s.waiting[0] is young and young.token_ids == [5, 6, 7, 7]
+    assert s.counts.preemptions == 1 and s.waiting[0] is young and young.token_ids == [5, 6, 7, 7]
     while s.has_work:
         take(s, s.schedule())
     assert old.num_output_tokens == young.num_output_tokens == 3
@@ -109,8 +110,6 @@ def test_a_cancelled_request_gives_back_its_pages_and_slots():
 
 
 def test_one_choice_can_be_cancelled_alone():
-    from vl2.engine.sequence import Sequence
-
     s = scheduler()
     r = request(text_prompt(1, 2), n=2)
     for idx in range(2):
@@ -127,3 +126,85 @@ def test_a_failed_step_names_the_requests_it_concerns_and_frees_them():
     s.add(waiting)
     assert s.fail(s.schedule()) == [failing.request_id]
     assert list(s.sequences()) == [waiting] and s.pages.num_free == s.pages.num_pages
+
+
+def test_a_prompt_that_begins_like_an_earlier_one_is_computed_from_where_they_part():
+    s = scheduler()
+    s.add(sequence(text_prompt(1, 2, 3, 4, 5, 6, 7, 8, 9), max_tokens=1))
+    take(s, s.schedule())
+    s.add(sequence(text_prompt(1, 2, 3, 4, 5, 6, 0, 8), max_tokens=1))
+    batch = s.schedule()
+    assert [(chunk.start, chunk.length) for chunk in batch.chunks] == [(4, 4)], "one full page of four is the same"
+    [event] = take(s, batch)
+    assert event.num_cached_tokens == 4
+
+
+def test_of_a_prompt_that_is_known_whole_the_last_token_is_computed_for_its_logits():
+    s = scheduler()
+    for _ in range(2):
+        s.add(sequence(text_prompt(1, 2, 3, 4, 5, 6, 7, 8), max_tokens=1))
+        batch = s.schedule()
+        take(s, batch)
+    assert [(chunk.start, chunk.length) for chunk in batch.chunks] == [(4, 4)], "no page is shared that must be written"
+
+
+def test_an_answer_can_be_the_prefix_of_the_next_turn():
+    s = scheduler()
+    s.add(sequence(text_prompt(1, 2, 3), max_tokens=3))
+    while s.has_work:
+        take(s, s.schedule())  # 1 2 3 7 7 7, of which five are in the cache
+    s.add(sequence(text_prompt(1, 2, 3, 7, 7, 7, 2, 2), max_tokens=1))
+    assert lengths(s.schedule()) == [4]
+
+
+def test_equal_ids_over_other_pictures_are_no_known_prefix():
+    s = scheduler()
+    for picture in (b"cat", b"dog", b"cat"):
+        s.add(sequence(picture_prompt(picture, after=(5, 6, 7, 8)), max_tokens=1))
+        batch = s.schedule()
+        take(s, batch)
+        computed = [chunk.length for chunk in batch.chunks]
+        assert computed == ([2] if picture == b"cat" and s.counts.cached_tokens else [10])
+
+
+def test_tenants_with_different_salts_share_nothing():
+    s = scheduler()
+    for salt in ("a", "b"):
+        s.add(sequence(text_prompt(*range(9)), options=QueueOptions(cache_salt=salt), max_tokens=1))
+        take(s, s.schedule())
+    assert s.counts.cached_tokens == 0
+
+
+def test_a_higher_priority_is_served_first_but_waiting_counts():
+    s = scheduler(sequences=1)
+    late = sequence(text_prompt(1), arrival_s=30.0, options=QueueOptions(priority=-2), max_tokens=1)
+    early = sequence(text_prompt(2), arrival_s=0.0, max_tokens=1)
+    urgent = sequence(text_prompt(3), arrival_s=15.0, options=QueueOptions(priority=-2), max_tokens=1)
+    for seq in (late, early, urgent):
+        s.add(seq)
+    served = []
+    while s.has_work:
+        batch = s.schedule()
+        served.append(batch.chunks[0].sequence)
+        take(s, batch)
+    assert served == [urgent, early, late]
+
+
+def test_a_deadline_that_passes_in_the_queue_drops_the_request_but_not_one_that_has_begun():
+    s = scheduler(sequences=1)
+    begun, waiting = (sequence(text_prompt(i), options=QueueOptions(deadline_s=5.0)) for i in range(2))
+    s.add(begun)
+    s.add(waiting)
+    take(s, s.schedule())
+    assert s.expire(4.9) == []
+    assert s.expire(5.0) == [waiting.request_id]
+    assert list(s.sequences()) == [begun]
+
+
+def test_the_pacer_gives_prompts_what_running_answers_can_spare():
+    pacer = Pacer(max_prefill_tokens=1000, max_tiles=10)
+    assert (pacer.prefill_tokens(0), pacer.tiles(0)) == (1000, 10), "nothing runs that could stall"
+    pacer.learn(StepLoad(num_decodes=4, num_prefill_tokens=0, num_tiles=0), seconds=0.010)
+    pacer.learn(StepLoad(num_decodes=0, num_prefill_tokens=100, num_tiles=0), seconds=0.020)
+    assert pacer.prefill_tokens(4) == 50, "as long again as the decoding, at 0.2 ms a token"
+    assert pacer.tiles(4) == 1

@@ -25,7 +25,7 @@ def test_greedy_tokens_are_the_official_ones(name: str):
         assert token_ids(greedy(engine, {case_name: prompt})) == {case_name: golden[case_name]}, "alone"
     assert token_ids(greedy(engine, prompts)) == golden, "all at once"
     assert token_ids(greedy(engine, prompts, preempt_every=5)) == golden, "after forced preemption"
-    assert engine.scheduler.preemptions_total >= 3
+    assert engine.scheduler.counts.preemptions >= 3
     chunked = build_engine(name, max_step_tokens=7, max_step_tiles=2)
     assert token_ids(greedy(chunked, prompts)) == golden, "prefill in chunks of 7 tokens"
 

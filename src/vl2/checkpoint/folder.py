@@ -37,7 +37,7 @@ MAX_HEADER_BYTES = 100 * 2**20
 
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
-    """Where a tensor lies: `dtype` as safetensors spells it (BF16, F32 …), bytes `start : start + num_bytes` of `file`."""
+    """Where a tensor lies: bytes `start : start + num_bytes` of `file`. `dtype` is spelled BF16, F32 …"""
 
     name: str
     dtype: str

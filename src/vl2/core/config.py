@@ -32,6 +32,9 @@ class EngineConfig:
     )
     max_sequences: int = option(64, "Answers generated at the same time; more wait in the queue.")
     max_queue: int = option(512, "Requests that may wait; one more is answered 429 with Retry-After.")
+    max_queued_image_bytes: int = option(
+        2 * 2**30, "Host memory for the pictures of running and queued requests, bytes."
+    )
     max_step_tokens: int = option(
         2048, "Tokens computed in one step; longer prompts are computed in chunks of this size."
     )
@@ -39,12 +42,19 @@ class EngineConfig:
     page_size_tokens: int = option(16, "Tokens in one page of the KV cache.")
     kv_cache_tokens: int | None = option(None, "Tokens that the KV cache holds. Default: from the free memory.")
     kv_memory_share: float = option(0.9, "Share of the free GPU memory that weights and KV cache may take.")
+    prefix_cache: bool = option(True, "Keep what was computed for prompts that begin alike.")
     image_cache_tiles: int = option(256, "Encoded tiles kept for pictures that come again.")
     deterministic: bool | None = option(
         None,
         "Same request and seed, same tokens and logprobs to the last bit, whatever else runs. Default: on a CPU.",
     )
-    threads: int | None = option(None, "CPU threads of the engine. Default: the cores this process may use.")
+    replicas: int = option(
+        1, "Engines that share the work, each a process with the whole model: one per GPU. Other limits are for each."
+    )
+    threads: int | None = option(
+        None, "CPU threads of each engine. Default: the cores this process may use, divided by the engines."
+    )
+    replica_idx: int = 0  # which of the replicas this engine is; set by us, no flag
 
 
 @dataclass(frozen=True)

@@ -150,12 +150,31 @@ class Prompt:
 
 
 @dataclass(frozen=True, slots=True)
+class QueueOptions:
+    """How a request waits, and what it may share.
+
+    Raises: InvalidRequest that names the field.
+    """
+
+    priority: int = 0  # lower is sooner; a class later is worth PRIORITY_HEADSTART_S of waiting (engine/sequence.py)
+    deadline_s: float | None = None  # the longest it may wait in the queue; then DeadlineExceeded
+    cache_salt: str = ""  # requests with different salts share no prefix
+
+    def __post_init__(self) -> None:
+        if not -100 <= self.priority <= 100:
+            raise InvalidRequest(f"priority is {self.priority}, but must be between -100 and 100", param="priority")
+        if self.deadline_s is not None and not self.deadline_s > 0:
+            raise InvalidRequest(f"deadline_s is {self.deadline_s}, but must be above 0", param="deadline_s")
+
+
+@dataclass(frozen=True, slots=True)
 class GenerateRequest:
     """One request as the engine takes it: `params.seed` and `params.max_tokens` are set by now."""
 
     request_id: str
     prompt: Prompt
     params: SamplingParams
+    options: QueueOptions = QueueOptions()
 
 
 # ---- up: what was answered ------------------------------------------------------------------------------------------
@@ -186,6 +205,7 @@ class TokenEvent:
     finish_reason: FinishReason | None = None
     num_cached_tokens: int = 0  # prompt tokens that were not computed again
     error: str | None = None
+    is_expired: bool = False  # the error is that its deadline passed in the queue
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,9 +9,18 @@ import logging
 import secrets
 from collections.abc import AsyncGenerator, Callable
 
-from vl2.core.errors import CapacityError, ContextLengthExceeded, EngineError, InvalidRequest, NotReady, SetupError
+from vl2.core.config import EngineConfig
+from vl2.core.errors import (
+    CapacityError,
+    ContextLengthExceeded,
+    DeadlineExceeded,
+    EngineError,
+    InvalidRequest,
+    NotReady,
+    SetupError,
+)
 from vl2.core.stats import EngineStats, ModelInfo
-from vl2.core.types import GenerateRequest, Prompt, SamplingParams, TokenEvent
+from vl2.core.types import GenerateRequest, Prompt, QueueOptions, SamplingParams, TokenEvent
 from vl2.engine.protocol import (
     Abort,
     Add,
@@ -36,6 +45,7 @@ class _Stream:
     """An open request: its events, and the choices that are not finished."""
 
     open_choices: set[int]
+    tile_bytes: int
     events: asyncio.Queue[TokenEvent] = dataclasses.field(default_factory=asyncio.Queue)
 
 
@@ -50,9 +60,11 @@ class EngineClient:
         make_transport: Callable[[], Transport],
         *,
         max_open: int,
+        max_tile_bytes: int = EngineConfig().max_queued_image_bytes,
         on_progress: Callable[[int, int], None] | None = None,
     ) -> None:
-        self._make_transport, self._max_open, self._on_progress = make_transport, max_open, on_progress
+        self._make_transport, self._on_progress = make_transport, on_progress
+        self._max_open, self._max_tile_bytes = max_open, max_tile_bytes
         self.transport: Transport | None = None
         self.info: ModelInfo | None = None
         self.is_ready = False
@@ -79,7 +91,9 @@ class EngineClient:
             self.transport = None
         self._fail_streams("the server is shutting down")
 
-    def admit(self, request_id: str, prompt: Prompt, params: SamplingParams) -> GenerateRequest:
+    def admit(
+        self, request_id: str, prompt: Prompt, params: SamplingParams, options: QueueOptions = QueueOptions()
+    ) -> GenerateRequest:
         """Refuse what can never run, and what cannot be queued now; settle seed and max_tokens of the rest.
 
         Raises: ContextLengthExceeded, InvalidRequest, NotReady, CapacityError.
@@ -88,11 +102,16 @@ class EngineClient:
             raise NotReady("the engine is starting; try again in a moment", retry_after_s=5)
         if len(self._streams) >= self._max_open:
             raise CapacityError(f"{len(self._streams)} requests are running or queued, the most that are taken")
+        queued_bytes = sum(stream.tile_bytes for stream in self._streams.values())
+        if queued_bytes + prompt.tiles.nbytes > self._max_tile_bytes and self._streams:
+            raise CapacityError(
+                f"the pictures of queued requests take {queued_bytes} bytes of the {self._max_tile_bytes} that are kept"
+            )
         if request_id in self._streams:
             raise InvalidRequest(f"a request with id {request_id!r} is already running", param="request_id")
         seed = secrets.randbits(63) if params.seed is None else params.seed
         params = dataclasses.replace(params, seed=seed, max_tokens=self._room_for_answer(prompt, params))
-        return GenerateRequest(request_id, prompt, params)
+        return GenerateRequest(request_id, prompt, params, options)
 
     def _room_for_answer(self, prompt: Prompt, params: SamplingParams) -> int:
         assert self.info is not None
@@ -119,14 +138,14 @@ class EngineClient:
         """
         if not self.is_ready:
             raise NotReady("the engine is being restarted; try again in a moment", retry_after_s=5)
-        stream = self._streams[request.request_id] = _Stream(set(range(request.params.n)))
+        stream = self._streams[request.request_id] = _Stream(set(range(request.params.n)), request.prompt.tiles.nbytes)
         try:
             self._send(Add(request))
             while stream.open_choices:
                 event = await stream.events.get()
                 if event.error is not None:
                     stream.open_choices.clear()
-                    raise EngineError(event.error)
+                    raise DeadlineExceeded(event.error) if event.is_expired else EngineError(event.error)
                 if event.choice_idx not in stream.open_choices:
                     continue  # was on its way when the choice was closed
                 if event.finish_reason is not None:

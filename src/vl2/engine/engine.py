@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import time
 from pathlib import Path
@@ -10,9 +11,11 @@ from vl2.core.config import EngineConfig
 from vl2.core.stats import EngineStats, ModelInfo
 from vl2.core.types import GenerateRequest, TokenEvent
 from vl2.engine.image_cache import TileCache
-from vl2.engine.pages import PageAllocator
+from vl2.engine.pacing import Pacer
+from vl2.engine.pages import PagePool
+from vl2.engine.prefix import PageKeys
 from vl2.engine.runner import Progress, Runner
-from vl2.engine.scheduler import Scheduler, StepBatch
+from vl2.engine.scheduler import Scheduler
 from vl2.engine.sequence import Sequence
 
 log = logging.getLogger(__name__)
@@ -25,14 +28,14 @@ class Engine:
         """Raises: SetupError when the checkpoint or the machine does not allow it."""
         self.runner = Runner(folder, config, on_progress)
         self.scheduler = Scheduler(
-            PageAllocator(self.runner.pool.num_pages, self.runner.pool.page_size),
+            PagePool(self.runner.pool.num_pages, self.runner.pool.page_size),
             TileCache(self.runner.num_tile_slots),
+            Pacer(config.max_step_tokens, config.max_step_tiles),
             max_sequences=config.max_sequences,
-            max_step_tokens=config.max_step_tokens,
-            max_step_tiles=config.max_step_tiles,
             eos_token_id=self.runner.model_config.language.eos_token_id,
         )
-        self._totals = {"steps": 0, "prompt_tokens": 0, "generated_tokens": 0, "tiles_encoded": 0}
+        self._has_prefix_cache = config.prefix_cache
+        self._steps = self._generated_tokens = self._tiles_encoded = 0
         self._step_seconds = 0.0
 
     @property
@@ -45,8 +48,19 @@ class Engine:
 
     def add(self, request: GenerateRequest) -> None:
         """Queue a request; `client.admit` has checked that it can ever fit."""
+        page_keys = None
+        if self._has_prefix_cache:
+            page_keys = PageKeys(request, self.runner.pool.page_size, self.runner.fingerprint)
         for choice_idx in range(request.params.n):
-            self.scheduler.add(Sequence(request, choice_idx, self.runner.max_context_tokens))
+            self.scheduler.add(
+                Sequence(
+                    request,
+                    choice_idx,
+                    self.runner.max_context_tokens,
+                    arrival_s=time.monotonic(),
+                    page_keys=copy.copy(page_keys),
+                )
+            )
 
     def abort(self, request_id: str, choice_idx: int | None = None) -> None:
         """Stop working on a request, or on one choice of it; no event follows."""
@@ -54,39 +68,42 @@ class Engine:
 
     def step(self) -> list[TokenEvent]:
         """One step of everything that runs. A failure ends the requests it concerns, each with an error event."""
-        started = time.monotonic()
+        started_s = time.monotonic()
+        late = [
+            TokenEvent(request_id, error="its deadline passed while it waited in the queue", is_expired=True)
+            for request_id in self.scheduler.expire(started_s)
+        ]
         batch = self.scheduler.schedule()
+        load = batch.load
         try:
             output = self.runner.run(batch)
         except Exception as error:  # whatever it was, nobody may wait for ever
             log.exception("a step failed")
             message = f"the engine failed at this request: {type(error).__name__}: {error}"
-            return [TokenEvent(request_id, error=message) for request_id in self.scheduler.fail(batch)]
+            return late + [TokenEvent(request_id, error=message) for request_id in self.scheduler.fail(batch)]
         events = self.scheduler.update(batch, output)
-        self._count(batch, len(events), time.monotonic() - started)
-        return events
-
-    def _count(self, batch: StepBatch, num_generated: int, seconds: float) -> None:
-        self._totals["steps"] += 1
-        self._totals["generated_tokens"] += num_generated
-        self._totals["tiles_encoded"] += len(batch.tile_jobs)
-        self._totals["prompt_tokens"] += sum(
-            max(0, min(chunk.end, chunk.sequence.num_prompt_tokens) - chunk.start) for chunk in batch.chunks
-        )
+        seconds = time.monotonic() - started_s
+        self.scheduler.pacer.learn(load, seconds)
+        self._steps += 1
         self._step_seconds += seconds
+        self._generated_tokens += len(events)
+        self._tiles_encoded += load.num_tiles
+        return late + events
 
     def stats(self) -> EngineStats:
-        pages = self.scheduler.pages
+        scheduler = self.scheduler
         return EngineStats(
-            num_running=len(self.scheduler.running),
-            num_waiting=len(self.scheduler.waiting),
-            num_pages_used=pages.num_pages - pages.num_free,
-            num_pages=pages.num_pages,
-            steps_total=self._totals["steps"],
+            num_running=len(scheduler.running),
+            num_waiting=len(scheduler.waiting),
+            num_pages_used=scheduler.pages.num_pages - scheduler.pages.num_free,
+            num_pages=scheduler.pages.num_pages,
+            steps_total=self._steps,
             step_seconds_total=self._step_seconds,
-            prompt_tokens_total=self._totals["prompt_tokens"],
-            generated_tokens_total=self._totals["generated_tokens"],
-            tiles_encoded_total=self._totals["tiles_encoded"],
-            tile_hits_total=self.scheduler.tiles.hits_total,
-            preemptions_total=self.scheduler.preemptions_total,
+            prompt_tokens_total=scheduler.counts.prompt_tokens,
+            cached_tokens_total=scheduler.counts.cached_tokens,
+            generated_tokens_total=self._generated_tokens,
+            tiles_encoded_total=self._tiles_encoded,
+            tile_hits_total=scheduler.tiles.hits_total,
+            vision_seconds_total=self.runner.vision_seconds,
+            preemptions_total=scheduler.counts.preemptions,
         )

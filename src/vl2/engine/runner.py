@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
+from vl2.checkpoint.fingerprint import fingerprint_weights
 from vl2.checkpoint.folder import read_model_config
 from vl2.core.config import EngineConfig
 from vl2.core.errors import SetupError
@@ -34,10 +36,12 @@ class Runner:
     def __init__(self, folder: Path, config: EngineConfig, on_progress: Progress | None = None) -> None:
         model_config = read_model_config(folder)
         self.config, self.model_config = config, model_config
-        self.device = choose_device(config.device)
+        self.device = choose_device(config.device, config.replicas, config.replica_idx)
         self.dtype = choose_dtype(config.dtype, self.device)
         if self.device.type == "cpu":
-            torch.set_num_threads(config.threads or len(os.sched_getaffinity(0)))
+            torch.set_num_threads(config.threads or max(1, len(os.sched_getaffinity(0)) // config.replicas))
+        else:
+            torch.cuda.set_device(self.device)
         self.max_context_tokens = config.max_context_tokens or model_config.language.max_position_embeddings
         self.model = DeepseekVL2(model_config, self.max_context_tokens, dtype=self.dtype, device=self.device)
         load_weights(self.model, folder, on_progress)
@@ -57,6 +61,9 @@ class Runner:
             device=self.device,
         )
 
+        self.fingerprint = fingerprint_weights(folder)
+        self.vision_seconds = 0.0
+
     @torch.inference_mode()
     def run(self, batch: StepBatch) -> StepOutput:
         if batch.tile_jobs:
@@ -67,9 +74,25 @@ class Runner:
         return sample(logits, sampling_inputs(batch)) if len(logits) else StepOutput([], [])
 
     def _encode(self, jobs: list[TileJob]) -> None:
-        encoded = self.model.encode_tiles(tile_pixels(jobs, self.device))
+        """Fill feature slots. Out of memory, half as many tiles are encoded at a time: no request fails by it."""
+        started_s = time.monotonic()
+        try:
+            encoded = self.model.encode_tiles(tile_pixels(jobs, self.device))
+        except torch.OutOfMemoryError:
+            if len(jobs) == 1:
+                raise
+            encoded = None
+        if encoded is None:  # outside the handler, which would keep the failed attempt's tensors alive
+            log.warning("out of memory with %d tiles at once; trying half", len(jobs))
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+            half = len(jobs) // 2
+            self._encode(jobs[:half])
+            self._encode(jobs[half:])
+            return
         slots = torch.tensor([job.slot for job in jobs], device=self.device)
         self.features[:-2].unflatten(0, (self.num_tile_slots, -1))[slots] = encoded
+        self.vision_seconds += time.monotonic() - started_s
 
     def _choose_row_multiple(self) -> int:
         """1 where results may depend on the batch; else what this processor's GEMMs need for them not to.
@@ -121,13 +144,23 @@ def max_span_tiles(config: ModelConfig) -> int:
     return 1 + max(width * height // side**2 for width, height in config.candidate_resolutions)
 
 
-def choose_device(name: str) -> torch.device:
-    """Raises: SetupError when a GPU is asked for and none is there."""
+def choose_device(name: str, num_replicas: int = 1, replica_idx: int = 0) -> torch.device:
+    """Each replica has a GPU of its own; on a CPU they share it.
+
+    Raises: SetupError when a GPU is asked for and none is there, or too few for the replicas.
+    """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and not torch.cuda.is_available():
         raise SetupError("--device cuda, but PyTorch sees no GPU; see `nvidia-smi`, or use --device cpu")
-    return torch.device(name, 0) if name == "cuda" else torch.device(name)
+    if name == "cpu":
+        return torch.device("cpu")
+    if num_replicas > torch.cuda.device_count():
+        raise SetupError(
+            f"--replicas {num_replicas} needs as many GPUs, but PyTorch sees {torch.cuda.device_count()}; "
+            f"lower it, or use --device cpu"
+        )
+    return torch.device("cuda", replica_idx)
 
 
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:

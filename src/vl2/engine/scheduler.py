@@ -1,18 +1,19 @@
 """What the next step computes, and what its result means. Ints and lists only; no tensor is seen here.
 
 A step is a list of `Chunk`s. A chunk of one token is decoding, a longer one is prefill or a part of it: one case.
-Running sequences come first, so prompts can only fill what they leave of the token budget.
+Running sequences come first, in the order in which they are to be served; prompts fill what the pacer allows beside.
 """
 
 from __future__ import annotations
 
-from collections import deque
+import bisect
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from vl2.core.types import FinishReason, TokenEvent, TokenLogprobs
 from vl2.engine.image_cache import TileCache
-from vl2.engine.pages import PageAllocator
+from vl2.engine.pacing import Pacer, StepLoad
+from vl2.engine.pages import PagePool
 from vl2.engine.sequence import Sequence
 
 
@@ -52,6 +53,12 @@ class StepBatch:
         return bool(self.chunks or self.tile_jobs)
 
     @property
+    def load(self) -> StepLoad:
+        num_decodes = sum(chunk.sequence.is_decoding for chunk in self.chunks)
+        num_tokens = sum(chunk.length for chunk in self.chunks)
+        return StepLoad(num_decodes, num_tokens - num_decodes, len(self.tile_jobs))
+
+    @property
     def sampled(self) -> list[Chunk]:
         return [chunk for chunk in self.chunks if chunk.is_last]
 
@@ -68,57 +75,78 @@ class StepOutput:
 class StepBudget:
     """What a step may still take."""
 
-    tokens: int
+    prefill_tokens: int
     tiles: int
     batch: StepBatch = field(default_factory=lambda: StepBatch([], []))
 
-    def add(self, chunk: Chunk) -> None:
-        self.tokens -= chunk.length
+    def add_prefill(self, chunk: Chunk) -> None:
+        self.prefill_tokens -= chunk.length
         self.batch.chunks.append(chunk)
 
 
+@dataclass(slots=True)
+class SchedulerCounts:
+    """Totals since the start."""
+
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    preemptions: int = 0
+
+
 class Scheduler:
+    """`waiting` and `running` are kept in the order in which sequences are to be served: first come first served,
+    shifted by priority. The last one gives way when pages run out.
+    """
+
     def __init__(
-        self,
-        pages: PageAllocator,
-        tiles: TileCache,
-        *,
-        max_sequences: int,
-        max_step_tokens: int,
-        max_step_tiles: int,
-        eos_token_id: int,
+        self, pages: PagePool, tiles: TileCache, pacer: Pacer, *, max_sequences: int, eos_token_id: int
     ) -> None:
-        self.pages, self.tiles = pages, tiles
+        self.pages, self.tiles, self.pacer = pages, tiles, pacer
         self.max_sequences, self.eos_token_id = max_sequences, eos_token_id
-        self.max_step_tokens, self.max_step_tiles = max_step_tokens, max_step_tiles
-        self.waiting: deque[Sequence] = deque()
+        self.waiting: list[Sequence] = []
         self.running: list[Sequence] = []
-        self.preemptions_total = 0
+        self.counts = SchedulerCounts()
 
     @property
     def has_work(self) -> bool:
         return bool(self.waiting or self.running)
 
     def add(self, sequence: Sequence) -> None:
-        self.waiting.append(sequence)
+        _insert(self.waiting, sequence)
+
+    def expire(self, now_s: float) -> list[str]:
+        """Drop the requests whose deadline passed before they were begun; returns their ids."""
+        late = [s for s in self.waiting if s.is_new and s.expires_s is not None and s.expires_s <= now_s]
+        request_ids = list(dict.fromkeys(sequence.request_id for sequence in late))
+        for request_id in request_ids:
+            self.abort(request_id)
+        return request_ids
 
     def schedule(self) -> StepBatch:
         """Chunks and tiles of the next step; empty when there is nothing to do."""
-        budget = StepBudget(self.max_step_tokens, self.max_step_tiles)
-        for sequence in sorted(self.running, key=lambda sequence: sequence.num_pending > 1):
+        decoding = [sequence for sequence in self.running if sequence.is_decoding]
+        prefilling = [sequence for sequence in self.running if not sequence.is_decoding]
+        num_decodes = len(decoding)
+        budget = StepBudget(self.pacer.prefill_tokens(num_decodes), self.pacer.tiles(num_decodes))
+        for sequence in decoding:
             if sequence in self.running and self._make_room(sequence):
+                budget.batch.chunks.append(Chunk(sequence, sequence.num_computed, 1))
+        for sequence in prefilling:
+            if sequence in self.running:
                 self._plan(sequence, budget)
-        while budget.tokens > 0 and self.waiting and len(self.running) < self.max_sequences:
+        while budget.prefill_tokens > 0 and self.waiting and len(self.running) < self.max_sequences:
             sequence = self.waiting[0]
-            if not self.pages.grow(sequence.pages, len(sequence.token_ids)):
+            if not self._admit(sequence):
                 break
-            self.running.append(self.waiting.popleft())
+            self.waiting.pop(0)
+            _insert(self.running, sequence)
             self._plan(sequence, budget)
         return budget.batch
 
     def update(self, batch: StepBatch, output: StepOutput) -> list[TokenEvent]:
         """Take a step's result. Finished sequences give their pages back here."""
         for chunk in batch.chunks:
+            self._publish(chunk)
             chunk.sequence.num_computed = chunk.end
             self._unpin_computed(chunk.sequence)
         events = []
@@ -127,7 +155,14 @@ class Scheduler:
             sequence = chunk.sequence
             sequence.append(token_id, self.eos_token_id)
             events.append(
-                TokenEvent(sequence.request_id, sequence.choice_idx, token_id, logprobs, sequence.finish_reason)
+                TokenEvent(
+                    sequence.request_id,
+                    sequence.choice_idx,
+                    token_id,
+                    logprobs,
+                    sequence.finish_reason,
+                    sequence.num_cached_tokens or 0,
+                )
             )
             if sequence.is_finished:
                 self._retire(sequence)
@@ -150,32 +185,48 @@ class Scheduler:
         return request_ids
 
     def preempt(self, sequence: Sequence) -> None:
-        """Take its pages; it starts over from its tokens, generated ones included, as the first in the queue."""
+        """Take its pages; it starts over from its tokens, generated ones included, when its turn comes again."""
         self.running.remove(sequence)
         self._free(sequence)
         sequence.num_computed = 0
-        self.waiting.appendleft(sequence)
-        self.preemptions_total += 1
+        _insert(self.waiting, sequence)
+        self.counts.preemptions += 1
+
+    def _admit(self, sequence: Sequence) -> bool:
+        """Pages for all its tokens, known ones where the cache has them; the last token is always computed anew."""
+        num_tokens = len(sequence.token_ids)
+        keys = sequence.page_keys.upto(sequence.token_ids, num_tokens - 1) if sequence.page_keys else []
+        sequence.pages = self.pages.match(keys)
+        num_known = len(sequence.pages) * self.pages.page_size
+        if not self.pages.grow(sequence.pages, num_tokens):
+            self.pages.release(sequence.pages)
+            return False
+        sequence.num_computed = num_known
+        if sequence.is_new:
+            sequence.num_cached_tokens = num_known
+            self.counts.prompt_tokens += num_tokens
+            self.counts.cached_tokens += num_known
+        return True
 
     def _make_room(self, sequence: Sequence) -> bool:
-        """Pages for the sequence's tokens, taken from the youngest ones where none are free."""
+        """A page for the next token, taken from the last in order where none is free."""
         while not self.pages.grow(sequence.pages, len(sequence.token_ids)):
-            youngest = self.running[-1]
-            self.preempt(youngest)
-            if youngest is sequence:
+            last = self.running[-1]
+            self.preempt(last)
+            if last is sequence:
                 return False
         return True
 
     def _plan(self, sequence: Sequence, budget: StepBudget) -> None:
         """The longest chunk that fits the budget and whose pictures this step's tile batch completes."""
         start = sequence.num_computed
-        end = min(len(sequence.token_ids), start + budget.tokens)
+        end = min(len(sequence.token_ids), start + budget.prefill_tokens)
         for index, span in sequence.spans_within(start, end):
             if not self._encode(sequence, index, budget):
                 end = max(start, span.start)
                 break
         if end > start:
-            budget.add(Chunk(sequence, start, end - start))
+            budget.add_prefill(Chunk(sequence, start, end - start))
 
     def _encode(self, sequence: Sequence, index: int, budget: StepBudget) -> bool:
         """Pin the span's slots and plan what is not encoded yet; True when all of it will be there."""
@@ -191,6 +242,15 @@ class Scheduler:
             budget.tiles -= 1
             budget.batch.tile_jobs.append(TileJob(sequence, tile_range[slots.index(slot)], slot))
         return self.tiles.are_encoded(slots)
+
+    def _publish(self, chunk: Chunk) -> None:
+        """Pages that this chunk filled can be shared from now on."""
+        sequence = chunk.sequence
+        if sequence.page_keys is None:
+            return
+        keys = sequence.page_keys.upto(sequence.token_ids, chunk.end)
+        for page_idx in range(chunk.start // self.pages.page_size, len(keys)):
+            self.pages.publish(sequence.pages[page_idx], keys[page_idx])
 
     def _unpin_computed(self, sequence: Sequence) -> None:
         for index in list(sequence.tile_slots):
@@ -212,3 +272,8 @@ class Scheduler:
     def sequences(self) -> Iterator[Sequence]:
         yield from self.running
         yield from self.waiting
+
+
+def _insert(queue: list[Sequence], sequence: Sequence) -> None:
+    """Behind all that are to be served before it or have the same turn."""
+    bisect.insort_right(queue, sequence, key=lambda queued: queued.order)

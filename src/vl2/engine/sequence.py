@@ -6,6 +6,10 @@ from collections import Counter
 
 from vl2.core.types import FinishReason, GenerateRequest, ImageSpan, Prompt, SamplingParams
 from vl2.engine.ngrams import NgramIndex
+from vl2.engine.prefix import PageKeys
+
+PRIORITY_HEADSTART_S = 10.0
+"""One class of priority is worth so much waiting: who waits long enough is served before any later request."""
 
 
 class Sequence:
@@ -15,7 +19,15 @@ class Sequence:
     difference is what the next steps must compute: the rest of the prompt, or the one token that was sampled last.
     """
 
-    def __init__(self, request: GenerateRequest, choice_idx: int, max_context_tokens: int) -> None:
+    def __init__(
+        self,
+        request: GenerateRequest,
+        choice_idx: int,
+        max_context_tokens: int,
+        *,
+        arrival_s: float = 0.0,
+        page_keys: PageKeys | None = None,
+    ) -> None:
         assert request.params.seed is not None and request.params.max_tokens is not None
         self.request_id = request.request_id
         self.choice_idx = choice_idx
@@ -23,6 +35,11 @@ class Sequence:
         self.params: SamplingParams = request.params
         self.token_ids = list(request.prompt.token_ids)
         self.max_length = min(len(self.token_ids) + request.params.max_tokens, max_context_tokens)
+        options = request.options
+        self.order = arrival_s + options.priority * PRIORITY_HEADSTART_S
+        self.expires_s = None if options.deadline_s is None else arrival_s + options.deadline_s
+        self.page_keys = page_keys  # None: shares no prefix
+        self.num_cached_tokens: int | None = None  # of the prompt, found at its first admission
         self.num_computed = 0
         self.pages: list[int] = []
         self.tile_slots: dict[int, list[int]] = {}  # span index → feature slots, pinned while the span is computed
@@ -45,8 +62,18 @@ class Sequence:
         return len(self.token_ids) - self.num_computed
 
     @property
+    def is_decoding(self) -> bool:
+        """Whether all that is to be computed is the token it generated last."""
+        return self.num_pending == 1 and self.num_output_tokens > 0
+
+    @property
     def is_finished(self) -> bool:
         return self.finish_reason is not None
+
+    @property
+    def is_new(self) -> bool:
+        """Whether it has never been admitted."""
+        return self.num_cached_tokens is None
 
     def spans_within(self, start: int, end: int) -> list[tuple[int, ImageSpan]]:
         """(index, span) of the pictures that overlap positions start … end - 1, in order."""
