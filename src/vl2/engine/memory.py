@@ -1,4 +1,4 @@
-"""How many pages the KV pool gets: by arithmetic where memory is known, never by trial."""
+"""How many pages the KV pool gets: what weights and the largest step leave, measured once at the start."""
 
 from __future__ import annotations
 
@@ -10,10 +10,52 @@ import torch
 from vl2.core.config import EngineConfig
 from vl2.core.errors import SetupError
 from vl2.core.model_config import LanguageConfig
-from vl2.model.kv_pool import kv_bytes_per_token
+from vl2.model.kv_pool import KVPool, kv_bytes_per_token
+from vl2.model.step import StepInputs
+from vl2.model.vl2 import DeepseekVL2
+from vl2.ops.attention import ChunkShape
 
 CPU_MEMORY_SHARE = 0.25
 """Of the memory that is available when the engine starts; pages are only touched as they are used."""
+
+
+def measure_workspace(model: DeepseekVL2, config: EngineConfig) -> int:
+    """Bytes that the largest tile batch and the largest step take beside weights and cache, by running both once."""
+    device, geometry = model.device, model.config.tile_geometry
+    tiles = torch.zeros(config.max_step_tiles, geometry.side, geometry.side, 3, dtype=torch.uint8, device=device)
+    step = _largest_step(model, config)
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    with torch.inference_mode():
+        model.encode_tiles(tiles)
+        num_pages = step.block_tables.shape[1]
+        pool = KVPool(model.config.language, num_pages, config.page_size_tokens, dtype=model.dtype, device=device)
+        pool_bytes = sum(layer.nbytes for layer in pool.layers)
+        logits = model(step, model.feature_table(1), pool)
+        logits.double().sort(dim=-1)  # what sampling all rows at once takes
+    peak = torch.cuda.max_memory_allocated(device) - before
+    torch.cuda.empty_cache()
+    return max(0, peak - pool_bytes)
+
+
+def _largest_step(model: DeepseekVL2, config: EngineConfig) -> StepInputs:
+    """As many prompt tokens as a step may hold, at the end of the longest context, and logits for all sequences."""
+    context = config.max_context_tokens or model.config.language.max_position_embeddings
+    length = min(config.max_step_tokens, context)
+    positions = torch.arange(context - length, context, device=model.device)
+    nothing = torch.empty(0, dtype=torch.int64, device=model.device)
+    return StepInputs(
+        token_ids=torch.zeros_like(positions),
+        positions=positions,
+        kv_slots=positions,
+        block_tables=torch.arange(-(-context // config.page_size_tokens), device=model.device)[None],
+        chunks=(ChunkShape(0, length, context),),
+        image_rows=nothing,
+        image_sources=nothing,
+        logit_rows=torch.zeros(config.max_sequences, dtype=torch.int64, device=model.device),
+        num_logits=config.max_sequences,
+        row_multiple=1,
+    )
 
 
 def num_kv_pages(
@@ -46,7 +88,7 @@ def _free_bytes(config: EngineConfig, device: torch.device, workspace_bytes: int
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
         return int(free - (1 - config.kv_memory_share) * total) - workspace_bytes
-    return int(_available_host_bytes() * CPU_MEMORY_SHARE)
+    return int(_available_host_bytes() * CPU_MEMORY_SHARE / config.replicas)
 
 
 def _available_host_bytes() -> int:

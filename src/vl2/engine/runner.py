@@ -17,7 +17,9 @@ from vl2.core.errors import SetupError
 from vl2.core.model_config import ModelConfig
 from vl2.core.stats import ModelInfo
 from vl2.engine.batch import BatchShape, sampling_inputs, step_inputs, tile_pixels
-from vl2.engine.memory import num_kv_pages
+from vl2.engine.device import choose_device, choose_dtype
+from vl2.engine.memory import measure_workspace, num_kv_pages
+from vl2.engine.receipt import system_fingerprint
 from vl2.engine.sampler import sample
 from vl2.engine.scheduler import StepBatch, StepOutput, TileJob
 from vl2.model.kv_pool import KVPool
@@ -47,11 +49,13 @@ class Runner:
         load_weights(self.model, folder, on_progress)
         self.num_tile_slots = max(config.image_cache_tiles, max_span_tiles(model_config))
         self.features = self.model.feature_table(self.num_tile_slots)
-        workspace = self._measure_workspace() if self.device.type == "cuda" else 0
+        workspace = measure_workspace(self.model, config) if self.device.type == "cuda" else 0
         num_pages = num_kv_pages(config, model_config.language, self.dtype, self.device, workspace)
         page_size = config.page_size_tokens
         self.pool = KVPool(model_config.language, num_pages, page_size, dtype=self.dtype, device=self.device)
-        row_multiple = self._choose_row_multiple()
+        wanted = config.deterministic
+        self.is_deterministic = self.device.type == "cpu" if wanted is None else wanted
+        row_multiple = self._choose_row_multiple() if self.is_deterministic else 1
         self.model.set_row_multiple(row_multiple)
         self.shape = BatchShape(
             page_size=page_size,
@@ -95,14 +99,11 @@ class Runner:
         self.vision_seconds += time.monotonic() - started_s
 
     def _choose_row_multiple(self) -> int:
-        """1 where results may depend on the batch; else what this processor's GEMMs need for them not to.
+        """What this processor's GEMMs need for a row's bits not to depend on the batch.
 
-        Raises: SetupError when `deterministic` is asked for and cannot be had.
+        Raises: SetupError when that cannot be had.
         """
         is_cpu = self.device.type == "cpu"
-        wanted = is_cpu if self.config.deterministic is None else self.config.deterministic
-        if not wanted:
-            return 1
         multiple = find_row_multiple(self.model.gemm_shapes(), {self.dtype, torch.float32}) if is_cpu else None
         if multiple is None:
             raise SetupError(
@@ -111,17 +112,6 @@ class Runner:
             )
         log.info("deterministic: rows are computed in multiples of %d", multiple)
         return multiple
-
-    @torch.inference_mode()
-    def _measure_workspace(self) -> int:
-        """Bytes that the largest tile batch takes beside the weights; the decoder's largest step takes less."""
-        side = self.model_config.tile_geometry.side
-        torch.cuda.reset_peak_memory_stats(self.device)
-        before = torch.cuda.memory_allocated(self.device)
-        self.model.encode_tiles(
-            torch.zeros(self.config.max_step_tiles, side, side, 3, dtype=torch.uint8, device=self.device)
-        )
-        return torch.cuda.max_memory_allocated(self.device) - before
 
     @property
     def info(self) -> ModelInfo:
@@ -135,6 +125,9 @@ class Runner:
             weights_bytes=sum(parameter.nbytes for parameter in parameters),
             num_pages=self.pool.num_pages,
             page_size_tokens=self.pool.page_size,
+            fingerprint=system_fingerprint(
+                self.fingerprint, self.device, self.dtype, self.shape.row_multiple, self.is_deterministic
+            ),
         )
 
 
@@ -142,38 +135,3 @@ def max_span_tiles(config: ModelConfig) -> int:
     """Tiles of the largest picture, global view included: a feature table must hold at least these."""
     side = config.tile_geometry.side
     return 1 + max(width * height // side**2 for width, height in config.candidate_resolutions)
-
-
-def choose_device(name: str, num_replicas: int = 1, replica_idx: int = 0) -> torch.device:
-    """Each replica has a GPU of its own; on a CPU they share it.
-
-    Raises: SetupError when a GPU is asked for and none is there, or too few for the replicas.
-    """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda" and not torch.cuda.is_available():
-        raise SetupError("--device cuda, but PyTorch sees no GPU; see `nvidia-smi`, or use --device cpu")
-    if name == "cpu":
-        return torch.device("cpu")
-    if num_replicas > torch.cuda.device_count():
-        raise SetupError(
-            f"--replicas {num_replicas} needs as many GPUs, but PyTorch sees {torch.cuda.device_count()}; "
-            f"lower it, or use --device cpu"
-        )
-    return torch.device("cuda", replica_idx)
-
-
-def choose_dtype(name: str, device: torch.device) -> torch.dtype:
-    """auto: bfloat16 where the hardware computes in it, else float32."""
-    if name != "auto":
-        return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]
-    if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
-    return torch.bfloat16 if _cpu_computes_bfloat16() else torch.float32
-
-
-def _cpu_computes_bfloat16() -> bool:
-    """Whether the processor has dot products of bfloat16; emulated ones are slower than float32."""
-    cpuinfo = Path("/proc/cpuinfo")
-    words = set(cpuinfo.read_text().split()) if cpuinfo.exists() else set()
-    return bool(words & {"avx512_bf16", "amx_bf16", "bf16"})

@@ -1,0 +1,44 @@
+"""Which device and which number format a replica computes with: chosen once, at the start."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from vl2.core.errors import SetupError
+
+
+def choose_device(name: str, num_replicas: int = 1, replica_idx: int = 0) -> torch.device:
+    """Each replica has a GPU of its own; on a CPU they share it.
+
+    Raises: SetupError when a GPU is asked for and none is there, or too few for the replicas.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and not torch.cuda.is_available():
+        raise SetupError("--device cuda, but PyTorch sees no GPU; see `nvidia-smi`, or use --device cpu")
+    if name == "cpu":
+        return torch.device("cpu")
+    if num_replicas > torch.cuda.device_count():
+        raise SetupError(
+            f"--replicas {num_replicas} needs as many GPUs, but PyTorch sees {torch.cuda.device_count()}; "
+            f"lower it, or use --device cpu"
+        )
+    return torch.device("cuda", replica_idx)
+
+
+def choose_dtype(name: str, device: torch.device) -> torch.dtype:
+    """auto: bfloat16 where the hardware computes in it, else float32."""
+    if name != "auto":
+        return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    return torch.bfloat16 if _cpu_computes_bfloat16() else torch.float32
+
+
+def _cpu_computes_bfloat16() -> bool:
+    """Whether the processor has dot products of bfloat16; emulated ones are slower than float32."""
+    cpuinfo = Path("/proc/cpuinfo")
+    words = set(cpuinfo.read_text().split()) if cpuinfo.exists() else set()
+    return bool(words & {"avx512_bf16", "amx_bf16", "bf16"})
