@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
 from vl2.core.errors import SetupError
-from vl2.core.stats import EngineStats, ModelInfo
+from vl2.core.stats import EngineStats, ModelInfo, ReplicaStats
 from vl2.core.types import Delta, FinishReason, GroundedObject, Message, SamplingParams, TokenText, Usage
 
 Step = Delta | BaseException | asyncio.Event
@@ -24,6 +24,7 @@ INFO = ModelInfo(
     weights_bytes=4_000_000,
     num_pages=256,
     page_size_tokens=16,
+    fingerprint="vl2-d-test",
 )
 
 
@@ -63,8 +64,8 @@ class FakeModel:
     async def stop(self) -> None:
         self.is_ready, self.is_stopped = False, True
 
-    async def stats(self) -> EngineStats:
-        return self.current_stats
+    async def replica_stats(self) -> list[ReplicaStats]:
+        return [ReplicaStats(self.is_ready, self.current_stats)]
 
     async def stream(
         self, messages: Sequence[Message], params: SamplingParams, *, request_id: str | None = None

@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 from vl2.checkpoint.folder import read_model_config
 from vl2.checkpoint.source import resolve_model
 from vl2.core.config import EngineConfig, HubOptions, ProcessorConfig
-from vl2.core.stats import EngineStats, ModelInfo
+from vl2.core.stats import EngineStats, ModelInfo, ReplicaStats
 from vl2.core.types import (
     Completion,
     Delta,
@@ -28,6 +28,7 @@ from vl2.core.types import (
     GroundedObject,
     Message,
     Prompt,
+    QueueOptions,
     SamplingParams,
     TokenEvent,
     TokenLogprobs,
@@ -35,8 +36,8 @@ from vl2.core.types import (
     Usage,
     fold_deltas,
 )
-from vl2.engine.client import EngineClient
-from vl2.engine.transport import ProcessTransport, ThreadTransport, Transport
+from vl2.engine.group import EngineGroup
+from vl2.engine.transport import ProcessTransport, ThreadTransport
 from vl2.processing.detokenizer import Detokenizer
 from vl2.processing.grounding import parse_grounding
 from vl2.processing.processor import Processor
@@ -74,12 +75,7 @@ class LLM:
         self.name = model.rstrip("/").rsplit("/", 1)[-1]
         self.processor = Processor(self.folder, read_model_config(self.folder), processor)
         transport = ThreadTransport if in_process else ProcessTransport
-
-        def make_transport() -> Transport:
-            return transport(self.folder, engine)
-
-        max_open = engine.max_queue + engine.max_sequences
-        self.client = EngineClient(make_transport, max_open=max_open, on_progress=on_progress)
+        self.client = EngineGroup(lambda config: transport(self.folder, config), engine, on_progress=on_progress)
         self._pool = ThreadPoolExecutor(MAX_PROCESSOR_THREADS, thread_name_prefix="vl2-processor")
         self._loop_thread: _LoopThread | None = None
 
@@ -104,7 +100,11 @@ class LLM:
         self._pool.shutdown(wait=False)
 
     async def stats(self) -> EngineStats:
+        """Sums over the replicas."""
         return await self.client.stats()
+
+    async def replica_stats(self) -> list[ReplicaStats]:
+        return await self.client.replica_stats()
 
     async def process(self, messages: Sequence[Message]) -> Prompt:
         """What the model would see, with exact token counts. Raises: RequestError."""
@@ -115,6 +115,7 @@ class LLM:
         messages: Sequence[Message],
         params: SamplingParams | None = None,
         *,
+        options: QueueOptions = QueueOptions(),
         request_id: str | None = None,
     ) -> AsyncGenerator[Delta, None]:
         """Answer piece by piece; see `Delta` for the order. Closing the iterator aborts the request.
@@ -123,7 +124,7 @@ class LLM:
         """
         params = params or SamplingParams()
         prompt = await self.process(messages)
-        request = self.client.admit(request_id or uuid.uuid4().hex, prompt, params)
+        request = self.client.admit(request_id or uuid.uuid4().hex, prompt, params, options)
         answer = _Answer(prompt, params, self.processor.tokenizer)
         async with contextlib.aclosing(self.client.generate(request)) as events:
             async for event in events:

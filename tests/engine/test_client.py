@@ -15,6 +15,7 @@ from vl2.engine.protocol import Abort, Add, AskStats, Command, Events, Ready, Re
 INFO = ModelInfo(
     max_context_tokens=20, max_prompt_tiles=10, device="cpu", dtype="float32", num_parameters=1, weights_bytes=4,
     num_pages=8, page_size_tokens=4,
+    fingerprint="vl2-d-test",
 )  # fmt: skip
 
 
@@ -168,3 +169,12 @@ async def test_counters_are_asked_of_the_engine():
     assert isinstance(ask, AskStats)
     f.engine.report(StatsReport(ask.query_id, EngineStats(steps_total=5)))
     assert (await question).steps_total == 5
+
+
+async def test_a_question_for_counters_does_not_wait_for_an_engine_that_died():
+    f = await Fixture().ready()
+    question = asyncio.create_task(f.client.stats())
+    await settle()
+    f.engine.die("signal 9")
+    await settle()
+    assert question.done() and (await question).restarts_total == 1

@@ -12,7 +12,7 @@ from fakes import FakeModel
 from server.bodies import Connect, chat
 from vl2.core.config import ServerConfig
 from vl2.core.errors import SetupError
-from vl2.core.stats import EngineStats
+from vl2.core.stats import EngineStats, ReplicaStats
 from vl2.server.app import create_app
 from vl2.server.metrics import ENGINE_METRICS
 
@@ -54,9 +54,19 @@ async def test_requests_tokens_and_times_are_counted(connect: Connect) -> None:
 
 async def test_the_engine_s_counters_are_read_at_the_scrape(connect: Connect) -> None:
     found = samples(await connect().get("/metrics"))
-    assert found["vl2_engine_running_sequences"] == 1
-    assert found["vl2_engine_steps_total"] == 7
-    assert found["vl2_engine_ready"] == 1
+    assert found["vl2_engine_running_sequences{0}"] == 1
+    assert found["vl2_engine_steps_total{0}"] == 7
+    assert found["vl2_engine_ready{0}"] == 1
+
+
+async def test_each_replica_has_its_own_counters_and_one_that_is_down_has_none(connect: Connect) -> None:
+    class TwoReplicas(FakeModel):
+        async def replica_stats(self) -> list[ReplicaStats]:
+            return [ReplicaStats(False, EngineStats()), ReplicaStats(True, EngineStats(steps_total=3))]
+
+    found = samples(await connect(TwoReplicas()).get("/metrics"))
+    assert (found["vl2_engine_ready{0}"], found["vl2_engine_ready{1}"]) == (0, 1)
+    assert "vl2_engine_steps_total{0}" not in found and found["vl2_engine_steps_total{1}"] == 3
 
 
 def test_every_counter_of_the_engine_has_a_metric() -> None:
@@ -65,13 +75,13 @@ def test_every_counter_of_the_engine_has_a_metric() -> None:
 
 async def test_metrics_are_there_without_an_engine_and_when_it_does_not_answer(connect: Connect) -> None:
     class Broken(FakeModel):
-        async def stats(self) -> EngineStats:
+        async def replica_stats(self) -> list[ReplicaStats]:
             raise OSError("gone")
 
     for model in (FakeModel(is_ready=False), Broken()):
         found = samples(await connect(model).get("/metrics"))
-        assert "vl2_engine_steps_total" not in found
-        assert found["vl2_engine_ready"] == model.is_ready
+        assert "vl2_requests_in_flight" in found
+        assert "vl2_engine_steps_total{0}" not in found and found.get("vl2_engine_ready{0}", 0) == 0
 
 
 async def test_the_app_answers_while_it_loads_the_model_and_stops_it_at_the_end() -> None:

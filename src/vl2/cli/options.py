@@ -40,13 +40,13 @@ def options(**configs: type[Any]) -> Callable[[Command], Command]:
         @functools.wraps(function)
         def merged(**values: Any) -> Any:
             for name, config in configs.items():
-                values[name] = config(**{field.name: values.pop(field.name) for field in dataclasses.fields(config)})
+                values[name] = config(**{field.name: values.pop(field.name) for field in _fields(config)})
             return function(**values)
 
         command: Command = merged
         for config in reversed(list(configs.values())):
             hints = typing.get_type_hints(config)
-            for field in reversed(dataclasses.fields(config)):
+            for field in reversed(_fields(config)):
                 meta = field.metadata
                 command = _flag(
                     field.name,
@@ -60,6 +60,11 @@ def options(**configs: type[Any]) -> Callable[[Command], Command]:
         return command
 
     return decorate
+
+
+def _fields(config: Any) -> list[dataclasses.Field[Any]]:
+    """Those that are flags: what has no help text is set by the program."""
+    return [field for field in dataclasses.fields(config) if "help" in field.metadata]
 
 
 def sampling_options(function: Command) -> Command:
@@ -118,7 +123,7 @@ def describe(**configs: Any) -> str:
     """The resolved values for the log; secrets only as "set" or "not set"."""
     pairs = []
     for config in configs.values():
-        for field in dataclasses.fields(config):
+        for field in _fields(config):
             value = getattr(config, field.name)
             if field.metadata["secret"]:
                 value = "set" if value else "not set"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Sequence
 from typing import Protocol
 
-from vl2.core.stats import EngineStats, ModelInfo
+from vl2.core.stats import ModelInfo, ReplicaStats
 from vl2.core.types import Delta, Message, SamplingParams
 
 
@@ -16,7 +16,7 @@ class ChatModel(Protocol):
 
     @property
     def is_ready(self) -> bool:
-        """Whether the engine is up and takes requests."""
+        """Whether an engine is up and takes requests; with several, one is enough."""
 
     @property
     def info(self) -> ModelInfo:
@@ -37,5 +37,5 @@ class ChatModel(Protocol):
         first delta; CapacityError likewise; EngineError at any time.
         """
 
-    async def stats(self) -> EngineStats:
-        """The engine's counters now."""
+    async def replica_stats(self) -> list[ReplicaStats]:
+        """The counters of each engine now, always in the same order."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,6 +18,7 @@ class ModelInfo:
     weights_bytes: int
     num_pages: int
     page_size_tokens: int
+    fingerprint: str  # the reproducibility receipt: equal receipt, request and seed give equal bits (engine/receipt.py)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,3 +39,17 @@ class EngineStats:
     vision_seconds_total: float = 0.0
     preemptions_total: int = 0
     restarts_total: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaStats:
+    """One engine among those that serve the model; its numbers are zeros while it is not ready."""
+
+    is_ready: bool
+    stats: EngineStats
+
+
+def sum_stats(parts: Sequence[EngineStats]) -> EngineStats:
+    """Gauges and totals of all together."""
+    names = [field.name for field in fields(EngineStats)]
+    return EngineStats(**{name: sum(getattr(part, name) for part in parts) for name in names})

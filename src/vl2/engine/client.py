@@ -217,6 +217,9 @@ class EngineClient:
         log.error("the engine died (%s); %d requests were open", reason, len(self._streams))
         was_ready, self.is_ready = self.is_ready, False
         self._fail_streams(f"the engine died while it worked on this request ({reason}); it is being restarted")
+        for question in self._queries.values():
+            if not question.done():
+                question.set_result(EngineStats())
         self._failed_starts += not was_ready
         if self._failed_starts >= MAX_FAILED_STARTS:
             self._settle_start(SetupError(f"the engine died {MAX_FAILED_STARTS} times while starting ({reason})"))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +16,7 @@ from vl2.core.errors import SetupError
 from vl2.core.model_config import ModelConfig
 from vl2.core.stats import ModelInfo
 from vl2.engine.batch import BatchShape, sampling_inputs, step_inputs, tile_pixels
-from vl2.engine.device import choose_device, choose_dtype
+from vl2.engine.device import choose_device, choose_dtype, choose_num_threads
 from vl2.engine.memory import measure_workspace, num_kv_pages
 from vl2.engine.receipt import system_fingerprint
 from vl2.engine.sampler import sample
@@ -41,7 +40,7 @@ class Runner:
         self.device = choose_device(config.device, config.replicas, config.replica_idx)
         self.dtype = choose_dtype(config.dtype, self.device)
         if self.device.type == "cpu":
-            torch.set_num_threads(config.threads or max(1, len(os.sched_getaffinity(0)) // config.replicas))
+            torch.set_num_threads(choose_num_threads(config.threads, config.replicas))
         else:
             torch.cuda.set_device(self.device)
         self.max_context_tokens = config.max_context_tokens or model_config.language.max_position_embeddings

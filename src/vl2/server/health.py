@@ -15,7 +15,7 @@ def health_routes(llm: ChatModel) -> APIRouter:
     async def live() -> JSONResponse:
         return JSONResponse({"status": "alive"})
 
-    @router.get("/ready", summary="200 when requests are taken; 503 while the model loads or its engine restarts")
+    @router.get("/ready", summary="200 when at least one engine takes requests, else 503")
     async def ready() -> JSONResponse:
         if llm.is_ready:
             return JSONResponse({"status": "ready"})

@@ -12,13 +12,13 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from vl2.core.interface import ChatModel
-from vl2.core.stats import EngineStats
+from vl2.core.stats import ReplicaStats
 from vl2.core.types import Delta, Usage
 
 logger = logging.getLogger(__name__)
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-STATS_TIMEOUT_S = 2.0  # a scrape must not wait for an engine that hangs
+STATS_TIMEOUT_S = 2.5  # a scrape must not wait for an engine that hangs; a little more than the client's own 2 s
 FIRST_TOKEN_BUCKETS_S = (0.01, 0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.7, 1, 2, 5, 10, 30, 60)
 INTER_TOKEN_BUCKETS_S = (0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0.1, 0.2, 0.5, 1, 5)
 REQUEST_BUCKETS_S = (0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2, 5, 10, 30, 60, 120, 300)
@@ -97,19 +97,23 @@ class TokenClock:
 
 
 class EngineCollector:
-    """One snapshot of the engine in the form that prometheus_client wants."""
+    """One snapshot of the engines, labelled by replica, in the form that prometheus_client wants."""
 
-    def __init__(self, stats: EngineStats | None, is_ready: bool) -> None:
-        self._stats = stats
-        self._is_ready = is_ready
+    def __init__(self, replicas: list[ReplicaStats]) -> None:
+        self._replicas = replicas
 
     def collect(self) -> Iterator[Metric]:
-        yield GaugeMetricFamily("vl2_engine_ready", "1 while the engine takes requests.", value=float(self._is_ready))
-        if self._stats is None:
-            return
+        ready = GaugeMetricFamily("vl2_engine_ready", "1 while the engine takes requests.", labels=["replica"])
+        for idx, replica in enumerate(self._replicas):
+            ready.add_metric([str(idx)], float(replica.is_ready))
+        yield ready
         for field, (name, help_text) in ENGINE_METRICS.items():
-            family = CounterMetricFamily if field.endswith("_total") else GaugeMetricFamily
-            yield family(f"vl2_engine_{name}", help_text, value=getattr(self._stats, field))
+            kind = CounterMetricFamily if field.endswith("_total") else GaugeMetricFamily
+            family = kind(f"vl2_engine_{name}", help_text, labels=["replica"])
+            for idx, replica in enumerate(self._replicas):
+                if replica.is_ready:  # else its zeros would stand for numbers that nobody knows
+                    family.add_metric([str(idx)], getattr(replica.stats, field))
+            yield family
 
 
 def metrics_routes(llm: ChatModel, metrics: Metrics) -> APIRouter:
@@ -118,18 +122,16 @@ def metrics_routes(llm: ChatModel, metrics: Metrics) -> APIRouter:
     @router.get("/metrics", summary="Measurements for Prometheus")
     async def read_metrics() -> Response:
         snapshot = CollectorRegistry()
-        snapshot.register(EngineCollector(await read_stats(llm), llm.is_ready))
+        snapshot.register(EngineCollector(await read_stats(llm)))
         return Response(generate_latest(metrics.registry) + generate_latest(snapshot), media_type=CONTENT_TYPE)
 
     return router
 
 
-async def read_stats(llm: ChatModel) -> EngineStats | None:
-    """None while there is no engine to ask, or when it does not answer in time."""
-    if not llm.is_ready:
-        return None
+async def read_stats(llm: ChatModel) -> list[ReplicaStats]:
+    """Empty when they do not answer in time."""
     try:
-        return await asyncio.wait_for(llm.stats(), STATS_TIMEOUT_S)
+        return await asyncio.wait_for(llm.replica_stats(), STATS_TIMEOUT_S)
     except Exception:
-        logger.exception("the engine did not give its statistics")
-        return None
+        logger.exception("the engines did not give their statistics")
+        return []
