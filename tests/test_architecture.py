@@ -18,7 +18,7 @@ MAY_IMPORT = {
     "ops": {"core"},
     "model": {"core", "ops", "checkpoint"},
     "processing": {"core"},
-    "engine": {"core", "ops", "model", "checkpoint"},
+    "engine": {"core", "ops", "model", "checkpoint", "processing"},  # the tokenizer and grammars
     "llm": {"core", "checkpoint", "processing", "engine"},
     "server": {"core"},
     "cli": {"core", "checkpoint", "ops", "model", "processing", "engine", "llm", "server"},

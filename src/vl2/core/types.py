@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import TYPE_CHECKING, Union
+from typing import TYPE_CHECKING, Literal, Union
 
 import numpy as np
 
@@ -68,12 +68,45 @@ class ImagePart:
     source: ImageSource
 
 
+GrammarKind = Literal["json_object", "json_schema", "choice", "regex", "grounding"]
+
+
+@dataclass(frozen=True, slots=True)
+class Grammar:
+    """What an answer can be: tokens that would leave it are ruled out before one is drawn.
+
+    kind          spec
+    json_object   ""                a JSON object
+    json_schema   schema as JSON    JSON that the schema allows
+    choice        ("yes", "no")     one of these texts
+    regex         "[a-z]+"          text that the expression matches as a whole (Rust's dialect, without look-around)
+    grounding     ""                any text; what it marks with <|ref|> has well-formed boxes
+
+    Raises: InvalidRequest when kind and spec do not go together. Whether the spec itself is good is found out when a
+    request is sent.
+    """
+
+    kind: GrammarKind
+    spec: str | tuple[str, ...] = ""
+
+    def __post_init__(self) -> None:
+        if self.kind == "choice":
+            is_good = isinstance(self.spec, tuple) and bool(self.spec) and all(self.spec)
+            rule = "one or more non-empty texts"
+        elif self.kind in ("json_schema", "regex"):
+            is_good, rule = isinstance(self.spec, str) and bool(self.spec), "a non-empty text"
+        else:
+            is_good, rule = not self.spec, "left out"
+        if not is_good:
+            raise InvalidRequest(f"the spec of a {self.kind} grammar must be {rule}", param="grammar")
+
+
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
     """How to choose tokens. Defaults: greedy, as the official README generates.
 
-    Order of application: logit bias → penalties → temperature → min-p, top-k → top-p. Logprobs are those of the raw
-    logits. `repetition_penalty` counts prompt and output (`<image>` ids too); `presence_penalty` and
+    Order of application: logit bias → penalties → grammar → temperature → min-p, top-k → top-p. Logprobs are those of
+    the raw logits. `repetition_penalty` counts prompt and output (`<image>` ids too); `presence_penalty` and
     `frequency_penalty` count the output only.
 
     Raises: InvalidRequest that names the field.
@@ -95,6 +128,7 @@ class SamplingParams:
     ignore_eos: bool = False
     logprobs: int | None = None  # None: off; 0..20: that many alternatives a token
     n: int = 1
+    grammar: Grammar | None = None  # under one, `ignore_eos` goes on only as long as the grammar can
 
     def __post_init__(self) -> None:
         def check(name: str, is_good: bool, rule: str) -> None:

@@ -99,6 +99,7 @@ class SamplingInputs:
     """How to choose the next token of L sequences. Row lists name the rows that a stage concerns: most touch none."""
 
     edits: tuple[LogitEdit, ...]  # bias, penalties and bans of single rows
+    masks: tuple[tuple[int, np.ndarray], ...]  # (row, [V] bool): tokens that its grammar allows
     random_rows: list[int]
     uniforms: list[float]  # one draw in [0, 1) for each random row
     temperatures: list[float]  # of each random row, like the next three
@@ -130,6 +131,11 @@ def sampling_inputs(batch: StepBatch) -> SamplingInputs:
     logprob_rows = [row for row, sequence in enumerate(sequences) if sequence.params.logprobs is not None]
     return SamplingInputs(
         edits=tuple(edit for row, sequence in enumerate(sequences) if (edit := _edit(row, sequence)) is not None),
+        masks=tuple(
+            (row, sequence.constraint.next_mask.result())
+            for row, sequence in enumerate(sequences)
+            if sequence.constraint is not None
+        ),
         random_rows=random_rows,
         uniforms=[_uniform(sequence) for sequence in random],
         temperatures=[sequence.params.temperature for sequence in random],

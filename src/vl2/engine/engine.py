@@ -10,6 +10,7 @@ from pathlib import Path
 from vl2.core.config import EngineConfig
 from vl2.core.stats import EngineStats, ModelInfo
 from vl2.core.types import GenerateRequest, TokenEvent
+from vl2.engine.grammar import Grammars, broken_requests
 from vl2.engine.image_cache import TileCache
 from vl2.engine.pacing import Pacer
 from vl2.engine.pages import PagePool
@@ -34,6 +35,8 @@ class Engine:
             max_sequences=config.max_sequences,
             eos_token_id=self.runner.model_config.language.eos_token_id,
         )
+        language = self.runner.model_config.language
+        self.grammars = Grammars(folder, language.vocab_size, language.eos_token_id)
         self._has_prefix_cache = config.prefix_cache
         self._steps = self._generated_tokens = self._tiles_encoded = 0
         self._step_seconds = 0.0
@@ -52,15 +55,15 @@ class Engine:
         if self._has_prefix_cache:
             page_keys = PageKeys(request, self.runner.pool.page_size, self.runner.fingerprint)
         for choice_idx in range(request.params.n):
-            self.scheduler.add(
-                Sequence(
-                    request,
-                    choice_idx,
-                    self.runner.max_context_tokens,
-                    arrival_s=time.monotonic(),
-                    page_keys=copy.copy(page_keys),
-                )
+            sequence = Sequence(
+                request,
+                choice_idx,
+                self.runner.max_context_tokens,
+                arrival_s=time.monotonic(),
+                page_keys=copy.copy(page_keys),
             )
+            self.grammars.constrain(sequence)
+            self.scheduler.add(sequence)
 
     def abort(self, request_id: str, choice_idx: int | None = None) -> None:
         """Stop working on a request, or on one choice of it; no event follows."""
@@ -81,7 +84,13 @@ class Engine:
             log.exception("a step failed")
             message = f"the engine failed at this request: {type(error).__name__}: {error}"
             return late + [TokenEvent(request_id, error=message) for request_id in self.scheduler.fail(batch)]
+        batch = batch.without_last_token(output.late)
+        broken = broken_requests(batch)
         events = self.scheduler.update(batch, output)
+        for request_id, message in broken.items():
+            self.scheduler.abort(request_id)
+            events = [event for event in events if event.request_id != request_id]
+            events.append(TokenEvent(request_id, error=message))
         seconds = time.monotonic() - started_s
         self.scheduler.pacer.learn(load, seconds)
         self._steps += 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -17,6 +18,7 @@ from vl2.core.model_config import ModelConfig
 from vl2.core.stats import ModelInfo
 from vl2.engine.batch import BatchShape, sampling_inputs, step_inputs, tile_pixels
 from vl2.engine.device import choose_device, choose_dtype, choose_num_threads
+from vl2.engine.grammar import late_chunks
 from vl2.engine.memory import measure_workspace, num_kv_pages
 from vl2.engine.receipt import system_fingerprint
 from vl2.engine.sampler import sample
@@ -74,7 +76,19 @@ class Runner:
         if not batch.chunks:
             return StepOutput([], [])
         logits = self.model(step_inputs(batch.chunks, self.shape), self.features, self.pool)
-        return sample(logits, sampling_inputs(batch)) if len(logits) else StepOutput([], [])
+        return self._sample(logits, batch) if len(logits) else StepOutput([], [])
+
+    def _sample(self, logits: torch.Tensor, batch: StepBatch) -> StepOutput:
+        """Of the rows that are ready to be sampled."""
+        if all(chunk.sequence.constraint is None for chunk in batch.sampled):
+            return sample(logits, sampling_inputs(batch))
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)  # until then it costs nothing to wait for masks
+        late = late_chunks(batch)
+        ready = [row for row, chunk in enumerate(batch.sampled) if chunk not in late]
+        if not ready:
+            return StepOutput([], [], late)
+        return replace(sample(logits[ready], sampling_inputs(batch.without_last_token(late))), late=late)
 
     def _encode(self, jobs: list[TileJob]) -> None:
         """Fill feature slots. Out of memory, half as many tiles are encoded at a time: no request fails by it."""

@@ -1,4 +1,7 @@
-"""Logits → tokens: bias → penalties → temperature → min-p, top-k → top-p → draw. Logprobs are of the raw logits."""
+"""Logits → tokens: bias → penalties → grammar → temperature → min-p, top-k → top-p → draw.
+
+Logprobs are of the raw logits.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +15,12 @@ from vl2.engine.scheduler import StepOutput
 def sample(logits: torch.Tensor, inputs: SamplingInputs) -> StepOutput:
     """logits [L, V] float32 → a token for each row. Rows do not influence each other."""
     edited = logits
-    if inputs.edits:
+    if inputs.edits or inputs.masks:
         edited = logits.clone()
         for edit in inputs.edits:
             _apply(edited[edit.row], edit)
+        for row, allowed in inputs.masks:
+            _constrain(edited[row], logits[row], torch.from_numpy(allowed).to(logits.device))
     chosen = edited.argmax(-1)
     if inputs.random_rows:
         chosen[inputs.random_rows] = _draw(edited[inputs.random_rows], inputs)
@@ -39,6 +44,12 @@ def _apply(row: torch.Tensor, edit: LogitEdit) -> None:
         row[ids(list(edit.output_counts))] -= edit.presence_penalty + edit.frequency_penalty * counts
     if edit.banned_ids:
         row[ids(edit.banned_ids)] = float("-inf")
+
+
+def _constrain(row: torch.Tensor, raw: torch.Tensor, allowed: torch.Tensor) -> None:
+    """Only what the grammar allows, in place. Where a ban has left nothing of that, the ban does not count."""
+    row.masked_fill_(~allowed, float("-inf"))
+    row.copy_(torch.where(row.isneginf().all(), raw.masked_fill(~allowed, float("-inf")), row))
 
 
 def _draw(logits: torch.Tensor, inputs: SamplingInputs) -> torch.Tensor:

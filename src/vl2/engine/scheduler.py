@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import bisect
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from vl2.core.types import FinishReason, TokenEvent, TokenLogprobs
 from vl2.engine.image_cache import TileCache
@@ -62,13 +62,19 @@ class StepBatch:
     def sampled(self) -> list[Chunk]:
         return [chunk for chunk in self.chunks if chunk.is_last]
 
+    def without_last_token(self, late: list[Chunk]) -> StepBatch:
+        """As if the last token of the `late` chunks had not been computed: it will be, in the next step."""
+        shorter = [replace(chunk, length=chunk.length - 1) if chunk in late else chunk for chunk in self.chunks]
+        return StepBatch([chunk for chunk in shorter if chunk.length], self.tile_jobs)
+
 
 @dataclass(frozen=True, slots=True)
 class StepOutput:
-    """For each of `StepBatch.sampled`: the token, and its logprobs where they were asked for."""
+    """For each of `StepBatch.sampled`, but those that are `late`: the token, and logprobs where they were asked for."""
 
     token_ids: list[int]
     logprobs: list[TokenLogprobs | None]
+    late: list[Chunk] = field(default_factory=list)  # no token this time: its grammar was not ready
 
 
 @dataclass(slots=True)

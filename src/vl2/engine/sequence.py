@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import TYPE_CHECKING
 
 from vl2.core.types import FinishReason, GenerateRequest, ImageSpan, Prompt, SamplingParams
 from vl2.engine.ngrams import NgramIndex
 from vl2.engine.prefix import PageKeys
+
+if TYPE_CHECKING:
+    from vl2.engine.grammar import Constraint
 
 PRIORITY_HEADSTART_S = 10.0
 """One class of priority is worth so much waiting: who waits long enough is served before any later request."""
@@ -47,6 +51,7 @@ class Sequence:
         self.finish_reason: FinishReason | None = None
         size = request.params.no_repeat_ngram_size
         self.ngrams = NgramIndex(size, request.prompt) if size else None
+        self.constraint: Constraint | None = None  # of its grammar
 
     @property
     def num_prompt_tokens(self) -> int:
@@ -87,7 +92,10 @@ class Sequence:
         """Take a sampled token and see whether it was the last."""
         self.token_ids.append(token_id)
         self.output_counts[token_id] += 1
-        if token_id in self.params.stop_token_ids or (token_id == eos_token_id and not self.params.ignore_eos):
+        ends_at_eos = not self.params.ignore_eos or self.constraint is not None  # then it comes when nothing else can
+        if token_id in self.params.stop_token_ids or (token_id == eos_token_id and ends_at_eos):
             self.finish_reason = FinishReason.STOP
         elif len(self.token_ids) >= self.max_length:
             self.finish_reason = FinishReason.LENGTH
+        elif self.constraint is not None:
+            self.constraint.accept(token_id)

@@ -80,6 +80,16 @@ class Tokenizer:
         """Number of tokens, the appended ones included; the embedding usually has more rows."""
         return self._bpe.get_vocab_size(with_added_tokens=True)
 
+    @property
+    def reserved_ids(self) -> set[int]:
+        """Tokens that stand for no ordinary text: roles, pictures, tags, placeholders."""
+        added = self._bpe.get_added_tokens_decoder()
+        return {
+            token_id
+            for token_id, token in added.items()
+            if token.special or (token.content.startswith("<") and token.content.endswith(">"))
+        }
+
     def encode(self, text: str) -> list[int]:
         """Ids of `text`, without BOS and EOS. The text of a special token becomes that token, wherever it stands."""
         return self._bpe.encode(text, add_special_tokens=False).ids
