@@ -24,16 +24,30 @@ SPRITE, COLUMNS = 96, 16
 SETS = ("noto", "noto-v1", "fluent-emoji-flat", "emojione", "twemoji")
 
 LATIN = [
-    "dejavu/DejaVuSans.ttf", "dejavu/DejaVuSerif-Bold.ttf", "dejavu/DejaVuSansMono.ttf",
-    "liberation/LiberationSans-Bold.ttf", "liberation/LiberationSerif-Regular.ttf", "liberation/LiberationMono-Bold.ttf",
-    "lato/Lato-Regular.ttf", "lato/Lato-Black.ttf", "open-sans/OpenSans-Semibold.ttf",
-    "roboto/unhinted/RobotoTTF/Roboto-Medium.ttf", "ebgaramond/EBGaramond12-Bold.otf", "crosextra/Carlito-Bold.ttf",
-    "comfortaa/Comfortaa-Bold.ttf", "quicksand/Quicksand-Medium.ttf", "firacode/FiraCode-Regular.ttf",
-    "cabin/Cabin-Bold.otf", "play/Play-Regular.ttf", "courier-prime/Courier Prime Bold.otf",
+    "dejavu/DejaVuSans.ttf",
+    "dejavu/DejaVuSerif-Bold.ttf",
+    "dejavu/DejaVuSansMono.ttf",
+    "liberation/LiberationSans-Bold.ttf",
+    "liberation/LiberationSerif-Regular.ttf",
+    "liberation/LiberationMono-Bold.ttf",
+    "lato/Lato-Regular.ttf",
+    "lato/Lato-Black.ttf",
+    "open-sans/OpenSans-Semibold.ttf",
+    "roboto/unhinted/RobotoTTF/Roboto-Medium.ttf",
+    "ebgaramond/EBGaramond12-Bold.otf",
+    "crosextra/Carlito-Bold.ttf",
+    "comfortaa/Comfortaa-Bold.ttf",
+    "quicksand/Quicksand-Medium.ttf",
+    "firacode/FiraCode-Regular.ttf",
+    "cabin/Cabin-Bold.otf",
+    "play/Play-Regular.ttf",
+    "courier-prime/Courier Prime Bold.otf",
 ]
 CHINESE = [
-    ("opentype/noto/NotoSansCJK-Regular.ttc", "SC"), ("opentype/noto/NotoSansCJK-Bold.ttc", "SC"),
-    ("opentype/noto/NotoSerifCJK-Bold.ttc", "SC"), ("truetype/lxgw-wenkai/LXGWWenKai-Regular.ttf", ""),
+    ("opentype/noto/NotoSansCJK-Regular.ttc", "SC"),
+    ("opentype/noto/NotoSansCJK-Bold.ttc", "SC"),
+    ("opentype/noto/NotoSerifCJK-Bold.ttc", "SC"),
+    ("truetype/lxgw-wenkai/LXGWWenKai-Regular.ttf", ""),
 ]
 
 
@@ -53,7 +67,9 @@ def render_set(icons: Path, name: str) -> Image.Image:
         png = Image.open(io.BytesIO(bytes(resvg_py.svg_to_bytes(svg_string=svg)))).convert("RGBA")
         png = png.crop(png.getchannel("A").point(lambda a: 255 * (a > 24)).getbbox())
         scale = SPRITE / max(png.size)
-        png = png.resize((max(1, round(png.width * scale)), max(1, round(png.height * scale))), Image.Resampling.LANCZOS)
+        png = png.resize(
+            (max(1, round(png.width * scale)), max(1, round(png.height * scale))), Image.Resampling.LANCZOS
+        )
         x, y = i % COLUMNS * SPRITE, i // COLUMNS * SPRITE
         atlas.paste(png, (x + (SPRITE - png.width) // 2, y + (SPRITE - png.height) // 2))
     return atlas
@@ -75,7 +91,11 @@ def subset_font(path: str, flavour: str, text: str, out: Path, title: str) -> No
     number = 0
     if source.suffix == ".ttc":
         faces = ttLib.TTCollection(str(source)).fonts
-        number = next(i for i, f in enumerate(faces) if f["name"].getDebugName(1).split()[-1] == flavour or f" {flavour}" in f["name"].getDebugName(4))
+        number = next(
+            i
+            for i, f in enumerate(faces)
+            if f["name"].getDebugName(1).split()[-1] == flavour or f" {flavour}" in f["name"].getDebugName(4)
+        )
     options = subset.Options(layout_features=[], name_IDs=[0, 13, 14], hinting=False, notdef_outline=True, flavor=None)
     font = ttLib.TTFont(str(source), fontNumber=number)
     cutter = subset.Subsetter(options)
@@ -96,7 +116,9 @@ def main() -> None:
         render_set(icons, name).save(DATA / f"{name}.webp", quality=72, alpha_quality=70, method=6)
     ascii_text = "".join(map(chr, range(32, 127)))
     for i, path in enumerate(LATIN):
-        subset_font(path, "", ascii_text, DATA / f"fonts/latin-{i:02d}{find_font(path).suffix}", f"vl2-nano-latin-{i:02d}")
+        subset_font(
+            path, "", ascii_text, DATA / f"fonts/latin-{i:02d}{find_font(path).suffix}", f"vl2-nano-latin-{i:02d}"
+        )
     for i, (path, flavour) in enumerate(CHINESE):
         subset_font(path, flavour, ascii_text + HANZI, DATA / f"fonts/han-{i:02d}.otf", f"vl2-nano-han-{i:02d}")
 

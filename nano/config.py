@@ -11,10 +11,11 @@ import json
 from pathlib import Path
 
 import torch
-from model import NanoVL2
 from safetensors.torch import save_file
 from tokenizer import build, save
 from views import GRIDS, TILE
+
+from model import NanoVL2
 
 HIDDEN = 256
 CANDIDATES = [[w * TILE, h * TILE] for w, h in GRIDS]
@@ -57,8 +58,14 @@ def initialise(model: NanoVL2, seed: int = 0) -> None:
     for name, p in model.named_parameters():
         if p.dim() >= 2:
             fan_in = p.shape[-1] if p.dim() < 4 else p[0].numel()
-            gain = 0.2 if name.endswith(("attn.proj.weight", "fc2.weight", "o_proj.weight", "down_proj.weight", "down_proj")) else 1.0
-            std = {"embed_tokens": 0.5, "lm_head": 0.02, "pos_embed": 0.3}.get(next((k for k in ("embed_tokens", "lm_head", "pos_embed") if k in name), ""), gain / fan_in**0.5)
+            gain = (
+                0.2
+                if name.endswith(("attn.proj.weight", "fc2.weight", "o_proj.weight", "down_proj.weight", "down_proj"))
+                else 1.0
+            )
+            std = {"embed_tokens": 0.5, "lm_head": 0.02, "pos_embed": 0.3}.get(
+                next((k for k in ("embed_tokens", "lm_head", "pos_embed") if k in name), ""), gain / fan_in**0.5
+            )
             p.data.copy_(torch.randn(p.shape, generator=g) * std)
         elif name.endswith("bias") and "correction" not in name:
             p.data.zero_()
@@ -80,9 +87,15 @@ def write_checkpoint(state: dict[str, torch.Tensor], out: Path) -> int:
     (out / "config.json").write_text(json.dumps(CONFIG, indent=2) + "\n")
     (out / "processor_config.json").write_text(json.dumps(PROCESSOR, indent=2, ensure_ascii=False) + "\n")
     save(build(), out)
-    tensors = {k: (t.float() if k.endswith("correction_bias") else t.bfloat16()).cpu().contiguous().clone() for k, t in state.items()}
+    tensors = {
+        k: (t.float() if k.endswith("correction_bias") else t.bfloat16()).cpu().contiguous().clone()
+        for k, t in state.items()
+    }
     shard = "model-00001-of-000001.safetensors"
     save_file(tensors, str(out / shard), metadata={"format": "pt"})
-    index = {"metadata": {"total_size": sum(t.numel() * t.element_size() for t in tensors.values())}, "weight_map": dict.fromkeys(sorted(tensors), shard)}
+    index = {
+        "metadata": {"total_size": sum(t.numel() * t.element_size() for t in tensors.values())},
+        "weight_map": dict.fromkeys(sorted(tensors), shard),
+    }
     (out / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
     return (out / shard).stat().st_size

@@ -13,8 +13,8 @@ from pathlib import Path
 from random import Random
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
 from names import COLOURS, OBJECTS
+from PIL import Image, ImageDraw, ImageFont
 
 DATA = Path(__file__).parent / "data"
 SPRITE, COLUMNS = 96, 16
@@ -59,7 +59,11 @@ def pictogram(rng: Random, index: int, style: str, size: float) -> Stamp:
     """An object, its longer side `size` pixels; sometimes mirrored, slightly turned, a little lighter or darker."""
     cell = _sprites(style)[index]
     scale = size / max(cell.size)
-    image = cell.resize((max(4, round(cell.width * scale)), max(4, round(cell.height * scale))), Image.Resampling.BICUBIC, reducing_gap=2.0)
+    image = cell.resize(
+        (max(4, round(cell.width * scale)), max(4, round(cell.height * scale))),
+        Image.Resampling.BICUBIC,
+        reducing_gap=2.0,
+    )
     if rng.random() < 0.3:
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     return Stamp(_turned(image, rng.gauss(0, 8) if rng.random() < 0.6 else 0))
@@ -69,7 +73,13 @@ def pictogram(rng: Random, index: int, style: str, size: float) -> Stamp:
 
 
 def _polygon(n: int, start: float, radii: tuple[float, ...] = (1.0,)) -> list[tuple[float, float]]:
-    return [(radii[i % len(radii)] * math.cos(start + 2 * math.pi * i / n), radii[i % len(radii)] * math.sin(start + 2 * math.pi * i / n)) for i in range(n)]
+    return [
+        (
+            radii[i % len(radii)] * math.cos(start + 2 * math.pi * i / n),
+            radii[i % len(radii)] * math.sin(start + 2 * math.pi * i / n),
+        )
+        for i in range(n)
+    ]
 
 
 def _heart() -> list[tuple[float, float]]:
@@ -135,7 +145,9 @@ def printed(rng: Random, text: str, size: float, ink: RGB, plate: RGB | None, ma
         font = _font(path, font.size - 2)
     x0, y0, x1, y1 = font.getbbox(text)
     pad = round(font.size * 0.35) if plate else 2
-    image = Image.new("RGBA", (math.ceil(x1 - x0) + 2 * pad, math.ceil(y1 - y0) + 2 * pad), (*plate, 255) if plate else (*ink, 0))
+    image = Image.new(
+        "RGBA", (math.ceil(x1 - x0) + 2 * pad, math.ceil(y1 - y0) + 2 * pad), (*plate, 255) if plate else (*ink, 0)
+    )
     pen = ImageDraw.Draw(image)
     pen.text((pad - x0, pad - y0), text, font=font, fill=(*ink, 255))
     at = [font.getlength(text[:i]) - x0 + pad for i in range(len(text) + 1)]
@@ -174,11 +186,23 @@ def _textures() -> list[np.ndarray]:
         elif kind == 2:
             t = ((x % period - period / 2) ** 2 + (y % period - period / 2) ** 2 < (period / 4) ** 2).astype(np.float32)
         elif kind == 3:
-            t = np.asarray(Image.fromarray((r.rand(9, 9) * 255).astype(np.uint8)).resize((512, 512), Image.Resampling.BICUBIC)) / 255
+            t = (
+                np.asarray(
+                    Image.fromarray((r.rand(9, 9) * 255).astype(np.uint8)).resize((512, 512), Image.Resampling.BICUBIC)
+                )
+                / 255
+            )
         elif kind == 4:
             t = (np.sin(u * 2 * np.pi / period) * np.sin(v * 2 * np.pi / period) + 1) / 2
         else:
-            t = np.asarray(Image.fromarray((r.rand(128, 128) * 255).astype(np.uint8)).resize((512, 512), Image.Resampling.BILINEAR)) / 255
+            t = (
+                np.asarray(
+                    Image.fromarray((r.rand(128, 128) * 255).astype(np.uint8)).resize(
+                        (512, 512), Image.Resampling.BILINEAR
+                    )
+                )
+                / 255
+            )
         out.append(np.asarray(t, dtype=np.float32))
     return out
 
@@ -248,7 +272,13 @@ def cover(rng: Random, image: Image.Image, box: Box, share: float) -> None:
     x0, y0, x1, y1 = box
     w, h = x1 - x0, y1 - y0
     colour = tuple(rng.randint(90, 170) + rng.randint(-10, 10) for _ in range(3))
-    points = [(0.0, 0.0), (share, 0.0), (share * rng.uniform(0.6, 1.2), 0.5), (share * rng.uniform(0.7, 1.0), 1.0), (0.0, 1.0)]
+    points = [
+        (0.0, 0.0),
+        (share, 0.0),
+        (share * rng.uniform(0.6, 1.2), 0.5),
+        (share * rng.uniform(0.7, 1.0), 1.0),
+        (0.0, 1.0),
+    ]
     side = rng.randint(0, 3)
     if side % 2:
         points = [(1 - u, v) for u, v in points]

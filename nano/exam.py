@@ -1,20 +1,18 @@
 """The examination: canonical questions on held-out scenes, and how answers are scored.
 
 `exam` draws one question for a scene; the training run scores batches of them on the GPU, and `evalset.py` writes a
-fixed set of them for the HTTP API. Scoring is a pure function of (task, expected, answer).
+fixed set of them for the HTTP API, scored by `vl2.tools`.
 """
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
 from random import Random
 
-from questions import Asked, ask, follow_up, which
-from scenes import Scene
+from questions import WORDINGS, Asked, ask, call, follow_up, matches, which
+from scenes import Item, Scene
 
 TASKS = ("naming", "counting", "colour", "text", "box", "follow-up", "absent", "caption")
-_BOX = re.compile(r"\[(\d+), (\d+), (\d+), (\d+)\]")
 
 
 def exam(rng: Random, scenes: list[Scene]) -> Asked | None:
@@ -28,7 +26,7 @@ def exam(rng: Random, scenes: list[Scene]) -> Asked | None:
 def question(rng: Random, scene: Scene, task: str, lang: str) -> Asked | None:
     """The canonical question of a task about one picture, or None where the scene does not suit it."""
     kinds = {i.kind for i in scene.items}
-    if not scene.items or task == "colour" and "shape" not in kinds or task == "text" and "text" not in kinds:
+    if not scene.items or (task == "colour" and "shape" not in kinds) or (task == "text" and "text" not in kinds):
         return None
     if task == "follow-up":
         return follow_up(rng, scene, lang, canonical=True)
@@ -37,38 +35,26 @@ def question(rng: Random, scene: Scene, task: str, lang: str) -> Asked | None:
         asked = rng.choice(("box", "box", "colour", "text"))
         if asked == "text" and "text" in kinds:
             return None
+    if task == "counting":
+        return count_most(rng, scene, lang)
     turn = ask(rng, scene, asked, lang, want_absent=task == "absent", wording=0)
     return turn and Asked(task, lang, (turn[0],))
+
+
+def count_most(rng: Random, scene: Scene, lang: str) -> Asked | None:
+    """Count what the scene holds most of; a random thing would nearly always be there once."""
+    targets = [Item(i.kind, i.index, colour=i.colour) for i in scene.items if i.kind != "text"]
+    if not targets:
+        return None
+    target = max(targets, key=lambda t: (sum(matches(i, t) for i in scene.items), rng.random()))
+    number = sum(matches(i, target) for i in scene.items)
+    return Asked("counting", lang, ((WORDINGS["counting"][lang][0].format(**call(target, lang)), str(number)),))
 
 
 def iou(a: list[int], b: list[int]) -> float:
     w, h = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
     both = max(0, w) * max(0, h)
     return both / max(1e-6, (a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - both)
-
-
-def match_boxes(expected: str, answer: str) -> list[float]:
-    """IoU of each expected box with its partner: pairs are made greedily, best first, each box used once."""
-    truth = [list(map(int, m)) for m in _BOX.findall(expected)]
-    given = [list(map(int, m)) for m in _BOX.findall(answer)]
-    pairs = sorted(((iou(t, g), i, j) for i, t in enumerate(truth) for j, g in enumerate(given)), reverse=True)
-    best, used = [0.0] * len(truth), set()
-    taken: set[int] = set()
-    for value, i, j in pairs:
-        if i not in taken and j not in used:
-            taken.add(i)
-            used.add(j)
-            best[i] = value
-    return best
-
-
-def score(task: str, expected: str, answer: str) -> dict[str, float]:
-    """`right`: exact after trimming; for boxes, the share found at IoU ≥ 0.5. `iou`: mean IoU, where there are boxes."""
-    if "<|det|>" in expected:
-        ious = match_boxes(expected, answer)
-        names = re.findall(r"<\|ref\|>(.*?)<\|/ref\|>", expected) == re.findall(r"<\|ref\|>(.*?)<\|/ref\|>", answer)
-        return {"right": float(names) * sum(v >= 0.5 for v in ious) / len(ious), "iou": sum(ious) / len(ious)}
-    return {"right": float(expected.strip() == answer.strip())}
 
 
 def table(records: list[dict]) -> dict[str, dict[str, float]]:
@@ -81,6 +67,11 @@ def table(records: list[dict]) -> dict[str, dict[str, float]]:
     out = {}
     for key, rs in sorted(groups.items()):
         ious = [v for r in rs for v in r["ious"]]
-        right = [sum(v >= 0.5 for v in r["ious"]) / len(r["ious"]) * r["exact"] if r["ious"] else float(r["exact"]) for r in rs]
-        out[key] = {"n": len(rs), "right": round(sum(right) / len(rs), 4)} | ({"iou": round(sum(ious) / len(ious), 4)} if ious else {})
+        right = [
+            sum(v >= 0.5 for v in r["ious"]) / len(r["ious"]) * r["exact"] if r["ious"] else float(r["exact"])
+            for r in rs
+        ]
+        out[key] = {"n": len(rs), "right": round(sum(right) / len(rs), 4)} | (
+            {"iou": round(sum(ious) / len(ious), 4)} if ious else {}
+        )
     return out

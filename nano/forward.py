@@ -7,12 +7,16 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from exam import iou
-from heads import Heads
-from model import NanoVL2
+from heads import Heads, pointing
 from pack import _NUMBER, Batch
 from torch import Tensor
 
+from model import NanoVL2
+
 NUMBER_IDS = torch.tensor(list(_NUMBER))  # vocabulary id of each coordinate 0-999
+
+
+POINTING_LAYER = 2  # its keys are the hidden states that `Heads.tokens` supervises
 
 
 @dataclass
@@ -45,7 +49,9 @@ def text_mask(group: Tensor, prefix: int) -> Tensor:
     return full[..., : prefix + t]
 
 
-def run(model: NanoVL2, heads: Heads | None, batch: Batch, r: int, augment: bool, dtype: torch.dtype = torch.bfloat16) -> Output:
+def run(
+    model: NanoVL2, heads: Heads | None, batch: Batch, r: int, augment: bool, dtype: torch.dtype = torch.bfloat16
+) -> Output:
     aux: dict[str, Tensor] = {}
     ids, group = batch.ids[r].long(), batch.group[r].long()
     length = batch.lengths[r]
@@ -66,6 +72,9 @@ def run(model: NanoVL2, heads: Heads | None, batch: Batch, r: int, augment: bool
     states = model.language(x, positions, p, text_mask(group, p))
     if heads is not None and batch.tiles.shape[0]:
         aux |= heads.tokens(states[1][:, :p], batch)
+        attention = model.language.model["layers"][POINTING_LAYER].self_attn
+        if attention.probe:
+            aux["point"] = pointing(*attention.seen, batch, r, (attention.dn + attention.dr) ** -0.5)
     # An answer token is always preceded by a token of its own conversation, so the shift by one crosses no border.
     at = batch.targets[r]
     hidden = states[-1][:, p:-1].reshape(-1, x.shape[-1]).index_select(0, at)
@@ -76,7 +85,9 @@ def run(model: NanoVL2, heads: Heads | None, batch: Batch, r: int, augment: bool
 
     weight, coord = pick(batch.weight[r]).float(), pick(batch.coord[r]).long()
     target = ids[:, 1:].reshape(-1).index_select(0, at)
-    return Output(model.language.lm_head(hidden).float(), target, weight, coord, conversation.reshape(-1).index_select(0, at), aux)
+    return Output(
+        model.language.lm_head(hidden).float(), target, weight, coord, conversation.reshape(-1).index_select(0, at), aux
+    )
 
 
 def answer_loss(out: Output, near: Tensor, number_ids: Tensor) -> Tensor:
@@ -109,9 +120,18 @@ def exactness(model: NanoVL2, batch: Batch, r: int = 0, dtype: torch.dtype = tor
         for k, asked in enumerate(kept):
             at = (conv == row * 1000 + k + 1).nonzero()[:, 0]
             numbers = at[coord[at] >= 0]
-            ious = [iou(a, b) for a, b in zip(guessed[numbers].view(-1, 4).tolist(), coord[numbers].view(-1, 4).tolist())]
+            ious = [
+                iou(a, b) for a, b in zip(guessed[numbers].view(-1, 4).tolist(), coord[numbers].view(-1, 4).tolist())
+            ]
             words = at[coord[at] < 0]
-            records.append(dict(task=asked.task, lang=asked.lang, tiles=batch.layout.num_tiles, exact=bool(right[words].all()) and (bool(ious) or bool(right[at].all())), ious=ious, asked=asked))
+            records.append(
+                dict(
+                    task=asked.task,
+                    lang=asked.lang,
+                    tiles=batch.layout.num_tiles,
+                    exact=bool(right[words].all()) and (bool(ious) or bool(right[at].all())),
+                    ious=ious,
+                    asked=asked,
+                )
+            )
     return records
-
-

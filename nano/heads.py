@@ -12,7 +12,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from names import COLOURS
-from pack import NUM_CLASSES, NUM_LETTERS, Batch
+from pack import CHARS, NUM_CLASSES, NUM_LETTERS, Batch
 from torch import Tensor
 
 
@@ -48,7 +48,9 @@ class Heads(nn.Module):
 
     def patches(self, features: Tensor, batch: Batch) -> dict[str, Tensor]:
         """features [N, 729, W] against what each patch shows."""
-        kinds, tints, edges, letters = F.linear(features, self.patch.weight.to(features.dtype), self.patch.bias.to(features.dtype)).split(self.sizes, -1)
+        kinds, tints, edges, letters = F.linear(
+            features, self.patch.weight.to(features.dtype), self.patch.bias.to(features.dtype)
+        ).split(self.sizes, -1)
         index = covering(batch.boxes, batch.classes > 0, 27, 14.0)
         hit = index >= 0
         kind, tint = take(batch.classes.long(), index), take(batch.colours.long(), index)
@@ -60,7 +62,8 @@ class Heads(nn.Module):
         return {
             "kind": F.cross_entropy(kinds.flatten(0, 1).float(), kind.flatten(), self.class_weight),
             "tint": F.cross_entropy(tints.flatten(0, 1).float(), tint.masked_fill(~hit, -100).flatten()),
-            "edge": (F.smooth_l1_loss(edges.float(), offset, reduction="none", beta=0.05) * share).sum() / (4 * share.sum() + 1),
+            "edge": (F.smooth_l1_loss(edges.float(), offset, reduction="none", beta=0.05) * share).sum()
+            / (4 * share.sum() + 1),
             "letter": F.cross_entropy(letters.flatten(0, 1).float(), letter.flatten(), self.letter_weight),
         }
 
@@ -79,3 +82,26 @@ class Heads(nn.Module):
             "token": F.cross_entropy(kinds.flatten(0, 1), kind.flatten(), self.class_weight),
             "spot": (F.smooth_l1_loss(edges, spot, reduction="none", beta=0.02) * share).sum() / (4 * share.sum() + 1),
         }
+
+
+def pointing(queries: Tensor, keys: Tensor, batch: Batch, r: int, scale: float) -> Tensor:
+    """How badly one attention head looks at what is being said; queries [B, T, D] of text, keys [B, P, D] of the prefix.
+
+    Before a coordinate it should look at the thing that is boxed, before a name at the thing that is named, before a
+    letter at that letter. The loss is minus the log of the head's attention on all image tokens that show it.
+    """
+    rows, length = queries.shape[:2]
+    per_row = batch.tiles.shape[0] // rows * 196
+    image, where = batch.index < per_row, batch.index.clamp_max(per_row - 1)
+    code = batch.point[r][:, 1:length].long()  # the token that position t says is t + 1
+    item = covering(batch.boxes, batch.classes > 0, 14, 28.0).view(rows, per_row)[:, where] + 1
+    letter = covering(batch.char_boxes, batch.chars > 0, 14, 28.0).view(rows, per_row)[:, where]
+    shown = (code[..., None] == item[:, None]) & (code < CHARS)[..., None] | (
+        code[..., None] == letter[:, None] + CHARS
+    ) & (letter >= 0)[:, None]
+    shown &= (code > 0)[..., None] & image[None, None]
+    logits = (queries[:, :-1] @ keys.mT).float() * scale
+    valid = shown.any(-1)
+    right = logits.masked_fill(~shown, float("-inf")).logsumexp(-1)
+    loss = logits.logsumexp(-1) - torch.where(valid, right, 0.0)
+    return (loss * valid).sum() / valid.sum().clamp_min(1)

@@ -146,13 +146,17 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 class MLA(nn.Module):
     def __init__(self, c: dict) -> None:
         super().__init__()
-        self.h, self.dn, self.dr, self.dv = (c[k] for k in ("num_attention_heads", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim"))
+        self.h, self.dn, self.dr, self.dv = (
+            c[k] for k in ("num_attention_heads", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
+        )
         self.r = c["kv_lora_rank"]
         self.q_proj = Linear(c["hidden_size"], self.h * (self.dn + self.dr), bias=False)
         self.kv_a_proj_with_mqa = Linear(c["hidden_size"], self.r + self.dr, bias=False)
         self.kv_a_layernorm = RMSNorm(self.r)
         self.kv_b_proj = Linear(self.r, self.h * (self.dn + self.dv), bias=False)
         self.o_proj = Linear(self.h * self.dv, c["hidden_size"], bias=False)
+        self.probe = False  # keep the first head's queries and keys of a forward, for `heads.pointing`
+        self.seen: tuple[Tensor, Tensor] | None = None
 
     def qkv(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries and keys [B, H, L, Dn+Dr]; values padded to the same width, which the fused kernels ask for."""
@@ -170,6 +174,8 @@ class MLA(nn.Module):
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, prefix: int, text_mask: Tensor | None) -> Tensor:
         q, k, v = self.qkv(x, cos, sin)
+        if self.probe:
+            self.seen = q[:, 0, prefix:], k[:, 0, :prefix]
         o = F.scaled_dot_product_attention(q[:, :, :prefix], k[:, :, :prefix], v[:, :, :prefix], is_causal=True)
         if text_mask is not None:
             o = torch.cat((o, F.scaled_dot_product_attention(q[:, :, prefix:], k, v, attn_mask=text_mask)), 2)
@@ -191,7 +197,11 @@ class Gate(nn.Module):
 
     def __init__(self, c: dict) -> None:
         super().__init__()
-        self.k, self.norm, self.factor = c["num_experts_per_tok"], c.get("norm_topk_prob", False), c.get("routed_scaling_factor", 1.0)
+        self.k, self.norm, self.factor = (
+            c["num_experts_per_tok"],
+            c.get("norm_topk_prob", False),
+            c.get("routed_scaling_factor", 1.0),
+        )
         self.sigmoid, self.noaux = c.get("scoring_func") == "sigmoid", c["topk_method"] == "noaux_tc"
         self.weight = nn.Parameter(torch.zeros(c["n_routed_experts"], c["hidden_size"]))
         if self.noaux:
@@ -216,12 +226,17 @@ class Experts(nn.Module):
 
     def __init__(self, count: int, hidden: int, width: int) -> None:
         super().__init__()
-        self.gate_proj, self.up_proj = nn.Parameter(torch.zeros(count, width, hidden)), nn.Parameter(torch.zeros(count, width, hidden))
+        self.gate_proj, self.up_proj = (
+            nn.Parameter(torch.zeros(count, width, hidden)),
+            nn.Parameter(torch.zeros(count, width, hidden)),
+        )
         self.down_proj = nn.Parameter(torch.zeros(count, hidden, width))
 
     def forward(self, x: Tensor, weights: Tensor) -> Tensor:
         e, f, c = self.gate_proj.shape
-        h = F.silu(F.linear(x, self.gate_proj.view(e * f, c).to(x.dtype))) * F.linear(x, self.up_proj.view(e * f, c).to(x.dtype))
+        h = F.silu(F.linear(x, self.gate_proj.view(e * f, c).to(x.dtype))) * F.linear(
+            x, self.up_proj.view(e * f, c).to(x.dtype)
+        )
         h = (h.unflatten(-1, (e, f)) * weights[..., None].to(x.dtype)).flatten(-2)
         return F.linear(h, self.down_proj.permute(1, 0, 2).reshape(c, e * f).to(x.dtype))
 
@@ -280,7 +295,14 @@ class NanoVL2(nn.Module):
         super().__init__()
         v, p, c = config["vision_config"], config["projector_config"], config["language_config"]
         self.config = config
-        self.vision = Vision(v["width"], v["layers"], v.get("heads", 16), int(v["width"] * v["mlp_ratio"]), v.get("image_size", 384), v["patch_size"])
+        self.vision = Vision(
+            v["width"],
+            v["layers"],
+            v.get("heads", 16),
+            int(v["width"] * v["mlp_ratio"]),
+            v.get("image_size", 384),
+            v["patch_size"],
+        )
         self.projector = Projector(p["input_dim"], p["n_embed"], p.get("downsample_ratio", 2))
         self.image_newline, self.view_seperator = (nn.Parameter(torch.zeros(p["n_embed"])) for _ in range(2))
         self.language = Decoder(c)
@@ -311,5 +333,9 @@ class NanoVL2(nn.Module):
         for name in self.state_dict():
             head, _, leaf = name.partition(".mlp.experts.")
             count = self.config["language_config"]["n_routed_experts"]
-            state[name] = torch.stack([tensors[f"{head}.mlp.experts.{e}.{leaf}.weight"] for e in range(count)]) if leaf else tensors[name]
+            state[name] = (
+                torch.stack([tensors[f"{head}.mlp.experts.{e}.{leaf}.weight"] for e in range(count)])
+                if leaf
+                else tensors[name]
+            )
         self.load_state_dict(state)

@@ -9,7 +9,18 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-_INSIDE = ("attn.qkv", "attn.proj", "mlp.fc", "projector.layers", "self_attn.", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj", "mlp.experts", "mlp.shared_experts")
+_INSIDE = (
+    "attn.qkv",
+    "attn.proj",
+    "mlp.fc",
+    "projector.layers",
+    "self_attn.",
+    "mlp.gate_proj",
+    "mlp.up_proj",
+    "mlp.down_proj",
+    "mlp.experts",
+    "mlp.shared_experts",
+)
 
 
 def orthogonal(g: Tensor, steps: int = 5) -> Tensor:
@@ -36,7 +47,9 @@ class Optimizer:
         self.groups: dict[tuple[int, int], list[tuple[Tensor, Tensor]]] = {}
         for name, p in inside:
             # A fused qkv or a stack of experts is several matrices: each is orthogonalised by itself.
-            view = p.shape if p.dim() == 3 else (3, p.shape[0] // 3, p.shape[1]) if "attn.qkv" in name else (1, *p.shape)
+            view = (
+                p.shape if p.dim() == 3 else (3, p.shape[0] // 3, p.shape[1]) if "attn.qkv" in name else (1, *p.shape)
+            )
             self.groups.setdefault(tuple(view[1:]), []).append((p, torch.zeros(view, device=p.device)))
         rest = [p for _, p in named if id(p) not in chosen and p.dim() >= 2]
         plain = [p for _, p in named if id(p) not in chosen and p.dim() < 2]

@@ -12,7 +12,7 @@ from random import Random
 import numpy as np
 import torch
 from names import HANZI, OBJECTS, SHAPES
-from questions import Asked, conversation
+from questions import Asked, conversation, pixel_box
 from scenes import COLOUR_NAMES, Item, Scene, make_scene, sizes_by_grid
 from tokenizer import BOS, EOS, build, encode
 from torch import Tensor
@@ -20,6 +20,7 @@ from views import Layout, tiles_of
 
 TEXT = 288  # text tokens a row
 MAX_ITEMS, MAX_CHARS = 16, 14
+CHARS = 100  # codes of `Batch.point` from here on are characters
 TILE_BUDGET, MAX_ROWS = 320, 256
 
 #: Classes of the training-only heads: 0 is the ground.
@@ -30,6 +31,7 @@ NUM_LETTERS = len(LETTERS) + 1
 _TOK = build()
 _EOS, _BOS = _TOK.token_to_id(EOS), _TOK.token_to_id(BOS)
 _DET, _END = _TOK.token_to_id("<|det|>"), _TOK.token_to_id("<|/det|>")
+_SEPARATORS = {encode(_TOK, c)[0] for c in (",", "、")}
 _NUMBER = {_TOK.token_to_id(str(n)): n for n in range(1000)}
 
 
@@ -45,6 +47,7 @@ class Batch:
     place: Tensor  # [R, B, T] int16   position after the prefix
     weight: Tensor  # [R, B, T] float16   loss weight of this token as a target; 0 for questions
     coord: Tensor  # [R, B, T] int16   the coordinate that this token is, or -1
+    point: Tensor  # [R, B, T] int16   what to look at to say this token: 0 nothing, 1 + item, or CHARS + character
     boxes: Tensor  # [N, K, 4] float32   items in tile pixels
     spots: Tensor  # [N, K, 4] float32   the same in shares of the picture
     classes: Tensor  # [N, K] int16
@@ -60,7 +63,13 @@ class Batch:
         """The same batch with `move` applied to every tensor. All sizes are known on the host, so nothing waits for the GPU."""
 
         def each(v):
-            return move(v) if isinstance(v, Tensor) else [move(x) if isinstance(x, Tensor) else x for x in v] if isinstance(v, list) else v
+            return (
+                move(v)
+                if isinstance(v, Tensor)
+                else [move(x) if isinstance(x, Tensor) else x for x in v]
+                if isinstance(v, list)
+                else v
+            )
 
         return Batch(**{k: each(v) for k, v in self.__dict__.items()})
 
@@ -116,16 +125,59 @@ def _fill(rng: Random, scenes: list[Scene], rows: dict[str, np.ndarray], ask=con
             inside = i == _DET or (inside and i != _END)
             if inside and answer[k] and i in _NUMBER:
                 rows["coord"][at + k] = _NUMBER[i]
+        if len(scenes) == 1:
+            rows["point"][at:end] = points(asked, ids, answer, scenes[0])
         kept.append(asked)
         at = end
     return kept
 
 
-def make_batch(layout: tuple[tuple[int, int], ...], seed: int, rows: int, sets: int, labelled: bool = False, ask=conversation, keep: bool = False, styles=None) -> Batch:
+def points(asked: Asked, ids: list[int], answer: list[bool], scene: Scene) -> list[int]:
+    """What a reader of the picture looks at while saying each answer token (codes of `Batch.point`)."""
+    codes = [0] * len(ids)
+    first = answer.index(True)
+    if len(asked.turns) == 1 and asked.task == "text":
+        (_, said), *_ = asked.turns
+        texts = [i.text for i in scene.items if i.kind == "text"]
+        if texts and said == texts[0] and len(ids) - first - 1 == len(said):
+            codes[first:-1] = range(CHARS, CHARS + len(said))
+    elif asked.task == "naming":
+        item, start = 0, True
+        for k in range(first, len(ids)):
+            if not answer[k] or ids[k] == _EOS or item >= MAX_ITEMS:
+                break
+            separator = ids[k] in _SEPARATORS
+            codes[k] = 0 if separator or not start else 1 + item
+            item, start = item + separator, separator
+    w, h = scene.image.size
+    where = {pixel_box(i.box, w, h): k for k, i in enumerate(scene.items[:MAX_ITEMS])}
+    numbers = [k for k in range(len(ids)) if answer[k] and ids[k] in _NUMBER and _in_box(ids, k)]
+    for four in zip(numbers[0::4], numbers[1::4], numbers[2::4], numbers[3::4]):
+        code = 1 + where.get(tuple(_NUMBER[ids[k]] for k in four), -1)
+        for k in four:
+            codes[k] = code
+    return codes
+
+
+def _in_box(ids: list[int], k: int) -> bool:
+    """Whether the last tag before token k opens a box list."""
+    return next((i == _DET for i in reversed(ids[:k]) if i in (_DET, _END)), False)
+
+
+def make_batch(
+    layout: tuple[tuple[int, int], ...],
+    seed: int,
+    rows: int,
+    sets: int,
+    labelled: bool = False,
+    ask=conversation,
+    keep: bool = False,
+    styles=None,
+) -> Batch:
     """`rows` scenes (or groups of scenes) of this layout, from consecutive scene seeds starting at `seed`."""
     rng = Random(seed)
     extra = {} if styles is None else {"styles": styles}
-    text_keys = dict(ids=np.int16, group=np.int16, place=np.int16, weight=np.float16, coord=np.int16)
+    text_keys = dict(ids=np.int16, group=np.int16, place=np.int16, weight=np.float16, coord=np.int16, point=np.int16)
     text = {k: np.zeros((sets, rows, TEXT), t) for k, t in text_keys.items()}
     text["coord"] -= 1
     tiles, items, kept = [], [], [[[] for _ in range(rows)] for _ in range(sets)]
@@ -152,7 +204,7 @@ def make_batch(layout: tuple[tuple[int, int], ...], seed: int, rows: int, sets: 
         targets=[torch.from_numpy(t) for t in targets],
         lengths=lengths,
         tiles=torch.from_numpy(np.concatenate(tiles)) if tiles else torch.zeros(0, 384, 384, 3, dtype=torch.uint8),
-        prefix_text=torch.tensor(sum(pieces, [])),
+        prefix_text=torch.tensor([i for piece in pieces for i in piece]),
         asked=kept,
         **{k: torch.from_numpy(v) for k, v in text.items()},
         **{k: torch.from_numpy(v) for k, v in labels.items()},
@@ -171,14 +223,15 @@ def _labels(items: list) -> dict[str, np.ndarray]:
         scale = np.array([m.scale_x, m.scale_y] * 2, np.float32)
         offset = np.array([m.offset_x, m.offset_y] * 2, np.float32)
         size = np.array(scene.image.size * 2, np.float32)
-        k = c = 0
-        for item in scene.items[:MAX_ITEMS]:
+        c = 0
+        for k, item in enumerate(scene.items[:MAX_ITEMS]):
             box = np.array(item.box, np.float32)
-            out["boxes"][t, k], out["spots"][t, k], out["classes"][t, k] = box * scale + offset, box / size, class_of(item)
+            out["boxes"][t, k], out["spots"][t, k] = box * scale + offset, box / size
+            out["classes"][t, k] = class_of(item)
             out["colours"][t, k] = 1 + COLOUR_NAMES.index(item.colour) if item.colour else 0
-            k += 1
             for letter, where in item.chars[: MAX_CHARS - c]:
-                out["char_boxes"][t, c], out["chars"][t, c] = np.array(where, np.float32) * scale + offset, LETTERS.get(letter, 0)
+                out["char_boxes"][t, c] = np.array(where, np.float32) * scale + offset
+                out["chars"][t, c] = LETTERS.get(letter, 0)
                 c += 1
     return out
 
@@ -221,5 +274,7 @@ class Stream(torch.utils.data.IterableDataset):
             rng = Random(number)
             layout = pick_layout(rng, self.progress.value)
             # 1,024 seeds a batch are enough for every layout, so no two batches share a scene.
-            yield make_batch(layout, 1_000_000 + number * 1024, rows_for(layout), self.sets, labelled=rng.random() < 0.5)
+            yield make_batch(
+                layout, 1_000_000 + number * 1024, rows_for(layout), self.sets, labelled=rng.random() < 0.5
+            )
             number += info.num_workers if info else 1

@@ -8,6 +8,7 @@ differently. The answers' formats are fixed and listed in the model card.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from random import Random
 
 from names import COLOURS, OBJECTS, SHAPES
@@ -83,10 +84,14 @@ def matches(item: Item, target: Item) -> bool:
     return item.kind == target.kind and item.index == target.index and target.colour in ("", item.colour)
 
 
+def pixel_box(box: tuple[float, float, float, float], width: int, height: int) -> tuple[int, ...]:
+    """A box in 0-999 of the picture."""
+    return tuple(min(999, max(0, round(v / side * 999))) for v, side in zip(box, (width, height, width, height)))
+
+
 def boxes_of(scene: Scene, target: Item) -> list[list[int]]:
     w, h = scene.image.size
-    found = [i.box for i in scene.items if matches(i, target)]
-    return [[min(999, max(0, round(v / side * 999))) for v, side in zip(box, (w, h, w, h))] for box in found]
+    return [list(pixel_box(i.box, w, h)) for i in scene.items if matches(i, target)]
 
 
 def call(target: Item, lang: str) -> dict[str, str]:
@@ -135,7 +140,7 @@ def ordered(scene: Scene) -> bool:
     """Whether "left to right" has one answer: differing neighbours lie 2 % of the width apart."""
     gap = 0.02 * scene.image.width * 2
     mids = [(i.box[0] + i.box[2], i.name()) for i in scene.items]
-    return all(b - a > gap or x == y for (a, x), (b, y) in zip(mids, mids[1:]))
+    return all(b - a > gap or x == y for (a, x), (b, y) in pairwise(mids))
 
 
 def one_colour(scene: Scene, shape: Item) -> str | None:
@@ -165,7 +170,9 @@ def present(rng: Random, scene: Scene, text: bool = False) -> Item | None:
     return Item(item.kind, item.index, colour=colour)
 
 
-def ask(rng: Random, scene: Scene, task: str, lang: str, want_absent: bool = False, wording: int | None = None) -> tuple[Turn, Item | None] | None:
+def ask(
+    rng: Random, scene: Scene, task: str, lang: str, want_absent: bool = False, wording: int | None = None
+) -> tuple[Turn, Item | None] | None:
     """One turn of a task about one picture, or None where this scene can not be asked that."""
     words = WORDINGS[task][lang]
     form = words[wording if wording is not None else (0 if rng.random() < 0.35 else rng.randrange(len(words)))]
@@ -208,7 +215,9 @@ def follow_up(rng: Random, scene: Scene, lang: str, canonical: bool = False) -> 
     return Asked("follow-up", lang, (first[0], (form.format(**call(second[1], lang)), second[0][1])))
 
 
-def which(rng: Random, scenes: list[Scene], lang: str, want_absent: bool = False, wording: int | None = None) -> Asked | None:
+def which(
+    rng: Random, scenes: list[Scene], lang: str, want_absent: bool = False, wording: int | None = None
+) -> Asked | None:
     words = WORDINGS["which"][lang]
     form = words[wording if wording is not None else rng.randrange(len(words))]
     number = rng.randrange(len(scenes))
@@ -216,7 +225,7 @@ def which(rng: Random, scenes: list[Scene], lang: str, want_absent: bool = False
     if target is None:
         return None
     having = [k for k, s in enumerate(scenes) if any(matches(i, target) for i in s.items)]
-    if want_absent and having or not want_absent and having != [number]:
+    if (want_absent and having) or (not want_absent and having != [number]):
         return None
     answer = NONE[lang] if want_absent else f"image_{number + 1}"
     return Asked("which", lang, ((form.format(**call(target, lang)), answer),))
@@ -239,7 +248,17 @@ def within(rng: Random, scenes: list[Scene], lang: str) -> Asked | None:
 
 
 #: How often training asks each task about one picture.
-SINGLE = {"naming": 16, "counting": 17, "colour": 9, "text": 22, "box": 22, "caption": 5, "exists": 4, "follow-up": 9, "off-topic": 1}
+SINGLE = {
+    "naming": 16,
+    "counting": 17,
+    "colour": 9,
+    "text": 22,
+    "box": 22,
+    "caption": 5,
+    "exists": 4,
+    "follow-up": 9,
+    "off-topic": 1,
+}
 
 
 def conversation(rng: Random, scenes: list[Scene]) -> Asked | None:

@@ -116,7 +116,9 @@ def plan(rng: Random, styles: tuple[str, ...]) -> list[Item]:
             others = [i for i in objects(rng.choice((0, 1, 1, 2, 3))) if i.index != first]
             return items + others + figures(rng.choice((0, 0, 0, 1)))
         first, colour = rng.randrange(len(SHAPES)), rng.choice(COLOUR_NAMES)
-        items = [Item("shape", first, colour=colour if rng.random() < 0.7 else rng.choice(COLOUR_NAMES)) for _ in range(n)]
+        items = [
+            Item("shape", first, colour=colour if rng.random() < 0.7 else rng.choice(COLOUR_NAMES)) for _ in range(n)
+        ]
         return items + [i for i in figures(rng.choice((0, 1, 2))) if i.index != first] + objects(rng.choice((0, 1, 2)))
     if kind == "shapes":
         return figures(rng.choice((1, 2, 3, 3, 4, 5)))
@@ -171,7 +173,8 @@ def make_scene(seed: int, size: tuple[int, int] | None = None, styles: tuple[str
     for item in planned:
         size_px = smallest * (biggest / smallest) ** rng.random() if common is None else common * rng.uniform(0.85, 1.1)
         for attempt in range(30):
-            stamp = _stamp(rng, item, max(smallest, size_px * 0.96**attempt), unit, width, mean) if attempt % 6 == 0 else stamp
+            if attempt % 6 == 0:  # a new drawing, a little smaller, once six places were taken
+                stamp = _stamp(rng, item, max(smallest, size_px * 0.96**attempt), unit, width, mean)
             w, h = stamp.image.size
             if w > width or h > height:
                 continue

@@ -77,7 +77,10 @@ def build() -> Tokenizer:
         vocab["".join(letters[b] for b in word.encode())] = len(vocab)
     tok = Tokenizer(models.BPE(vocab=vocab, merges=[], ignore_merges=True))
     tok.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Split(Regex(PATTERN), "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+        [
+            pre_tokenizers.Split(Regex(PATTERN), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
     )
     tok.decoder = decoders.ByteLevel()
     tok.add_special_tokens([AddedToken(t, normalized=False, special=True) for t in (BOS, EOS, PAD, *SPECIALS)])
@@ -103,7 +106,12 @@ def save(tok: Tokenizer, out: Path) -> None:
         eos_token=EOS, legacy=True, model_max_length=4096, pad_token=PAD, processor_class="DeepseekVLV2Processor",
         sp_model_kwargs={}, tokenizer_class="LlamaTokenizerFast", unk_token=None, use_default_system_prompt=False,
     )  # fmt: skip
-    special = dict(additional_special_tokens=[full("<|User|>"), full("<|Assistant|>")], bos_token=full(BOS), eos_token=full(EOS), pad_token=full(PAD))
+    special = dict(
+        additional_special_tokens=[full("<|User|>"), full("<|Assistant|>")],
+        bos_token=full(BOS),
+        eos_token=full(EOS),
+        pad_token=full(PAD),
+    )
     for name, content in (("tokenizer_config.json", config), ("special_tokens_map.json", special)):
         (out / name).write_text(json.dumps(content, ensure_ascii=False, indent=2) + "\n")
 

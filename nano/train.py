@@ -22,11 +22,12 @@ import torch
 from config import CONFIG, initialise, write_checkpoint
 from draw import HELD_OUT_STYLE
 from exam import exam, table
-from forward import NUMBER_IDS, answer_loss, bell, exactness, run
+from forward import NUMBER_IDS, POINTING_LAYER, answer_loss, bell, exactness, run
 from heads import Heads
-from model import Gate, NanoVL2
 from optim import Optimizer
 from pack import Batch, Stream, make_batch
+
+from model import Gate, NanoVL2
 
 AUX = {"kind": 0.6, "tint": 0.2, "edge": 0.6, "letter": 0.8, "token": 0.4, "spot": 3.0}
 
@@ -41,13 +42,15 @@ def arguments() -> argparse.Namespace:
     p.add_argument("--micro", type=int, default=1, help="micro-batches a step")
     p.add_argument("--muon-lr", type=float, default=0.02)
     p.add_argument("--adam-lr", type=float, default=2e-3)
+    p.add_argument("--point", type=float, default=0.0, help="weight of the pointing loss (0: off)")
+    p.add_argument("--hold", type=float, default=0.4, help="share of the time before the learning rate begins to fall")
     p.add_argument("--exam-scenes", type=int, default=1000, help="held-out scenes of the last examination")
     return p.parse_args()
 
 
-def schedule(progress: float) -> float:
-    """Warm up over 1 %, hold, then fall linearly to nearly zero over the last 60 %."""
-    return min(1.0, progress / 0.01 + 0.02, max(0.01, (1 - progress) / 0.6))
+def schedule(progress: float, hold: float) -> float:
+    """Warm up over 1 %, hold, then fall linearly to nearly zero."""
+    return min(1.0, progress / 0.01 + 0.02, max(0.01, (1 - progress) / (1 - hold)))
 
 
 class Feeder:
@@ -137,10 +140,19 @@ def main() -> None:
     saved_path = a.run / "state.pt"
     saved = torch.load(saved_path, map_location="cpu") if saved_path.exists() else None
     progress = mp.Value("d", saved["elapsed"] / (a.minutes * 60) if saved else 0.0)
-    loader = iter(torch.utils.data.DataLoader(Stream(saved["drawn"] if saved else 0, a.sets, progress), batch_size=None, num_workers=a.workers, prefetch_factor=2))
+    loader = iter(
+        torch.utils.data.DataLoader(
+            Stream(saved["drawn"] if saved else 0, a.sets, progress),
+            batch_size=None,
+            num_workers=a.workers,
+            prefetch_factor=2,
+        )
+    )
     with mp.Pool(a.workers) as pool:
         final_exam = pool.map(_make, exam_jobs(a.exam_scenes), chunksize=1)
-        unseen_style = pool.map(_make, [(((1, 1),), 40_000 + 32 * k, 32, 1, False, exam, True, (HELD_OUT_STYLE,)) for k in range(4)])
+        unseen_style = pool.map(
+            _make, [(((1, 1),), 40_000 + 32 * k, 32, 1, False, exam, True, (HELD_OUT_STYLE,)) for k in range(4)]
+        )
     small_exam = final_exam[:: max(1, len(final_exam) // 8)]
 
     model = NanoVL2(CONFIG)
@@ -161,6 +173,8 @@ def main() -> None:
     work = NanoVL2(CONFIG).to(device).bfloat16()
     for mine, theirs in zip(gates(work), gates(model)):
         mine.e_score_correction_bias.data = theirs.e_score_correction_bias.data
+    work.language.model["layers"][POINTING_LAYER].self_attn.probe = a.point > 0
+    weights = AUX | {"point": a.point}
     trained = [(w, p) for w, p in zip(work.parameters(), model.parameters()) if p.requires_grad]
     feeder = Feeder(loader, device)
     print(f"ready after {time.monotonic() - start:.1f} s", flush=True)
@@ -174,7 +188,15 @@ def main() -> None:
         print(json.dumps(entry), flush=True)
 
     def save_all() -> None:
-        state = dict(model=model.state_dict(), ema=ema.state_dict(), heads=heads.state_dict(), optimizer=optimizer.state_dict(), step=step, elapsed=elapsed, drawn=(saved["drawn"] if saved else 0) + feeder.fresh + 4 * a.workers)
+        state = dict(
+            model=model.state_dict(),
+            ema=ema.state_dict(),
+            heads=heads.state_dict(),
+            optimizer=optimizer.state_dict(),
+            step=step,
+            elapsed=elapsed,
+            drawn=(saved["drawn"] if saved else 0) + feeder.fresh + 4 * a.workers,
+        )
         torch.save(state, a.run / "state.tmp")
         (a.run / "state.tmp").rename(saved_path)
         write_checkpoint(ema.to_official(), a.run / "nano")
@@ -194,17 +216,17 @@ def main() -> None:
             batch, r = feeder.next()
             out = run(work, heads, batch, r, augment=True)
             answer = answer_loss(out, near, number_ids)
-            loss = answer + aux_scale * sum(AUX[k] * v for k, v in out.aux.items())
+            loss = answer + aux_scale * sum(weights[k] * v for k, v in out.aux.items())
             (loss / a.micro).backward()
             for k, v in dict(answer=answer, **out.aux).items():
                 s = sums.setdefault(k, [torch.zeros((), device=device), 0])
                 s[0] += v.detach()
                 s[1] += 1
             rows += batch.ids.shape[1]
-        shares = balance(work, 0.001 * schedule(done))
+        shares = balance(work, 0.001 * schedule(done, a.hold))
         for w, p in trained:
             p.grad, w.grad = None if w.grad is None else w.grad.float(), None
-        optimizer.step(schedule(done))
+        optimizer.step(schedule(done, a.hold))
         optimizer.zero_grad()
         torch._foreach_lerp_([e for e, _ in pairs], [p for _, p in pairs], max(0.002, 1 / (step + 1)))
         step += 1
@@ -215,7 +237,16 @@ def main() -> None:
             means = {k: round((v / n).item(), 4) for k, (v, n) in sums.items()}
             sums.clear()
             load = [[round(x, 3) for x in s.tolist()] for s in shares]
-            write(dict(lr=round(schedule(done), 3), rows=int(rows), fresh=feeder.fresh, again=feeder.again, **means, load=load))
+            write(
+                dict(
+                    lr=round(schedule(done, a.hold), 3),
+                    rows=int(rows),
+                    fresh=feeder.fresh,
+                    again=feeder.again,
+                    **means,
+                    load=load,
+                )
+            )
         if elapsed > next_exam:
             next_exam = elapsed + 150
             write(dict(exam={k: v for k, v in examine(ema, small_exam, device).items() if "/" not in k}))
@@ -226,7 +257,13 @@ def main() -> None:
             last = time.monotonic()
     save_all()
     scores = examine(ema, final_exam if elapsed >= total else small_exam, device)
-    write(dict(final=elapsed >= total, exam=scores, unseen_style={k: v for k, v in examine(ema, unseen_style, device).items() if "/" not in k}))
+    write(
+        dict(
+            final=elapsed >= total,
+            exam=scores,
+            unseen_style={k: v for k, v in examine(ema, unseen_style, device).items() if "/" not in k},
+        )
+    )
     (a.run / "scores.json").write_text(json.dumps(scores, indent=1) + "\n")
     print("RESUME" if elapsed < total else "DONE", f"{time.monotonic() - start:.0f} s", flush=True)
     import os

@@ -111,8 +111,11 @@ class Layout:
         text += self.text[0]
         tile = 0
         for (across, down), count, pieces in zip(self.grids, self.tiles_per_image, self.text[1:]):
-            out += block(square + tile * per_tile) + [separator]
-            local = [[square + (tile + (0 if count == 1 else 1 + r * across + c)) * per_tile for c in range(across)] for r in range(down)]
+            out += [*block(square + tile * per_tile), separator]
+            local = [
+                [square + (tile + (0 if count == 1 else 1 + r * across + c)) * per_tile for c in range(across)]
+                for r in range(down)
+            ]
             out += block(np.block(local))
             out += range(text, text + pieces)
             text, tile = text + pieces, tile + count

@@ -1,0 +1,77 @@
+"""Scores of answers with one truth: exact text, and boxes by intersection over union. Pure functions."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+Box = tuple[int, int, int, int]
+IOU_FOUND = 0.5
+"""A box counts as found from this overlap on."""
+
+_BOX = re.compile(r"\[(\d+), (\d+), (\d+), (\d+)\]")
+_NAME = re.compile(r"<\|ref\|>(.*?)<\|/ref\|>")
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """`right` is 0-1; `ious` has one number for each expected box, empty for answers without boxes."""
+
+    right: float
+    ious: tuple[float, ...] = ()
+
+
+def iou(a: Box, b: Box) -> float:
+    """Shared area over united area, 0-1."""
+    width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
+    both = max(0, width) * max(0, height)
+    united = (a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - both
+    return both / united if united > 0 else 0.0
+
+
+def boxes(text: str) -> list[Box]:
+    """All boxes of an answer, in order."""
+    return [(int(m[0]), int(m[1]), int(m[2]), int(m[3])) for m in _BOX.findall(text)]
+
+
+def match_boxes(expected: list[Box], answered: list[Box]) -> list[float]:
+    """IoU of each expected box with its partner. Partners are paired best first; each answered box serves once."""
+    pairs = sorted(((iou(e, a), i, j) for i, e in enumerate(expected) for j, a in enumerate(answered)), reverse=True)
+    best, used = [0.0] * len(expected), set()
+    done: set[int] = set()
+    for value, i, j in pairs:
+        if i not in done and j not in used:
+            done.add(i)
+            used.add(j)
+            best[i] = value
+    return best
+
+
+def score(expected: str, answer: str) -> Score:
+    """Exact match after trimming; where boxes are expected, the share of them found at IoU ≥ 0.5.
+
+    A box is found only under its own name: boxes are compared name by name, and extra ones find nothing.
+    """
+    if "<|det|>" not in expected:
+        return Score(float(expected.strip() == answer.strip()))
+    truth, given = _by_name(expected), _by_name(answer)
+    ious = [value for name, at in truth.items() for value in match_boxes(at, given.get(name, []))]
+    return Score(sum(value >= IOU_FOUND for value in ious) / len(ious), tuple(ious))
+
+
+def mean(values: Iterable[float]) -> float:
+    """The mean, or 0 of nothing."""
+    items = list(values)
+    return sum(items) / len(items) if items else 0.0
+
+
+def _by_name(text: str) -> dict[str, list[Box]]:
+    """Boxes under each referred name; boxes without a name are under the empty one."""
+    out: dict[str, list[Box]] = {}
+    pieces = _NAME.split(text)
+    for name, rest in zip(["", *pieces[1::2]], pieces[0::2], strict=True):
+        found = boxes(rest)
+        if found:
+            out.setdefault(name, []).extend(found)
+    return out
