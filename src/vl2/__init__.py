@@ -9,12 +9,12 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from vl2.core.errors import CapacityError, EngineError, RequestError, SetupError, VL2Error
-    from vl2.core.types import Completion, Delta, ImagePart, Message, SamplingParams
+    from vl2.core.types import Completion, Delta, Grammar, ImagePart, Message, SamplingParams
     from vl2.llm import LLM
 
 _HOMES = {
     "LLM": "vl2.llm",
-    **dict.fromkeys(("Completion", "Delta", "ImagePart", "Message", "SamplingParams"), "vl2.core.types"),
+    **dict.fromkeys(("Completion", "Delta", "Grammar", "ImagePart", "Message", "SamplingParams"), "vl2.core.types"),
     **dict.fromkeys(("CapacityError", "EngineError", "RequestError", "SetupError", "VL2Error"), "vl2.core.errors"),
 }
 __all__ = [*_HOMES, "__version__"]

@@ -38,10 +38,11 @@ from vl2.core.types import (
 )
 from vl2.engine.group import EngineGroup
 from vl2.engine.transport import ProcessTransport, ThreadTransport
+from vl2.processing.constrain import check_grammar, check_prompt
 from vl2.processing.detokenizer import Detokenizer
 from vl2.processing.grounding import parse_grounding
 from vl2.processing.processor import Processor
-from vl2.processing.tokenizer import Tokenizer
+from vl2.processing.tokenizer import DET, DET_END, REF, REF_END, Tokenizer
 
 T = TypeVar("T")
 MAX_PROCESSOR_THREADS = 8
@@ -123,15 +124,26 @@ class LLM:
         Raises: RequestError or CapacityError before the first delta, EngineError at any time.
         """
         params = params or SamplingParams()
-        prompt = await self.process(messages)
+        prompt = await self._process_for(params, messages)
         request = self.client.admit(request_id or uuid.uuid4().hex, prompt, params, options)
-        answer = _Answer(prompt, params, self.processor.tokenizer)
+        begun = messages[-1].content.strip() if messages[-1].role == "assistant" else ""
+        answer = _Answer(prompt, params, self.processor.tokenizer, begun)
         async with contextlib.aclosing(self.client.generate(request)) as events:
             async for event in events:
                 delta = answer.take(event)
                 if delta.finish_reason is not None and event.finish_reason is None:
                     self.client.close_choice(request.request_id, event.choice_idx)
                 yield delta
+
+    async def _process_for(self, params: SamplingParams, messages: Sequence[Message]) -> Prompt:
+        """`process`, with a grammar checked before the pictures and against the prompt. Raises: RequestError."""
+        grammar = params.grammar
+        if grammar is not None:
+            await asyncio.get_running_loop().run_in_executor(self._pool, check_grammar, grammar)
+        prompt = await self.process(messages)
+        if grammar is not None:
+            check_prompt(grammar, prompt, self.processor.tokenizer)
+        return prompt
 
     # ---- sync: on an event loop of our own ----
 
@@ -166,10 +178,11 @@ class LLM:
 class _Answer:
     """Turns the token events of one request into deltas."""
 
-    def __init__(self, prompt: Prompt, params: SamplingParams, tokenizer: Tokenizer) -> None:
+    def __init__(self, prompt: Prompt, params: SamplingParams, tokenizer: Tokenizer, begun: str) -> None:
+        """`begun`: the beginning of the answer that the prompt gives; it is no part of the text, but of the objects."""
         self._prompt, self._params, self._tokenizer = prompt, params, tokenizer
         self._detokenizers = [Detokenizer(tokenizer, params.stop) for _ in range(params.n)]
-        self._texts = [""] * params.n
+        self._texts = [begun] * params.n
         self._num_generated = 0
         self._num_cached = 0
         self._num_open = params.n
@@ -201,11 +214,17 @@ class _Answer:
         )
 
     def _grounding(self, idx: int) -> tuple[GroundedObject, ...] | None:
-        """Boxes are on the last picture of the conversation, as in the official demo."""
+        """Boxes are on the last picture of the conversation, as in the official demo.
+
+        None: no objects, or malformed ones. Under the grammar of grounding, () says that there are none.
+        """
         if not self._prompt.spans:
             return None
-        picture = self._prompt.spans[-1]
-        return parse_grounding(self._texts[idx], picture.width, picture.height) or None
+        picture, text = self._prompt.spans[-1], self._texts[idx]
+        is_asked_for = self._params.grammar is not None and self._params.grammar.kind == "grounding"
+        if is_asked_for and not any(tag in text for tag in (REF, REF_END, DET, DET_END)):
+            return ()
+        return parse_grounding(text, picture.width, picture.height)
 
     def _token_text(self, token_id: int, logprobs: TokenLogprobs) -> TokenText:
         def entry(token_id: int, logprob: float, top: tuple[TokenText, ...] = ()) -> TokenText:

@@ -11,7 +11,7 @@ import pytest
 from tests.cli.conftest import Result, SyncFakeModel
 from tests.fakes import answer
 from vl2.core.config import EngineConfig
-from vl2.core.types import Box, GroundedObject, Message, SamplingParams
+from vl2.core.types import Box, Grammar, GroundedObject, Message, SamplingParams
 
 Run = Callable[..., Result]
 
@@ -67,3 +67,18 @@ def test_wrong_words_are_refused_before_a_model_loads(vl2: Run, fake: SyncFakeMo
     assert "the text has 1 <image> tags but 2 pictures" in vl2("run", str(picture), str(picture), "<image>?").stderr
     assert "temperature is 3.0" in vl2("run", "--temperature", "3", "Hello?").stderr
     assert not hasattr(fake, "opened")
+
+
+def test_a_schema_or_the_grammar_of_boxes_shapes_the_answer(vl2: Run, fake: SyncFakeModel, tmp_path: Path) -> None:
+    schema = tmp_path / "schema.json"
+    schema.write_text('{"type": "object"}')
+    vl2("run", "--json-schema", str(schema), "Describe.")
+    vl2("run", "--grounding", "Describe.")
+    assert [params.grammar for _, params in fake.asked] == [
+        Grammar("json_schema", '{"type": "object"}'),
+        Grammar("grounding"),
+    ]
+    both = vl2("run", "--grounding", "--json-schema", str(schema), "Describe.")
+    missing = vl2("run", "--json-schema", str(tmp_path / "none.json"), "Describe.")
+    assert (both.code, missing.code) == (2, 2)
+    assert "cannot be combined" in both.stderr and "none.json" in missing.stderr

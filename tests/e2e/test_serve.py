@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 
 import httpx
+import jsonschema
 import openai
 import pytest
 
@@ -62,7 +63,9 @@ def test_the_openai_client_gets_the_official_tokens(client: openai.OpenAI, case:
     chunks = list(stream)
     text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
     assert text == answer.choices[0].message.content
-    assert chunks[-1].usage == answer.usage
+    again = chunks[-1].usage
+    assert (again.prompt_tokens, again.completion_tokens) == (len(case.input_ids), 16)
+    assert again.prompt_tokens_details.cached_tokens > 0 or len(case.input_ids) <= 16, "asked a second time"
 
 
 def test_logprob_bytes_concatenate_to_the_answer(client: openai.OpenAI):
@@ -80,6 +83,44 @@ def test_choices_differ_and_a_seed_repeats_them(client: openai.OpenAI):
         for _ in range(2)
     )
     assert first == again and len(set(first)) == 3
+
+
+def test_an_answer_under_a_schema_is_valid_json_at_any_temperature(client: openai.OpenAI):
+    schema = {
+        "type": "object",
+        "properties": {"kind": {"enum": ["cat", "dog"]}, "count": {"type": "integer", "minimum": 0, "maximum": 9}},
+        "required": ["kind", "count"],
+        "additionalProperties": False,
+    }
+    form = {"type": "json_schema", "json_schema": {"name": "pets", "schema": schema, "strict": True}}
+    settings = {"response_format": form, "temperature": 1.5, "n": 3, "seed": 1, "max_tokens": 300}
+    messages = as_openai(VARIANT.case("square"))
+    for choice in ask(client, messages, **settings).choices:
+        jsonschema.validate(json.loads(choice.message.content), schema)
+        assert choice.finish_reason == "stop"
+    chosen = ask(client, messages, temperature=1.5, extra_body={"guided_choice": ["a cat", "no cat"]})
+    assert chosen.choices[0].message.content in ("a cat", "no cat")
+
+
+def test_boxes_are_well_formed_with_grounding_and_text_without(client: openai.OpenAI):
+    begun = {"role": "assistant", "content": "<|ref|>the cat<|/ref|><|det|>"}
+    settings = {"temperature": 1.5, "seed": 1, "max_tokens": 40, "n": 4}
+    messages = [*as_openai(VARIANT.case("square")), begun]
+    for choice in ask(client, messages, extra_body={"grounding": True}, **settings).choices:
+        assert choice.message.grounding[0]["label"] == "the cat"
+        for found in choice.message.grounding:
+            assert all(0 <= x1 < x2 <= 999 and 0 <= y1 < y2 <= 999 for x1, y1, x2, y2 in found["boxes_norm"])
+    assert all(choice.message.grounding is None for choice in ask(client, messages, **settings).choices)
+
+
+def test_a_schema_that_cannot_be_used_is_refused_by_its_field(client: openai.OpenAI):
+    form = {"type": "json_schema", "json_schema": {"name": "a", "schema": {"not": {"type": "string"}}}}
+    with pytest.raises(openai.BadRequestError, match="Unimplemented keys") as caught:
+        ask(client, as_openai(VARIANT.case("text")), response_format=form)
+    assert caught.value.param == "response_format.json_schema.schema"
+    with pytest.raises(openai.BadRequestError, match="none was sent") as caught:
+        ask(client, as_openai(VARIANT.case("text")), extra_body={"grounding": True})
+    assert caught.value.param == "grounding"
 
 
 def test_curl_as_the_readme_shows_it(server: Server):

@@ -1,7 +1,8 @@
 import numpy as np
+import pytest
 
 from tests.engine.builders import picture_prompt, request
-from vl2.core.types import FinishReason, TokenEvent, TokenLogprobs
+from vl2.core.types import FinishReason, Grammar, TokenEvent, TokenLogprobs
 from vl2.engine.protocol import Add, Events, decode_command, decode_report, encode
 
 
@@ -13,6 +14,12 @@ def test_a_request_crosses_with_its_pixels():
     assert command.request.params == sent.params and command.request.prompt.spans == sent.prompt.spans
     assert np.array_equal(command.request.prompt.tiles, sent.prompt.tiles)
     assert command.request.prompt.tile_keys == sent.prompt.tile_keys
+
+
+@pytest.mark.parametrize("grammar", [Grammar("choice", ("a", "b")), Grammar("regex", "a+"), Grammar("grounding")])
+def test_a_grammar_crosses(grammar: Grammar):
+    command = decode_command(encode(Add(request(picture_prompt(b"cat"), grammar=grammar))))
+    assert isinstance(command, Add) and command.request.params.grammar == grammar
 
 
 def test_events_cross_unchanged():

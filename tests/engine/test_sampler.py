@@ -1,7 +1,9 @@
 """Each stage of the sampler against its definition, on logits small enough to check by hand."""
 
 import math
+from concurrent.futures import Future
 
+import numpy as np
 import pytest
 import torch
 
@@ -101,3 +103,32 @@ def test_logprobs_are_those_of_the_raw_logits():
     [logprobs] = output.logprobs
     assert logprobs is not None and logprobs.logprob == pytest.approx(expected[0])
     assert [token_id for token_id, _ in logprobs.top] == [2, 1]
+
+
+class FixedMask:
+    """Stands for a `Constraint` whose grammar allows these tokens."""
+
+    def __init__(self, *allowed: bool) -> None:
+        self.next_mask: Future[np.ndarray] = Future()
+        self.next_mask.set_result(np.array(allowed))
+
+
+def under(mask: FixedMask, **params: object) -> Sequence:
+    seq = sequence(text_prompt(0), **params)
+    seq.constraint = mask  # type: ignore[assignment]
+    return seq
+
+
+def test_a_grammar_rules_tokens_out_of_its_row_alone():
+    mask = FixedMask(True, False, True)
+    free = sequence(text_prompt(0))
+    assert choose([1.0, 3.0, 2.0], free, under(mask), free) == [1, 2, 1]
+    drawn = {choose([1.0, 9.0, 2.0], under(mask, temperature=2.0, seed=seed))[0] for seed in range(40)}
+    assert drawn == {0, 2}
+
+
+def test_a_ban_of_all_that_a_grammar_allows_does_not_count():
+    seq = under(FixedMask(False, False, True, True), no_repeat_ngram_size=1)
+    seq.token_ids = [2, 3]
+    assert seq.ngrams is not None and seq.ngrams.banned(seq.token_ids) == {2, 3}
+    assert choose([9.0, 9.0, 1.0, 2.0], seq) == [3]

@@ -10,8 +10,15 @@ import pytest
 
 from fakes import FakeModel, answer, token_text
 from server.bodies import PNG, PNG_URL, Connect, chat, image_part, text_part
-from vl2.core.errors import CapacityError, ContextLengthExceeded, DeadlineExceeded, EngineError, NotReady
-from vl2.core.types import Box, Delta, FinishReason, GroundedObject, ImagePart, Message, SamplingParams
+from vl2.core.errors import (
+    CapacityError,
+    ContextLengthExceeded,
+    DeadlineExceeded,
+    EngineError,
+    InvalidRequest,
+    NotReady,
+)
+from vl2.core.types import Box, Delta, FinishReason, Grammar, GroundedObject, ImagePart, Message, SamplingParams
 
 URL = "/v1/chat/completions"
 CAT = GroundedObject("the cat", (Box(10, 20, 30, 40),), ((100, 200, 300, 400),))
@@ -37,7 +44,7 @@ async def test_an_answer_has_openai_s_shape(connect: Connect) -> None:
         "choices": [
             {
                 "index": 0,
-                "message": {"role": "assistant", "content": "A red square.", "refusal": None},
+                "message": {"role": "assistant", "content": "A red square.", "refusal": None, "grounding": None},
                 "logprobs": None,
                 "finish_reason": "stop",
             }
@@ -153,6 +160,44 @@ async def test_every_parameter_arrives(connect: Connect) -> None:
 )
 async def test_spellings(connect: Connect, field: str, value: Any, name: str, wanted: Any) -> None:
     assert getattr((await asked(connect, chat(**{field: value})))[1], name) == wanted
+
+
+SCHEMA = {"type": "object", "properties": {"colour": {"type": "string"}}}
+SCHEMA_TEXT = json.dumps(SCHEMA)
+
+
+@pytest.mark.parametrize(
+    ("fields", "wanted"),
+    [
+        ({"response_format": {"type": "text"}, "grounding": False}, None),
+        ({"response_format": {"type": "json_object"}}, Grammar("json_object")),
+        (
+            {
+                "response_format": {
+                    "type": "json_schema",
+                    "json_schema": {"name": "a", "schema": SCHEMA, "strict": True},
+                }
+            },
+            Grammar("json_schema", SCHEMA_TEXT),
+        ),
+        ({"guided_json": SCHEMA}, Grammar("json_schema", SCHEMA_TEXT)),
+        ({"guided_json": SCHEMA_TEXT}, Grammar("json_schema", SCHEMA_TEXT)),
+        ({"guided_choice": ["yes", "no"]}, Grammar("choice", ("yes", "no"))),
+        ({"guided_regex": "[0-9]+"}, Grammar("regex", "[0-9]+")),
+        ({"grounding": True}, Grammar("grounding")),
+    ],
+)
+async def test_what_shapes_an_answer_becomes_a_grammar(
+    connect: Connect, fields: dict[str, Any], wanted: Grammar | None
+) -> None:
+    assert (await asked(connect, chat(**fields)))[1].grammar == wanted
+
+
+async def test_what_is_wrong_with_a_grammar_is_told_by_the_field_it_came_in(connect: Connect) -> None:
+    client = connect(FakeModel([InvalidRequest("the schema cannot be used: Invalid type: x", param="grammar")]))
+    form = {"type": "json_schema", "json_schema": {"name": "a", "schema": {"type": "x"}}}
+    error = (await client.post(URL, json=chat(response_format=form))).json()["error"]
+    assert (error["param"], error["code"]) == ("response_format.json_schema.schema", "invalid_request")
 
 
 async def test_parts_become_a_message_with_pictures_where_they_stand(connect: Connect) -> None:

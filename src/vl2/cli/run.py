@@ -12,19 +12,25 @@ import click
 from vl2.cli import model as models
 from vl2.cli.options import options, sampling_options
 from vl2.core.config import EngineConfig, HubOptions, ProcessorConfig
-from vl2.core.types import Completion, ImagePart, Message, SamplingParams, fold_deltas
+from vl2.core.types import Completion, Grammar, ImagePart, Message, SamplingParams, fold_deltas
 
 
 @click.command("run")
 @click.argument("words", nargs=-1, required=True, metavar='[IMAGE]... "QUESTION"')
 @click.option("--model", default="nano", show_default=True, envvar="VL2_MODEL", help="As in `vl2 serve`.")
 @click.option("--json", "is_json", is_flag=True, help="Print text, boxes, usage and finish reason as one JSON object.")
+@click.option(
+    "--json-schema", "schema_file", type=click.Path(path_type=Path), help="The answer is JSON that this schema allows."
+)
+@click.option("--grounding", is_flag=True, help="Boxes in the answer can only be well-formed.")
 @sampling_options
 @options(engine=EngineConfig, processor=ProcessorConfig, hub=HubOptions)
 def command(
     words: tuple[str, ...],
     model: str,
     is_json: bool,
+    schema_file: Path | None,
+    grounding: bool,
     params: SamplingParams,
     engine: EngineConfig,
     processor: ProcessorConfig,
@@ -45,6 +51,7 @@ def command(
     message = Message.from_parts("user", [*(ImagePart(_read(picture)) for picture in pictures), question])
     if not pictures and Path(question).is_file():
         raise click.UsageError(f"{question} is a picture; what is the question about it?")
+    params = dataclasses.replace(params, grammar=_grammar(schema_file, grounding))
     with models.loading_bar() as on_progress:
         llm = models.open_model(
             model, engine=engine, processor=processor, hub=hub, in_process=True, on_progress=on_progress
@@ -56,6 +63,17 @@ def command(
                 if not is_json:
                     click.echo(delta.text, nl=False)
     click.echo(json.dumps(_summary(llm.name, fold_deltas(deltas)), ensure_ascii=False) if is_json else "")
+
+
+def _grammar(schema_file: Path | None, grounding: bool) -> Grammar | None:
+    if schema_file is None:
+        return Grammar("grounding") if grounding else None
+    if grounding:
+        raise click.UsageError("--json-schema and --grounding cannot be combined")
+    try:
+        return Grammar("json_schema", schema_file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise click.UsageError(f"cannot read the schema {schema_file}: {error}") from None
 
 
 def _read(picture: str) -> bytes:

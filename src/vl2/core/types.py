@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import TYPE_CHECKING, Literal, Union
+from typing import TYPE_CHECKING, Literal, Union, get_args
 
 import numpy as np
 
@@ -90,6 +90,9 @@ class Grammar:
     spec: str | tuple[str, ...] = ""
 
     def __post_init__(self) -> None:
+        if self.kind not in get_args(GrammarKind):
+            kinds = ", ".join(get_args(GrammarKind))
+            raise InvalidRequest(f"{self.kind!r} is no kind of grammar; kinds are {kinds}", param="grammar")
         if self.kind == "choice":
             is_good = isinstance(self.spec, tuple) and bool(self.spec) and all(self.spec)
             rule = "one or more non-empty texts"
@@ -285,7 +288,7 @@ class Delta:
     """A piece of one choice's answer. A whole answer is the fold of its deltas (`fold_deltas`).
 
     The first delta of a request carries `prompt_token_ids`; the last of each choice carries `finish_reason` and, where
-    the answer holds grounding tags, `grounding`; the very last one carries `usage`.
+    the answer holds well-formed grounding tags, `grounding`; the very last one carries `usage`.
     """
 
     choice_idx: int = 0

@@ -23,7 +23,7 @@ WHITESPACE = r"[ \n\r\t]{1,40}"
 
 
 def to_llguidance(grammar: Grammar) -> str:
-    """Raises: InvalidRequest when a schema is no JSON."""
+    """Raises: InvalidRequest when a schema is no JSON object."""
     match grammar.kind, grammar.spec:
         case "choice", tuple(texts):
             return LLMatcher.grammar_from_regex("|".join(map(_literal, texts)))
@@ -40,7 +40,7 @@ def _json(schema: str) -> str:
     try:
         return LLMatcher.grammar_from_json_schema(schema, overrides={"whitespace_pattern": WHITESPACE})
     except ValueError as error:
-        raise InvalidRequest(f"the schema is not valid JSON: {_reason(str(error))}", param="grammar") from None
+        raise InvalidRequest(f"the schema must be a JSON object: {_reason(str(error))}", param="grammar") from None
 
 
 def _literal(text: str) -> str:

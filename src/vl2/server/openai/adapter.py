@@ -11,6 +11,7 @@ from vl2.core.types import MAX_TOP_LOGPROBS, ImagePart, Message, SamplingParams
 from vl2.server.errors import did_you_mean
 from vl2.server.fetch import Fetch
 from vl2.server.openai import schema
+from vl2.server.openai.grammars import to_grammar
 
 SAME_IN_BOTH = (
     "n",
@@ -38,11 +39,6 @@ def check_fields(body: schema.ChatRequest) -> None:
             raise InvalidRequest(f"{name} is not supported by this server; leave it out", param=name)
         hint = did_you_mean(name, [*schema.ChatRequest.model_fields, *schema.HINTS])
         raise InvalidRequest(f"{name} is not a field of this API{hint}", param=name)
-    if body.response_format is not None and body.response_format.type != "text":
-        raise InvalidRequest(
-            f"response_format {body.response_format.type!r} is not supported yet; only 'text' is",
-            param="response_format",
-        )
     if body.stream_options is not None and not body.stream:
         raise InvalidRequest("stream_options needs stream: true", param="stream_options")
     for idx, message in enumerate(body.messages):
@@ -65,6 +61,7 @@ def to_params(body: schema.ChatRequest) -> SamplingParams:
         stop_token_ids=tuple(body.stop_token_ids or ()),
         logit_bias=_logit_bias(body.logit_bias or {}),
         logprobs=_num_logprobs(body),
+        grammar=to_grammar(body),
         **given,
     )
 

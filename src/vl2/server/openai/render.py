@@ -73,9 +73,8 @@ class ChatRenderer:
         return chunk
 
     def _choice(self, idx: int, choice: Choice) -> Json:
-        message: Json = {"role": "assistant", "content": choice.text, "refusal": None}
-        if choice.grounding is not None:
-            message["grounding"] = grounding_json(choice.grounding)
+        grounding = None if choice.grounding is None else grounding_json(choice.grounding)
+        message: Json = {"role": "assistant", "content": choice.text, "refusal": None, "grounding": grounding}
         body: Json = {
             "index": idx,
             "message": message,

@@ -9,9 +9,11 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
+from vl2.core.errors import InvalidRequest
 from vl2.server.access import RequestRecord, record_of
 from vl2.server.chat import Answer, ChatService
 from vl2.server.openai.adapter import check_fields, picture_urls, to_messages, to_params
+from vl2.server.openai.grammars import grammar_path
 from vl2.server.openai.render import ChatRenderer
 from vl2.server.openai.schema import ChatRequest
 from vl2.server.openai.sse import chat_events
@@ -59,7 +61,11 @@ async def begin(service: ChatService, body: ChatRequest, record: RequestRecord, 
     service.check_num_pictures(len(picture_urls(body.messages)))
     messages = await to_messages(body.messages, service.fetch)
     record.answer_id = answer_id
-    return await service.ask(messages, params, record)
+    try:
+        return await service.ask(messages, params, record)
+    except InvalidRequest as error:
+        error.param = grammar_path(body) if error.param == "grammar" else error.param
+        raise
 
 
 def model_json(service: ChatService, created: int) -> dict[str, Any]:

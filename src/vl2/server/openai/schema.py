@@ -93,6 +93,10 @@ def _choice_of(kind: Any, rule: str) -> Discriminator:
     return Discriminator(kind, custom_error_type="wrong_kind", custom_error_message=rule)
 
 
+def _schema_kind(value: Any) -> str | None:
+    return "<string>" if isinstance(value, str) else "<object>" if isinstance(value, dict) else None
+
+
 Part = Annotated[
     Annotated[TextPart, Tag("<text>")] | Annotated[ImagePart, Tag("<image_url>")],
     _choice_of(_part_kind, "must be an object whose type is 'text' or 'image_url'"),
@@ -104,6 +108,11 @@ Content = Annotated[
 Stop = Annotated[
     Annotated[Text, Tag("<string>")] | Annotated[list[Text], Tag("<list>")],
     _choice_of(_stop_kind, "must be a string or a list of strings"),
+]
+
+GuidedJSON = Annotated[
+    Annotated[Text, Tag("<string>")] | Annotated[dict[str, Any], Tag("<object>")],
+    _choice_of(_schema_kind, "must be a JSON schema, as an object or a string"),
 ]
 
 
@@ -120,10 +129,16 @@ class StreamOptions(_Body):
     include_obfuscation: bool | None = None  # a hint: our answers are not padded
 
 
-class ResponseFormat(_Body):
-    model_config = ConfigDict(strict=True, extra="allow")
+class JSONSchemaFormat(_Body):
+    name: Text  # a hint, like the next
+    description: Text | None = None
+    schema_: Annotated[dict[str, Any], Field(alias="schema")]
+    strict: bool | None = None  # a hint: it is always strict
 
-    type: str
+
+class ResponseFormat(_Body):
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JSONSchemaFormat | None = None
 
 
 class ChatRequest(_Body):
@@ -154,6 +169,11 @@ class ChatRequest(_Body):
     ignore_eos: bool | None = None
     stop_token_ids: list[TokenId] | None = None
     return_token_ids: bool | None = None
+    guided_json: GuidedJSON | None = None
+    guided_choice: Annotated[list[Text], Field(min_length=1)] | None = None
+    guided_regex: Text | None = None
+    # our own
+    grounding: bool | None = None
 
 
 # ---- POST /predict --------------------------------------------------------------------------------------------------
