@@ -37,7 +37,7 @@ class Server:
 @contextlib.contextmanager
 def serving(model: str | Path, *flags: str, **environment: str) -> Iterator[Server]:
     """Until the block ends; the server is ready when it begins."""
-    command = [sys.executable, "-m", "vl2", "serve", str(model), "--port", "0", *flags]
+    command = [sys.executable, "-m", "vl2", "serve", str(model), "--port", "0", "--threads", "1", *flags]
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONUNBUFFERED": "1"} | environment
     )

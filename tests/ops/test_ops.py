@@ -14,7 +14,7 @@ from vl2.ops.gate import route
 from vl2.ops.logits import project_logits
 from vl2.ops.norm import rms_norm
 from vl2.ops.rope import rope_table, rotate_halves, rotate_pairs
-from vl2.ops.rows import find_row_multiple, pad_rows
+from vl2.ops.rows import RowRounding, find_row_multiple, pad_rows, round_up
 from vl2.ops.saturate import saturate, to_dtype
 
 PAGE_SIZE = 4
@@ -144,12 +144,19 @@ def test_float16_is_kept_finite():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_with_the_found_multiple_a_row_has_the_same_bits_in_every_batch(dtype):
     inner, outer = 300, 130
-    multiple = find_row_multiple([(inner, outer)], [dtype])
+    multiple = find_row_multiple(frozenset([(inner, outer)]), frozenset([dtype]))
     assert multiple is not None
     x, weight = torch.randn(70, inner).to(dtype), torch.randn(outer, inner).to(dtype)
-    whole = F.linear(pad_rows(x, multiple), weight)
+    whole = F.linear(pad_rows(x, round_up(len(x), multiple)), weight)
     for count in range(1, 70):
-        assert torch.equal(F.linear(pad_rows(x[:count], multiple), weight)[:count], whole[:count])
+        assert torch.equal(F.linear(pad_rows(x[:count], round_up(count, multiple)), weight)[:count], whole[:count])
+
+
+def test_row_counts_take_few_sizes_and_waste_at_most_a_fourth():
+    rounding = RowRounding(multiple=4, sizes_per_octave=4)
+    sizes = [rounding.up(count) for count in range(1, 4097)]
+    assert len(set(sizes)) < 45 and all(size % 4 == 0 for size in sizes)
+    assert all(count <= size <= max(count + 3, 1.25 * count) for count, size in enumerate(sizes, start=1))
 
 
 def test_the_bits_of_a_row_do_not_depend_on_how_much_of_its_chunk_comes_after_it():

@@ -22,6 +22,7 @@ from vl2.model.step import StepInputs
 from vl2.model.vl2 import DeepseekVL2
 from vl2.model.weights import load_weights
 from vl2.ops.attention import ChunkShape
+from vl2.ops.rows import RowRounding
 from vl2.processing.processor import Processor
 
 PAGE_SIZE = 16
@@ -63,7 +64,7 @@ def text_step(num_tokens: int, first_position: int = 0) -> StepInputs:
         image_sources=torch.empty(0, dtype=torch.int64),
         logit_rows=rows,
         num_logits=num_tokens,
-        row_multiple=1,
+        rounding=RowRounding(),
     )
 
 
@@ -88,7 +89,7 @@ def run_prompt(model: DeepseekVL2, prompt: Prompt) -> PromptRun:
             assert slots is not None
             sequence.tile_slots[index] = slots
             features[:-2].unflatten(0, (cache.num_slots, -1))[slots] = encoded[list(tiles)]
-    shape = BatchShape(PAGE_SIZE, len(sequence.pages), 1, model.config.tile_geometry, torch.device("cpu"))
+    shape = BatchShape(PAGE_SIZE, len(sequence.pages), RowRounding(), model.config.tile_geometry, torch.device("cpu"))
     step = step_inputs([Chunk(sequence, 0, length)], shape)
     pool = KVPool(model.config.language, len(sequence.pages), PAGE_SIZE, dtype=torch.float32, device="cpu")
     embeds = model.embed(step, features)
@@ -113,5 +114,12 @@ def greedy(engine: Engine, prompts: dict[str, Prompt], preempt_every: int = 0, *
 
 
 def build_engine(variant: str, **changes) -> Engine:
-    settings = {"device": "cpu", "dtype": "float32", "kv_cache_tokens": 16384, "image_cache_tiles": 64, **changes}
+    settings = {
+        "device": "cpu",
+        "dtype": "float32",
+        "threads": 1,  # tests often share their cores
+        "kv_cache_tokens": 16384,
+        "image_cache_tiles": 64,
+        **changes,
+    }
     return Engine(load_variant(variant).folder, EngineConfig(**settings))

@@ -48,5 +48,5 @@ def test_tokens_and_logprobs_are_the_same_to_the_last_bit(name: str, dtype: str)
     for case_name, prompt in prompts.items():
         alone |= greedy(engine, {case_name: prompt}, **params)
     assert greedy(engine, dict(reversed(prompts.items())), preempt_every=4, **params) == alone
-    chunked = build_engine(name, dtype=dtype, max_step_tokens=50, max_step_tiles=3, max_sequences=3)
+    chunked = build_engine(name, dtype=dtype, max_step_tokens=50, max_step_tiles=3, max_sequences=3, threads=2)
     assert greedy(chunked, prompts, **params) == alone

@@ -14,6 +14,7 @@ from vl2.engine.scheduler import Chunk, StepBatch, TileJob
 from vl2.engine.sequence import Sequence
 from vl2.model.step import StepInputs
 from vl2.ops.attention import ChunkShape
+from vl2.ops.rows import RowRounding
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +23,7 @@ class BatchShape:
 
     page_size: int
     spare_page: int
-    row_multiple: int
+    rounding: RowRounding
     geometry: TileGeometry
     device: torch.device
 
@@ -47,11 +48,11 @@ def step_inputs(chunks: list[Chunk], shape: BatchShape) -> StepInputs:
             logit_rows.append(len(token_ids) - 1)
 
     num_logits = len(logit_rows)
-    num_spare = -len(token_ids) % shape.row_multiple
+    num_spare = shape.rounding.up(len(token_ids)) - len(token_ids)
     token_ids += [0] * num_spare
     positions.append(np.zeros(num_spare, np.int64))
     kv_slots.append(np.full(num_spare, shape.spare_page * size))
-    logit_rows += [0] * (-num_logits % shape.row_multiple)
+    logit_rows += [0] * (shape.rounding.up(num_logits) - num_logits)
 
     def tensor(values: np.ndarray | list[int]) -> torch.Tensor:
         return torch.as_tensor(np.asarray(values, dtype=np.int64), device=shape.device)
@@ -66,7 +67,7 @@ def step_inputs(chunks: list[Chunk], shape: BatchShape) -> StepInputs:
         image_sources=tensor(np.concatenate(image_sources)),
         logit_rows=tensor(logit_rows),
         num_logits=num_logits,
-        row_multiple=shape.row_multiple,
+        rounding=shape.rounding,
     )
 
 

@@ -14,6 +14,7 @@ from vl2.model.kv_pool import KVPool, kv_bytes_per_token
 from vl2.model.step import StepInputs
 from vl2.model.vl2 import DeepseekVL2
 from vl2.ops.attention import ChunkShape
+from vl2.ops.rows import RowRounding
 
 CPU_MEMORY_SHARE = 0.25
 """Of the memory that is available when the engine starts; pages are only touched as they are used."""
@@ -54,7 +55,7 @@ def _largest_step(model: DeepseekVL2, config: EngineConfig) -> StepInputs:
         image_sources=nothing,
         logit_rows=torch.zeros(config.max_sequences, dtype=torch.int64, device=model.device),
         num_logits=config.max_sequences,
-        row_multiple=1,
+        rounding=RowRounding(),
     )
 
 

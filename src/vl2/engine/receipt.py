@@ -1,6 +1,6 @@
-"""The reproducibility receipt: a name for all that an answer's bits depend on beside the request and its seed.
+"""The reproducibility receipt: a name for all that the bits of an answer depend on beside request and seed.
 
-Responses carry it as `system_fingerprint`. Two answers to the same request with the same seed under the same receipt are
+Responses carry it as `system_fingerprint`. Two answers to the same request with the same seed and the same receipt are
 equal to the last bit where the mode is deterministic (the receipt then begins with "vl2-d-"); under different receipts
 they may differ, and the receipt is the first thing to compare.
 """

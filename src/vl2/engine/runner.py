@@ -26,9 +26,11 @@ from vl2.engine.scheduler import StepBatch, StepOutput, TileJob
 from vl2.model.kv_pool import KVPool
 from vl2.model.vl2 import DeepseekVL2
 from vl2.model.weights import load_weights
-from vl2.ops.rows import find_row_multiple
+from vl2.ops.rows import RowRounding, find_row_multiple
 
 log = logging.getLogger(__name__)
+
+SIZES_PER_OCTAVE = 4
 
 Progress = Callable[[int, int], None]
 
@@ -58,10 +60,11 @@ class Runner:
         self.is_deterministic = self.device.type == "cpu" if wanted is None else wanted
         row_multiple = self._choose_row_multiple() if self.is_deterministic else 1
         self.model.set_row_multiple(row_multiple)
+        is_compiled_by_size = self.device.type == "cpu" and self.dtype != torch.float32
         self.shape = BatchShape(
             page_size=page_size,
             spare_page=num_pages,
-            row_multiple=row_multiple,
+            rounding=RowRounding(row_multiple, SIZES_PER_OCTAVE if is_compiled_by_size else None),
             geometry=model_config.tile_geometry,
             device=self.device,
         )
@@ -117,7 +120,9 @@ class Runner:
         Raises: SetupError when that cannot be had.
         """
         is_cpu = self.device.type == "cpu"
-        multiple = find_row_multiple(self.model.gemm_shapes(), {self.dtype, torch.float32}) if is_cpu else None
+        multiple = (
+            find_row_multiple(self.model.gemm_shapes(), frozenset((self.dtype, torch.float32))) if is_cpu else None
+        )
         if multiple is None:
             raise SetupError(
                 f"--deterministic is not available on {self.device} in {self.dtype}: its matrix products give a row "
@@ -139,7 +144,7 @@ class Runner:
             num_pages=self.pool.num_pages,
             page_size_tokens=self.pool.page_size,
             fingerprint=system_fingerprint(
-                self.fingerprint, self.device, self.dtype, self.shape.row_multiple, self.is_deterministic
+                self.fingerprint, self.device, self.dtype, self.shape.rounding.multiple, self.is_deterministic
             ),
         )
 

@@ -37,7 +37,7 @@ class MHA(nn.Module):
         write_rows(pool[1], step.kv_slots, v)
         scale = self.head_dim**-0.5
         q = rotate_halves(q, rope)
-        out = paged_attention(q, pool[0], pool[1], step.block_tables, step.chunks, scale, step.row_multiple)
+        out = paged_attention(q, pool[0], pool[1], step.block_tables, step.chunks, scale, step.rounding.multiple)
         return self.o_proj(out.flatten(1))
 
 
@@ -81,7 +81,7 @@ class MLA(nn.Module):
         q_latent = to_dtype(q_nope.transpose(0, 1) @ keys, x.dtype).transpose(0, 1)
         q = torch.cat((q_latent, rotate_pairs(q_rope, rope)), dim=-1)
         out = paged_latent_attention(
-            q, pool, step.block_tables, step.chunks, mla.kv_lora_rank, self.scale, step.row_multiple
+            q, pool, step.block_tables, step.chunks, mla.kv_lora_rank, self.scale, step.rounding.multiple
         )
         heads = out.to(x.dtype).transpose(0, 1) @ values.transpose(1, 2)
         return self.o_proj(to_dtype(heads.transpose(0, 1).flatten(1), x.dtype))

@@ -34,7 +34,7 @@ class DecoderLayer(nn.Module):
     def forward(self, x: torch.Tensor, step: StepInputs, rope: RopeTable, pool: torch.Tensor) -> torch.Tensor:
         x = x + self.attention(self.attention_norm(x), step, rope, pool)
         normed = self.mlp_norm(x)
-        return x + (self.mlp(normed, step.row_multiple) if isinstance(self.mlp, MoE) else self.mlp(normed))
+        return x + (self.mlp(normed, step.rounding) if isinstance(self.mlp, MoE) else self.mlp(normed))
 
 
 class Decoder(nn.Module):

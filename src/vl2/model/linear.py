@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from vl2.ops.norm import rms_norm
-from vl2.ops.rows import pad_rows
+from vl2.ops.rows import pad_rows, round_up
 from vl2.ops.saturate import saturate
 
 
@@ -32,7 +32,7 @@ class Linear(nn.Module):
         if self.row_multiple == 1:
             return saturate(F.linear(x, self.weight, self.bias))
         rows = x.flatten(0, -2)
-        out = F.linear(pad_rows(rows, self.row_multiple), self.weight, self.bias)[: len(rows)]
+        out = F.linear(pad_rows(rows, round_up(len(rows), self.row_multiple)), self.weight, self.bias)[: len(rows)]
         return saturate(out).view(*x.shape[:-1], -1)
 
 

@@ -10,6 +10,7 @@ from vl2.model.linear import Linear, empty
 from vl2.ops.activation import silu
 from vl2.ops.experts import routed_experts
 from vl2.ops.gate import route
+from vl2.ops.rows import RowRounding
 from vl2.ops.saturate import saturate, to_dtype
 
 
@@ -40,10 +41,10 @@ class MoE(nn.Module):
         self.down = empty(experts, width, inner, dtype=dtype, device=device)
         self.shared = MLP(width, config.shared_width, dtype=dtype, device=device) if config.shared_width else None
 
-    def forward(self, x: torch.Tensor, row_multiple: int = 1) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, rounding: RowRounding = RowRounding()) -> torch.Tensor:
         """[T, C] → [T, C]."""
         ids, weights = route(x, self.router, self.router_bias, self.config)
-        out = routed_experts(x, ids, weights, self.gate_up, self.down, row_multiple)
+        out = routed_experts(x, ids, weights, self.gate_up, self.down, rounding)
         if self.shared is not None:
             out = out + self.shared(x).float()
         return to_dtype(out, x.dtype)

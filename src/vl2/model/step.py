@@ -7,11 +7,12 @@ from dataclasses import dataclass
 import torch
 
 from vl2.ops.attention import ChunkShape
+from vl2.ops.rows import RowRounding
 
 
 @dataclass(frozen=True, slots=True)
 class StepInputs:
-    """T tokens of S sequences, packed one after the other; T is rounded up to `row_multiple` by tokens of no sequence,
+    """T tokens of S sequences, packed one after the other; T is rounded up by tokens of no sequence,
     whose cache rows go to the pool's spare page.
     """
 
@@ -24,4 +25,4 @@ class StepInputs:
     image_sources: torch.Tensor  # [I] int64: their rows of the feature table (model/vl2.py)
     logit_rows: torch.Tensor  # [L] int64: tokens whose next token is wanted, rounded up likewise
     num_logits: int  # of them really wanted
-    row_multiple: int  # with which a row's bits do not depend on the other rows; 1: they may (ops/rows.py)
+    rounding: RowRounding  # of row counts

@@ -39,10 +39,10 @@ class DeepseekVL2(nn.Module):
             if isinstance(module, Linear):
                 module.row_multiple = multiple
 
-    def gemm_shapes(self) -> set[tuple[int, int]]:
+    def gemm_shapes(self) -> frozenset[tuple[int, int]]:
         """(inner width, outer width) of every matrix product with a weight; of the vocabulary, of one block."""
         weights = [p for p in self.parameters() if p.dim() >= 2 and p.dtype == self.dtype]
-        return {(weight.shape[-1], min(weight.shape[-2], ROWS_AT_ONCE)) for weight in weights}
+        return frozenset((weight.shape[-1], min(weight.shape[-2], ROWS_AT_ONCE)) for weight in weights)
 
     def feature_table(self, num_tiles: int) -> torch.Tensor:
         """A table that picture tokens are looked up in: Q rows for each of `num_tiles` tile slots, then the separator

@@ -71,7 +71,8 @@ def paged_attention(
         if heads_per_kv > 1:
             k, v = k.repeat_interleave(heads_per_kv, 0), v.repeat_interleave(heads_per_kv, 0)
         for rows, first in _query_blocks(chunk, q.shape[1], row_multiple):
-            own = pad_rows(q[rows].float().transpose(0, 1), row_multiple, dim=1)
+            own = q[rows].float().transpose(0, 1)
+            own = pad_rows(own, round_up(own.shape[1], row_multiple), dim=1)
             result = _weighted_sum(_causal_softmax(own @ k, first, scale), v)
             out[rows] = result[:, : rows.stop - rows.start].transpose(0, 1).to(out.dtype)
     return out
@@ -99,7 +100,8 @@ def paged_latent_attention(
     for block_table, chunk in zip(block_tables, chunks, strict=True):
         kv = gather_pages(pool, block_table, chunk.context_length)
         for rows, first in _query_blocks(chunk, heads, row_multiple):
-            own = pad_rows(q[rows].float(), row_multiple)  # heads are rows too: a multiple of rows is one of both
+            own = q[rows].float()
+            own = pad_rows(own, round_up(len(own), row_multiple))  # heads are rows too
             scores = (own.flatten(0, 1) @ kv.T).unflatten(0, (-1, heads)).transpose(0, 1)
             probs = _causal_softmax(scores, first, scale).transpose(0, 1).flatten(0, 1)
             result = _weighted_sum(probs, kv[:, :rank]).unflatten(0, (-1, heads))

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from vl2.ops.activation import silu
-from vl2.ops.rows import pad_rows
+from vl2.ops.rows import RowRounding, pad_rows
 from vl2.ops.saturate import saturate
 
 
@@ -16,7 +16,7 @@ def routed_experts(
     weights: torch.Tensor,
     gate_up: torch.Tensor,
     down: torch.Tensor,
-    row_multiple: int = 1,
+    rounding: RowRounding = RowRounding(),
 ) -> torch.Tensor:
     """Σ_a weights[t, a] · down_e(silu(gate_e(x)) · up_e(x)) with e = ids[t, a].
 
@@ -28,7 +28,7 @@ def routed_experts(
     weights       [T, A]      float32
     gate_up       [E, 2F, C]  model dtype: gate rows, then up rows
     down          [E, C, F]   model dtype
-    row_multiple  row counts of each GEMM are rounded up to it (ops/rows.py)
+    rounding      of the row count of each GEMM (ops/rows.py)
     Returns       [T, C]      float32
     """
     num_tokens, num_active = ids.shape
@@ -39,7 +39,7 @@ def routed_experts(
     sorted_results = []
     for expert, chunk in enumerate(rows.split(counts)):
         if len(chunk):
-            padded = pad_rows(chunk, row_multiple)
+            padded = pad_rows(chunk, rounding.up(len(chunk)))
             gate, up = saturate(F.linear(padded, gate_up[expert])).chunk(2, dim=-1)
             result = saturate(F.linear(saturate(silu(gate) * up), down[expert]))
             sorted_results.append(result[: len(chunk)].float())

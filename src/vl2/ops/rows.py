@@ -7,8 +7,9 @@ in a batch, and in a prefill chunk. The multiple is found by trying, on the shap
 
 from __future__ import annotations
 
+import functools
 import itertools
-from collections.abc import Iterable
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -20,24 +21,43 @@ LARGE_COUNT = 97
 """As a batch of tiles, whose rows are not rounded up: it must agree as it is."""
 
 
+@dataclass(frozen=True, slots=True)
+class RowRounding:
+    """How row counts are rounded up: to a multiple, and where kernels are compiled for each count, to few sizes.
+
+    oneDNN compiles a bfloat16 kernel for every row count that it meets and keeps about a thousand; with any count a
+    server would compile for ever. `sizes_per_octave` sizes between a power of two and the next waste at most a fourth.
+    """
+
+    multiple: int = 1
+    sizes_per_octave: int | None = None  # None: every multiple
+
+    def up(self, count: int) -> int:
+        multiple = self.multiple
+        if self.sizes_per_octave is not None and count:
+            multiple = max(multiple, (1 << (count.bit_length() - 1)) // self.sizes_per_octave)
+        return round_up(count, multiple)
+
+
 def round_up(count: int, multiple: int) -> int:
     return -(-count // multiple) * multiple
 
 
-def pad_rows(x: torch.Tensor, multiple: int, dim: int = 0) -> torch.Tensor:
-    """Zero rows at the end of `dim` up to a multiple; x itself where none are missing."""
-    missing = -x.shape[dim] % multiple
+def pad_rows(x: torch.Tensor, count: int, dim: int = 0) -> torch.Tensor:
+    """Zero rows at the end of `dim` up to `count` of them; x itself where none are missing."""
+    missing = count - x.shape[dim]
     return F.pad(x, (0, 0) * (x.dim() - 1 - dim) + (0, missing)) if missing else x
 
 
-def find_row_multiple(shapes: Iterable[tuple[int, int]], dtypes: Iterable[torch.dtype]) -> int | None:
+@functools.cache
+def find_row_multiple(shapes: frozenset[tuple[int, int]], dtypes: frozenset[torch.dtype]) -> int | None:
     """The smallest multiple with which `x @ Wᵀ` and `x @ V` give a row the same bits at every count; None: no such.
 
     shapes  (inner width, outer width) of the model's GEMMs
     """
     multiple = CANDIDATES[0]
     generator = torch.Generator().manual_seed(0)
-    for (inner, outer), dtype in itertools.product(sorted(set(shapes)), dtypes):
+    for (inner, outer), dtype in itertools.product(sorted(shapes), dtypes):
         x = torch.randn(LARGE_COUNT, inner, generator=generator).to(dtype)
         weight = torch.randn(outer, inner, generator=generator).to(dtype)
         for right in (weight.T, weight.T.contiguous()):
