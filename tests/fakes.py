@@ -10,7 +10,7 @@ from typing import Any
 
 from vl2.core.errors import SetupError
 from vl2.core.stats import EngineStats, ModelInfo, ReplicaStats
-from vl2.core.types import Delta, FinishReason, GroundedObject, Message, SamplingParams, TokenText, Usage
+from vl2.core.types import Delta, FinishReason, GroundedObject, Message, QueueOptions, SamplingParams, TokenText, Usage
 
 Step = Delta | BaseException | asyncio.Event
 """What a script does next: give a delta, raise an error, or be silent until the event is set."""
@@ -46,6 +46,7 @@ class FakeModel:
         self.info = INFO
         self.current_stats = EngineStats(num_running=1, num_pages=256, steps_total=7)
         self.asked: list[tuple[list[Message], SamplingParams]] = []
+        self.options: list[QueueOptions] = []
         self.request_ids: list[str | None] = []
         self.num_cancelled = 0
         self.closed = threading.Event()  # set whenever a stream has ended, in whatever way
@@ -68,9 +69,15 @@ class FakeModel:
         return [ReplicaStats(self.is_ready, self.current_stats)]
 
     async def stream(
-        self, messages: Sequence[Message], params: SamplingParams, *, request_id: str | None = None
+        self,
+        messages: Sequence[Message],
+        params: SamplingParams,
+        *,
+        options: QueueOptions = QueueOptions(),
+        request_id: str | None = None,
     ) -> AsyncIterator[Delta]:
         self.asked.append((list(messages), params))
+        self.options.append(options)
         self.request_ids.append(request_id)
         is_over = False
         try:

@@ -18,7 +18,17 @@ from vl2.core.errors import (
     InvalidRequest,
     NotReady,
 )
-from vl2.core.types import Box, Delta, FinishReason, Grammar, GroundedObject, ImagePart, Message, SamplingParams
+from vl2.core.types import (
+    Box,
+    Delta,
+    FinishReason,
+    Grammar,
+    GroundedObject,
+    ImagePart,
+    Message,
+    QueueOptions,
+    SamplingParams,
+)
 
 URL = "/v1/chat/completions"
 CAT = GroundedObject("the cat", (Box(10, 20, 30, 40),), ((100, 200, 300, 400),))
@@ -40,7 +50,7 @@ async def test_an_answer_has_openai_s_shape(connect: Connect) -> None:
     assert body == {
         "object": "chat.completion",
         "model": "fake",
-        "system_fingerprint": None,
+        "system_fingerprint": "vl2-d-test",
         "choices": [
             {
                 "index": 0,
@@ -296,3 +306,12 @@ async def test_while_the_model_loads_questions_are_answered_503(connect: Connect
     response = await connect(FakeModel(is_ready=False)).post(URL, json=chat([image_part(PNG_URL)]))
     assert response.status_code == 503
     assert response.headers["retry-after"] == "1"
+
+
+async def test_priority_deadline_and_salt_reach_the_queue(connect: Connect) -> None:
+    model = FakeModel()
+    fields = {"priority": -1, "deadline_s": 2.5, "cache_salt": "tenant a"}
+    assert (await connect(model).post(URL, json=chat(**fields))).status_code == 200
+    assert model.options == [QueueOptions(priority=-1, deadline_s=2.5, cache_salt="tenant a")]
+    refused = await connect(model).post(URL, json=chat(deadline_s=0))
+    assert refused.status_code == 400 and refused.json()["error"]["param"] == "deadline_s"

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Protocol
 
 from vl2.core.stats import ModelInfo, ReplicaStats
-from vl2.core.types import Delta, Message, SamplingParams
+from vl2.core.types import Delta, Message, QueueOptions, SamplingParams
 
 
 class ChatModel(Protocol):
@@ -29,7 +29,12 @@ class ChatModel(Protocol):
         """Stop the engine; open streams end with EngineError."""
 
     def stream(
-        self, messages: Sequence[Message], params: SamplingParams, *, request_id: str | None = None
+        self,
+        messages: Sequence[Message],
+        params: SamplingParams,
+        *,
+        options: QueueOptions = QueueOptions(),
+        request_id: str | None = None,
     ) -> AsyncIterator[Delta]:
         """Answer `messages` piece by piece; the order of deltas is told at `Delta`.
 

@@ -9,7 +9,7 @@ from typing import cast
 
 from vl2.core.errors import EngineError, InvalidRequest, NotReady, UnknownModel
 from vl2.core.interface import ChatModel
-from vl2.core.types import Completion, Delta, FinishReason, Message, SamplingParams, fold_deltas
+from vl2.core.types import Completion, Delta, FinishReason, Message, QueueOptions, SamplingParams, fold_deltas
 from vl2.server.access import RequestRecord
 from vl2.server.fetch import Fetch
 from vl2.server.metrics import Metrics, TokenClock
@@ -46,23 +46,29 @@ class ChatService:
                 param="messages",
             )
 
-    async def ask(self, messages: Sequence[Message], params: SamplingParams, record: RequestRecord) -> Answer:
+    async def ask(
+        self,
+        messages: Sequence[Message],
+        params: SamplingParams,
+        record: RequestRecord,
+        options: QueueOptions = QueueOptions(),
+    ) -> Answer:
         """Start an answer; returns with its first piece, so that whatever is wrong with the request is known by now.
 
         Raises: RequestError, CapacityError, EngineError.
         """
-        deltas = self._measured(messages, params, record)
+        deltas = self._measured(messages, params, record, options)
         try:
             return Answer(await anext(deltas), deltas)
         except StopAsyncIteration:
             raise EngineError("the engine gave no answer") from None
 
     async def _measured(
-        self, messages: Sequence[Message], params: SamplingParams, record: RequestRecord
+        self, messages: Sequence[Message], params: SamplingParams, record: RequestRecord, options: QueueOptions
     ) -> AsyncGenerator[Delta, None]:
         self.check_ready()
         clock = TokenClock(self.metrics)
-        stream = self.llm.stream(messages, params, request_id=record.answer_id)
+        stream = self.llm.stream(messages, params, options=options, request_id=record.answer_id)
         async with aclosing(cast("AsyncGenerator[Delta, None]", stream)) as deltas:
             async for delta in deltas:
                 if delta.finish_reason is FinishReason.ABORT:

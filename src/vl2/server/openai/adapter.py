@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Sequence
 from typing import Any
 
 from vl2.core.errors import InvalidRequest, VL2Error
-from vl2.core.types import MAX_TOP_LOGPROBS, ImagePart, Message, SamplingParams
+from vl2.core.types import MAX_TOP_LOGPROBS, ImagePart, Message, QueueOptions, SamplingParams
 from vl2.server.errors import did_you_mean
 from vl2.server.fetch import Fetch
 from vl2.server.openai import schema
@@ -64,6 +64,11 @@ def to_params(body: schema.ChatRequest) -> SamplingParams:
         grammar=to_grammar(body),
         **given,
     )
+
+
+def to_options(body: schema.ChatRequest) -> QueueOptions:
+    """Raises: InvalidRequest that names the field."""
+    return QueueOptions(priority=body.priority or 0, deadline_s=body.deadline_s, cache_salt=body.cache_salt or "")
 
 
 def _logit_bias(given: dict[str, float]) -> dict[int, float]:

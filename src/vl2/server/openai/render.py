@@ -20,6 +20,7 @@ class ChatRenderer:
     answer_id: str
     created: int
     model: str
+    fingerprint: str | None = None  # the reproducibility receipt
     has_logprobs: bool = False
     has_token_ids: bool = False
     has_usage_chunk: bool = False
@@ -91,7 +92,7 @@ class ChatRenderer:
             "object": kind,
             "created": self.created,
             "model": self.model,
-            "system_fingerprint": None,
+            "system_fingerprint": self.fingerprint,
         }
 
 

@@ -12,7 +12,7 @@ from fastapi.responses import JSONResponse, Response
 from vl2.core.errors import InvalidRequest
 from vl2.server.access import RequestRecord, record_of
 from vl2.server.chat import Answer, ChatService
-from vl2.server.openai.adapter import check_fields, picture_urls, to_messages, to_params
+from vl2.server.openai.adapter import check_fields, picture_urls, to_messages, to_options, to_params
 from vl2.server.openai.grammars import grammar_path
 from vl2.server.openai.render import ChatRenderer
 from vl2.server.openai.schema import ChatRequest
@@ -31,6 +31,7 @@ def openai_routes(service: ChatService) -> APIRouter:
             answer_id=f"chatcmpl-{uuid.uuid4().hex}",
             created=int(time.time()),
             model=service.model_name,
+            fingerprint=service.llm.info.fingerprint if service.llm.is_ready else None,
             has_logprobs=bool(body.logprobs),
             has_token_ids=bool(body.return_token_ids),
             has_usage_chunk=bool(body.stream_options and body.stream_options.include_usage),
@@ -56,13 +57,13 @@ async def begin(service: ChatService, body: ChatRequest, record: RequestRecord, 
     """All that can end in an error status; returns with the first token."""
     service.check_model(body.model)
     check_fields(body)
-    params = to_params(body)
+    params, options = to_params(body), to_options(body)
     service.check_ready()
     service.check_num_pictures(len(picture_urls(body.messages)))
     messages = await to_messages(body.messages, service.fetch)
     record.answer_id = answer_id
     try:
-        return await service.ask(messages, params, record)
+        return await service.ask(messages, params, record, options)
     except InvalidRequest as error:
         error.param = grammar_path(body) if error.param == "grammar" else error.param
         raise

@@ -169,6 +169,9 @@ class ChatRequest(_Body):
     ignore_eos: bool | None = None
     stop_token_ids: list[TokenId] | None = None
     return_token_ids: bool | None = None
+    priority: int | None = None  # lower is sooner
+    deadline_s: float | None = None  # the longest wait in the queue; ours, not vLLM's
+    cache_salt: Text | None = None  # requests with different salts share no prefix
     guided_json: GuidedJSON | None = None
     guided_choice: Annotated[list[Text], Field(min_length=1)] | None = None
     guided_regex: Text | None = None
