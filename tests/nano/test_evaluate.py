@@ -71,6 +71,12 @@ def test_a_refusal_says_what_the_server_said(folder):
         asyncio.run(evaluate(read_questions(folder / "q.jsonl"), folder, url="http://x", transport=transport))
 
 
+def test_a_question_that_is_too_long_for_the_model_is_a_wrong_answer(folder):
+    transport = httpx.MockTransport(lambda _: httpx.Response(400, text="too long"))
+    answers = asyncio.run(evaluate(read_questions(folder / "q.jsonl"), folder, url="http://x", transport=transport))
+    assert [a.score.right for a in answers] == [0, 0] and "too long" in answers[0].text
+
+
 def test_a_broken_line_is_named(tmp_path):
     (tmp_path / "q.jsonl").write_text('{"id": 1}')
     with pytest.raises(SetupError, match="line 1"):

@@ -23,8 +23,6 @@ import httpx
 from vl2.core.errors import SetupError
 from vl2.tools.scoring import IOU_FOUND, Score, mean, score
 
-MAX_ANSWER_TOKENS = 512
-
 
 @dataclass(frozen=True, slots=True)
 class Question:
@@ -82,7 +80,9 @@ async def evaluate(
 ) -> list[Answer]:
     """Ask all questions, `concurrency` at a time; answers come back in the questions' order.
 
-    Raises: SetupError when the server refuses a question or cannot be reached.
+    A question that the server refuses as invalid (400) counts as answered wrongly.
+
+    Raises: SetupError when the server cannot be reached, or refuses us.
     """
     gate = asyncio.Semaphore(concurrency)
     headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
@@ -113,11 +113,13 @@ async def _converse(client: httpx.AsyncClient, question: Question, pictures: Pat
 
 
 async def _complete(client: httpx.AsyncClient, messages: list[dict[str, Any]], model: str) -> str:
-    body = {"model": model, "messages": messages, "max_tokens": MAX_ANSWER_TOKENS, "temperature": 0}
+    body = {"model": model, "messages": messages, "temperature": 0}
     try:
         response = await client.post("/v1/chat/completions", json=body)
     except httpx.HTTPError as error:
         raise SetupError(f"the server at {client.base_url} cannot be reached: {error!r}") from None
+    if response.status_code == 400:  # this question is too much for the model, say too long: a wrong answer
+        return f"[refused: {response.text[:300]}]"
     if response.status_code != 200:
         raise SetupError(f"the server answered {response.status_code}: {response.text[:300]}")
     return str(response.json()["choices"][0]["message"]["content"] or "")
