@@ -2,7 +2,7 @@
 
     python bench/engine.py [MODEL FOLDER]
 
-- determinism: time of a mixed load (8 picture questions, 48 tokens each) with the mode over without it, both formats
+- determinism: time of a mixed load (4 picture questions, 32 tokens each) with the mode over without it, both formats
 - stalls: gaps between tokens of 4 running streams, undisturbed, while 2,000-token prompts arrive, while pictures arrive
 - caches: time to first token of a second question about the same picture over the first's, prefix cache off
 """
@@ -20,7 +20,7 @@ from common import NANO, drain, median, picture_prompt, report, request, text_pr
 from vl2.core.config import EngineConfig
 from vl2.engine.engine import Engine
 
-IMAGE_ID, NUM_STREAMS, STREAM_TOKENS = 3, 4, 400
+IMAGE_ID, NUM_STREAMS, STREAM_TOKENS = 3, 4, 200
 
 
 def build(folder: Path, **changes: object) -> Engine:
@@ -31,12 +31,12 @@ def determinism_cost(folder: Path, dtype: str) -> float:
     """Seconds with the mode over seconds without, alternating so that the machine's moods hit both."""
     engines = [build(folder, dtype=dtype, deterministic=mode) for mode in (True, False)]
     seconds: list[list[float]] = [[], []]
-    for round_idx in range(6):
+    for round_idx in range(4):
         for engine, own in zip(engines, seconds, strict=True):
             geometry = engine.runner.model_config.tile_geometry
-            for i in range(8):
+            for i in range(4):
                 prompt = picture_prompt(geometry, IMAGE_ID, 32, seed=100 * round_idx + i)
-                engine.add(request(f"{i}", prompt, 48))
+                engine.add(request(f"{i}", prompt, 32))
             own.append(drain(engine))
     with_mode, without = (statistics.median(own[1:]) for own in seconds)
     return with_mode / without

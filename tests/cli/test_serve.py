@@ -21,7 +21,7 @@ from tests.fakes import FakeModel, answer
 from vl2.core.errors import SetupError
 
 class SlowModel(FakeModel):
-    async def stream(self, messages, params, *, request_id=None):
+    async def stream(self, messages, params, *, options=None, request_id=None):
         for delta in answer("slow but sure"):
             await asyncio.sleep(0.1)
             yield delta
