@@ -21,6 +21,9 @@ from vl2.ops.rows import pad_rows, round_up
 MAX_SCORES = 1 << 24
 """Scores [H, rows, context] held at once, elements of float32 (64 MiB)."""
 
+MAX_QUERY_ROWS = 256
+"""A block of rows reads the context up to its own last row only, so smaller blocks skip more of what is hidden."""
+
 KV_SPLIT = 256
 
 
@@ -70,10 +73,12 @@ def paged_attention(
         v = gather_pages(v_pool, block_table, chunk.context_length).transpose(0, 1)
         if heads_per_kv > 1:
             k, v = k.repeat_interleave(heads_per_kv, 0), v.repeat_interleave(heads_per_kv, 0)
-        for rows, first in _query_blocks(chunk, q.shape[1], row_multiple):
-            own = q[rows].float().transpose(0, 1)
+        for rows, first, seen in _query_blocks(chunk, q.shape[1], row_multiple):
+            own = (q[rows].float() * scale).transpose(0, 1)
             own = pad_rows(own, round_up(own.shape[1], row_multiple), dim=1)
-            result = _weighted_sum(_causal_softmax(own @ k, first, scale), v)
+            scores = own @ k[..., :seen]
+            probs = scores.masked_fill_(_hidden(first, own.shape[1], seen, q.device), float("-inf")).softmax(-1)
+            result = _weighted_sum(probs, v[:, :seen])
             out[rows] = result[:, : rows.stop - rows.start].transpose(0, 1).to(out.dtype)
     return out
 
@@ -99,31 +104,31 @@ def paged_latent_attention(
     out = torch.zeros(*q.shape[:2], rank, dtype=torch.float32, device=q.device)
     for block_table, chunk in zip(block_tables, chunks, strict=True):
         kv = gather_pages(pool, block_table, chunk.context_length)
-        for rows, first in _query_blocks(chunk, heads, row_multiple):
-            own = q[rows].float()
-            own = pad_rows(own, round_up(len(own), row_multiple))  # heads are rows too
-            scores = (own.flatten(0, 1) @ kv.T).unflatten(0, (-1, heads)).transpose(0, 1)
-            probs = _causal_softmax(scores, first, scale).transpose(0, 1).flatten(0, 1)
-            result = _weighted_sum(probs, kv[:, :rank]).unflatten(0, (-1, heads))
+        for rows, first, seen in _query_blocks(chunk, heads, row_multiple):
+            own = q[rows].float() * scale
+            own = pad_rows(own, round_up(len(own), row_multiple))
+            scores = (own.flatten(0, 1) @ kv[:seen].T).unflatten(0, (-1, heads))  # heads are rows too
+            hidden = _hidden(first, len(own), seen, q.device).unsqueeze(1)
+            probs = scores.masked_fill_(hidden, float("-inf")).softmax(-1).flatten(0, 1)
+            result = _weighted_sum(probs, kv[:seen, :rank]).unflatten(0, (-1, heads))
             out[rows] = result[: rows.stop - rows.start]
     return out
 
 
-def _query_blocks(chunk: ChunkShape, heads: int, row_multiple: int) -> Iterator[tuple[slice, int]]:
-    """(query rows, position of the first of them) in blocks of bounded size."""
-    step = round_up(max(1, MAX_SCORES // (heads * chunk.context_length)), row_multiple)
+def _query_blocks(chunk: ChunkShape, heads: int, row_multiple: int) -> Iterator[tuple[slice, int, int]]:
+    """(query rows, position of the first of them, aligned context that they see) in blocks of bounded size."""
+    step = min(MAX_QUERY_ROWS, round_up(max(1, MAX_SCORES // (heads * chunk.context_length)), row_multiple))
     first_position = chunk.context_length - chunk.length
     for offset in range(0, chunk.length, step):
         end = min(offset + step, chunk.length)
-        yield slice(chunk.start + offset, chunk.start + end), first_position + offset
+        seen = round_up(first_position + end, KV_SPLIT)
+        yield slice(chunk.start + offset, chunk.start + end), first_position + offset, seen
 
 
-def _causal_softmax(scores: torch.Tensor, first_position: int, scale: float) -> torch.Tensor:
-    """scores [H, rows, context] float32 → probabilities; row i stands at first_position + i and sees up to itself."""
-    num_rows, context = scores.shape[-2:]
-    positions = torch.arange(first_position, first_position + num_rows, device=scores.device)
-    hidden = torch.arange(context, device=scores.device) > positions[:, None]
-    return (scores * scale).masked_fill_(hidden, float("-inf")).softmax(-1)
+def _hidden(first_position: int, num_rows: int, context: int, device: torch.device) -> torch.Tensor:
+    """[rows, context] bool: what row i, at first_position + i, must not see."""
+    positions = torch.arange(first_position, first_position + num_rows, device=device)
+    return torch.arange(context, device=device) > positions[:, None]
 
 
 def _weighted_sum(probs: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
