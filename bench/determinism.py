@@ -3,8 +3,8 @@
     python bench/determinism.py [--requests 200] [FOLDER …]
 
 Without folders: nano. Compared are token ids, logprobs and the logprobs of three alternatives of every token, in
-float32 and bfloat16. The concurrent rounds differ in chunk sizes, and in the last one the page pool is so small that sequences are
-preempted. Ends with status 1 when one request differs.
+float32 and bfloat16. The concurrent rounds differ in chunk sizes, and in the last one the page pool is so small that
+sequences are preempted. Ends with status 1 when one request differs.
 """
 
 from __future__ import annotations

@@ -42,9 +42,7 @@ def test_json_carries_boxes_usage_and_finish_reason(vl2: Run, fake: SyncFakeMode
     assert json.loads(vl2("run", "--json", "Where?").stdout) == {
         "model": "nano",
         "text": "the 猫",
-        "grounding": [
-            {"label": "猫", "boxes": [{"x1": 1, "y1": 2, "x2": 3, "y2": 4}], "boxes_norm": [[10, 20, 30, 40]]}
-        ],
+        "grounding": [{"label": "猫", "boxes": [[1, 2, 3, 4]], "boxes_norm": [[10, 20, 30, 40]]}],
         "usage": {"prompt_tokens": 10, "completion_tokens": 3, "image_tokens": 4, "cached_tokens": 2},
         "finish_reason": "stop",
     }

@@ -90,7 +90,14 @@ def _summary(name: str, completion: Completion) -> dict[str, object]:
     return {
         "model": name,
         "text": choice.text,
-        "grounding": [dataclasses.asdict(item) for item in choice.grounding or ()],
+        "grounding": [
+            {
+                "label": item.label,
+                "boxes": [dataclasses.astuple(box) for box in item.boxes],
+                "boxes_norm": item.boxes_norm,
+            }
+            for item in choice.grounding or ()
+        ],
         "usage": dataclasses.asdict(completion.usage),
         "finish_reason": choice.finish_reason.value,
     }

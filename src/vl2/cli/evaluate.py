@@ -1,4 +1,4 @@
-"""vl2 evaluate: ask a running server questions with known answers. Also `python -m vl2.tools.command`."""
+"""vl2 evaluate: ask a running server questions with known answers."""
 
 from __future__ import annotations
 
@@ -82,7 +82,3 @@ def command(
         output.write_text(
             json.dumps({"scores": scores, "answers": told}, ensure_ascii=False, indent=1) + "\n", encoding="utf-8"
         )
-
-
-if __name__ == "__main__":
-    command()
