@@ -42,7 +42,7 @@ class Heads(nn.Module):
         self.sizes = (NUM_CLASSES, len(COLOURS) + 1, 4, NUM_LETTERS)
         self.patch = nn.Linear(width, sum(self.sizes))
         self.norm = nn.RMSNorm(hidden)
-        self.token = nn.Linear(hidden, NUM_CLASSES + 4)
+        self.token = nn.Linear(hidden, NUM_CLASSES + 4 + 1)
         self.register_buffer("class_weight", torch.tensor([0.15] + [1.0] * (NUM_CLASSES - 1)), persistent=False)
         self.register_buffer("letter_weight", torch.tensor([0.05] + [1.0] * (NUM_LETTERS - 1)), persistent=False)
 
@@ -76,12 +76,28 @@ class Heads(nn.Module):
         kind = take(batch.classes.long(), cover).view(rows, per_row)[:, where].masked_fill(~image, -100)
         spot = take(batch.spots, cover).view(rows, per_row, 4)[:, where]
         x = self.norm(hidden.float())
-        kinds, edges = self.token(x).split((NUM_CLASSES, 4), -1)
+        kinds, edges, middles = self.token(x).split((NUM_CLASSES, 4, 1), -1)
         share = (kind > 0)[..., None].float()
+        middle = middle_tokens(batch).view(rows, per_row)[:, where]
+        miss = F.binary_cross_entropy_with_logits(
+            middles[..., 0], middle, reduction="none", pos_weight=x.new_tensor(10.0)
+        )
         return {
+            "middle": (miss * image).sum() / (rows * image.sum()),
             "token": F.cross_entropy(kinds.flatten(0, 1), kind.flatten(), self.class_weight),
             "spot": (F.smooth_l1_loss(edges, spot, reduction="none", beta=0.02) * share).sum() / (4 * share.sum() + 1),
         }
+
+
+def middle_tokens(batch: Batch) -> Tensor:
+    """[N, 196] 1.0 where a thing has its middle: one token a thing and view, so that counting things is counting these."""
+    x = (batch.boxes[..., 0] + batch.boxes[..., 2]) / 2
+    y = (batch.boxes[..., 1] + batch.boxes[..., 3]) / 2
+    inside = (batch.classes > 0) & (x >= 0) & (x < 384) & (y >= 0) & (y < 384)
+    token = (y / 28).long().clamp(0, 13) * 14 + (x / 28).long().clamp(0, 13)
+    marks = x.new_zeros(batch.tiles.shape[0], 197)
+    marks.scatter_(1, token.masked_fill(~inside, 196), 1.0)
+    return marks[:, :196]
 
 
 def pointing(queries: Tensor, keys: Tensor, batch: Batch, r: int, scale: float) -> Tensor:

@@ -241,9 +241,9 @@ def rows_for(layout: tuple[tuple[int, int], ...]) -> int:
     return min(MAX_ROWS, max(8, TILE_BUDGET // max(1, tiles) // 8 * 8))
 
 
-def pick_layout(rng: Random, progress: float) -> tuple[tuple[int, int], ...]:
-    """First mostly one tile; later half of the micro-batches have several tiles, and one in six several pictures."""
-    one, many, several = (0.85, 0.1, 0.05) if progress < 0.2 else (0.38, 0.45, 0.17)
+def pick_layout(rng: Random, progress: float, many_later: float) -> tuple[tuple[int, int], ...]:
+    """First mostly one tile; later `many_later` of the micro-batches have several tiles, and one in six several pictures."""
+    one, many, several = (0.85, 0.1, 0.05) if progress < 0.2 else (0.83 - many_later, many_later, 0.17)
     kind = rng.choices(("one", "many", "several", "none"), (one, many, several, 0.006))[0]
     if kind == "one":
         return ((1, 1),)
@@ -263,8 +263,8 @@ def pick_layout(rng: Random, progress: float) -> tuple[tuple[int, int], ...]:
 class Stream(torch.utils.data.IterableDataset):
     """Endless micro-batches; `progress` is shared with the trainer and steers the curriculum."""
 
-    def __init__(self, start: int, sets: int, progress) -> None:
-        self.start, self.sets, self.progress = start, sets, progress
+    def __init__(self, start: int, sets: int, progress, many: float) -> None:
+        self.start, self.sets, self.progress, self.many = start, sets, progress, many
 
     def __iter__(self):
         torch.set_num_threads(1)
@@ -272,7 +272,7 @@ class Stream(torch.utils.data.IterableDataset):
         number = self.start + (info.id if info else 0)
         while True:
             rng = Random(number)
-            layout = pick_layout(rng, self.progress.value)
+            layout = pick_layout(rng, self.progress.value, self.many)
             # 1,024 seeds a batch are enough for every layout, so no two batches share a scene.
             yield make_batch(
                 layout, 1_000_000 + number * 1024, rows_for(layout), self.sets, labelled=rng.random() < 0.5

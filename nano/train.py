@@ -43,6 +43,10 @@ def arguments() -> argparse.Namespace:
     p.add_argument("--muon-lr", type=float, default=0.02)
     p.add_argument("--adam-lr", type=float, default=2e-3)
     p.add_argument("--point", type=float, default=0.0, help="weight of the pointing loss (0: off)")
+    p.add_argument("--middle", type=float, default=0.0, help="weight of marking each thing's middle token (0: off)")
+    p.add_argument(
+        "--many", type=float, default=0.45, help="share of micro-batches with several tiles, after the first fifth"
+    )
     p.add_argument("--hold", type=float, default=0.4, help="share of the time before the learning rate begins to fall")
     p.add_argument("--exam-scenes", type=int, default=1000, help="held-out scenes of the last examination")
     return p.parse_args()
@@ -142,7 +146,7 @@ def main() -> None:
     progress = mp.Value("d", saved["elapsed"] / (a.minutes * 60) if saved else 0.0)
     loader = iter(
         torch.utils.data.DataLoader(
-            Stream(saved["drawn"] if saved else 0, a.sets, progress),
+            Stream(saved["drawn"] if saved else 0, a.sets, progress, a.many),
             batch_size=None,
             num_workers=a.workers,
             prefetch_factor=2,
@@ -174,7 +178,7 @@ def main() -> None:
     for mine, theirs in zip(gates(work), gates(model)):
         mine.e_score_correction_bias.data = theirs.e_score_correction_bias.data
     work.language.model["layers"][POINTING_LAYER].self_attn.probe = a.point > 0
-    weights = AUX | {"point": a.point}
+    weights = AUX | {"point": a.point, "middle": a.middle}
     trained = [(w, p) for w, p in zip(work.parameters(), model.parameters()) if p.requires_grad]
     feeder = Feeder(loader, device)
     print(f"ready after {time.monotonic() - start:.1f} s", flush=True)
