@@ -8,7 +8,7 @@ from torch import nn
 
 from vl2.ops.norm import rms_norm
 from vl2.ops.rows import pad_rows, round_up
-from vl2.ops.saturate import saturate
+from vl2.ops.saturate import saturate, to_dtype
 
 
 def empty(*shape: int, dtype: torch.dtype, device: torch.device | str) -> nn.Parameter:
@@ -56,4 +56,4 @@ class LayerNorm(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         normed = F.layer_norm(x.float(), x.shape[-1:], self.weight.float(), self.bias.float(), eps=1e-6)
-        return normed.to(self.weight.dtype)
+        return to_dtype(normed, self.weight.dtype)

@@ -56,8 +56,8 @@ class VisionTower(nn.Module):
 
     def forward(self, tiles: torch.Tensor) -> torch.Tensor:
         """tiles [N, side, side, 3] uint8 → [N, patches, W] model dtype."""
-        x = self.patch_embed(self.patches(tiles)) + self.pos_embed
-        x = x.float() if x.dtype == torch.float16 else x
+        x = self.patch_embed(self.patches(tiles))
+        x = (x.float() if x.dtype == torch.float16 else x) + self.pos_embed
         for block in self.blocks:
             x = block(x)
         return self.norm(x)

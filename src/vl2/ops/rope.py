@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from vl2.core.model_config import YarnConfig
+from vl2.ops.saturate import to_dtype
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +66,7 @@ def rotate_halves(x: torch.Tensor, table: RopeTable) -> torch.Tensor:
     """
     first, second = x.float().chunk(2, dim=-1)
     cos, sin = table.cos[:, None], table.sin[:, None]
-    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x.dtype)
+    return to_dtype(torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1), x.dtype)
 
 
 def rotate_pairs(x: torch.Tensor, table: RopeTable) -> torch.Tensor:
@@ -76,4 +77,4 @@ def rotate_pairs(x: torch.Tensor, table: RopeTable) -> torch.Tensor:
     """
     even, odd = x.float().unflatten(-1, (-1, 2)).unbind(-1)
     cos, sin = table.cos[:, None], table.sin[:, None]
-    return torch.stack((even * cos - odd * sin, odd * cos + even * sin), dim=-1).flatten(-2).to(x.dtype)
+    return to_dtype(torch.stack((even * cos - odd * sin, odd * cos + even * sin), dim=-1).flatten(-2), x.dtype)

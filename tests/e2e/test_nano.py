@@ -1,0 +1,57 @@
+"""The embedded model sees: the README's picture, asked as a newcomer would, through the server and the real client."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import openai
+import pytest
+
+from tests.e2e.server_process import Server, serving
+from tests.e2e.test_serve import data_url
+
+SCENE = Path(__file__).parents[2] / "docs/images/scene.png"  # a pine, "Misty", a purple star, an airplane
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    with serving("nano", "--device", "cpu") as server:
+        yield server
+
+
+def ask(server: Server, *turns: str, **extra):
+    """The answer to the last turn; the ones between are our answers to it, as in a conversation."""
+    client = openai.OpenAI(base_url=server.url + "/v1", api_key="none")
+    picture = {"type": "image_url", "image_url": {"url": data_url(SCENE)}}
+    messages: list[dict] = [{"role": "user", "content": [picture, {"type": "text", "text": turns[0]}]}]
+    for idx, turn in enumerate(turns[1:]):
+        messages.append({"role": ("assistant", "user")[idx % 2], "content": turn})
+    return client.chat.completions.create(model="default", messages=messages, extra_body=extra).choices[0].message
+
+
+@pytest.mark.parametrize(
+    ("question", "answer"),
+    [
+        ("What is in the picture?", "pine, purple star, airplane, text"),
+        ("图片里有什么？", "松树、紫色星形、飞机、文字"),
+        ("What does the text say?", "Misty"),
+        ("What colour is the star?", "purple"),
+        ("How many airplanes are there?", "1"),
+        ("<|ref|>the dog<|/ref|>.", "none"),
+    ],
+)
+def test_it_answers(server: Server, question: str, answer: str):
+    assert ask(server, question).content == answer
+
+
+def test_it_points_at_what_it_describes(server: Server):
+    message = ask(server, "<|grounding|>Describe the picture.", grounding=True)
+    boxes = {found["label"]: found["boxes"][0] for found in message.grounding}
+    assert list(boxes) == ["the pine", "the purple star", "the airplane", "the text"]
+    x1, y1, x2, y2 = boxes["the airplane"]
+    # The airplane's middle is at about (262, 312) of 384 × 384.
+    assert x1 < 262 < x2 and y1 < 312 < y2 and (x2 - x1) * (y2 - y1) < 100 * 100
+
+
+def test_a_follow_up_question_refers_to_the_same_picture(server: Server):
+    answer = ask(server, "How many airplanes are there?", "1", "And the dog?")
+    assert answer.content == "0"
