@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from vl2.engine.image_cache import TileCache
 from vl2.engine.scheduler import Chunk
 from vl2.engine.sequence import Sequence
 from vl2.model.kv_pool import KVPool
-from vl2.model.step import StepInputs
+from vl2.model.step import QueryRows, StepInputs
 from vl2.model.vl2 import DeepseekVL2
 from vl2.model.weights import load_weights
 from vl2.ops.attention import ChunkShape
@@ -54,16 +54,17 @@ def case_prompt(case: GoldenCase) -> Prompt:
 def text_step(num_tokens: int, first_position: int = 0) -> StepInputs:
     """One sequence whose pages lie in order; positions may start anywhere, the context starts at the first row."""
     rows = torch.arange(num_tokens)
+    tables = torch.arange(-(-num_tokens // PAGE_SIZE))[None]
+    queries = QueryRows(None, (ChunkShape(0, num_tokens, num_tokens),), tables)
     return StepInputs(
         token_ids=rows,
         positions=rows + first_position,
         kv_slots=rows,
-        block_tables=torch.arange(-(-num_tokens // PAGE_SIZE))[None],
-        chunks=(ChunkShape(0, num_tokens, num_tokens),),
+        queries=queries,
+        last_queries=queries,
+        num_logits=num_tokens,
         image_rows=torch.empty(0, dtype=torch.int64),
         image_sources=torch.empty(0, dtype=torch.int64),
-        logit_rows=rows,
-        num_logits=num_tokens,
         rounding=RowRounding(),
     )
 
@@ -91,6 +92,7 @@ def run_prompt(model: DeepseekVL2, prompt: Prompt) -> PromptRun:
             features[:-2].unflatten(0, (cache.num_slots, -1))[slots] = encoded[list(tiles)]
     shape = BatchShape(PAGE_SIZE, len(sequence.pages), RowRounding(), model.config.tile_geometry, torch.device("cpu"))
     step = step_inputs([Chunk(sequence, 0, length)], shape)
+    step = replace(step, last_queries=step.queries)  # hidden states of all tokens
     pool = KVPool(model.config.language, len(sequence.pages), PAGE_SIZE, dtype=torch.float32, device="cpu")
     embeds = model.embed(step, features)
     return PromptRun(embeds, model.decoder(embeds, step, pool))

@@ -73,7 +73,7 @@ def _attention_at(model, attention, x: torch.Tensor, first: int) -> torch.Tensor
     """One block on rows at positions first, first + 1 …, as if nothing stood before them."""
     step = text_step(len(x), first_position=first)
     pool = KVPool(model.config.language, 8, 16, dtype=torch.float32, device="cpu")
-    return attention(x, step, model.decoder.rope.rows(step.positions), pool.layers[0])
+    return attention(x, step, step.queries, model.decoder.rope.rows(step.positions), pool.layers[0])
 
 
 def _sorted_by_id(ids: torch.Tensor, weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -12,7 +12,7 @@ import torch
 from vl2.core.tiling import TileGeometry, image_layout
 from vl2.engine.scheduler import Chunk, StepBatch, TileJob
 from vl2.engine.sequence import Sequence
-from vl2.model.step import StepInputs
+from vl2.model.step import QueryRows, StepInputs
 from vl2.ops.attention import ChunkShape
 from vl2.ops.rows import RowRounding
 
@@ -52,7 +52,10 @@ def step_inputs(chunks: list[Chunk], shape: BatchShape) -> StepInputs:
     token_ids += [0] * num_spare
     positions.append(np.zeros(num_spare, np.int64))
     kv_slots.append(np.full(num_spare, shape.spare_page * size))
-    logit_rows += [0] * (shape.rounding.up(num_logits) - num_logits)
+    logit_rows += [0] * (shape.rounding.up(max(1, num_logits)) - num_logits)
+
+    tables = _block_tables([chunk.sequence for chunk in chunks])
+    last = [idx for idx, chunk in enumerate(chunks) if chunk.is_last]
 
     def tensor(values: np.ndarray | list[int]) -> torch.Tensor:
         return torch.as_tensor(np.asarray(values, dtype=np.int64), device=shape.device)
@@ -61,12 +64,15 @@ def step_inputs(chunks: list[Chunk], shape: BatchShape) -> StepInputs:
         token_ids=tensor(token_ids),
         positions=tensor(np.concatenate(positions)),
         kv_slots=tensor(np.concatenate(kv_slots)),
-        block_tables=tensor(_block_tables([chunk.sequence for chunk in chunks])),
-        chunks=tuple(shapes),
+        queries=QueryRows(None, tuple(shapes), tensor(tables)),
+        last_queries=QueryRows(
+            tensor(logit_rows),
+            tuple(ChunkShape(row, 1, chunks[idx].end) for row, idx in enumerate(last)),
+            tensor(tables[last]),
+        ),
+        num_logits=num_logits,
         image_rows=tensor(np.concatenate(image_rows)),
         image_sources=tensor(np.concatenate(image_sources)),
-        logit_rows=tensor(logit_rows),
-        num_logits=num_logits,
         rounding=shape.rounding,
     )
 

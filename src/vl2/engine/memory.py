@@ -11,7 +11,7 @@ from vl2.core.config import EngineConfig
 from vl2.core.errors import SetupError
 from vl2.core.model_config import LanguageConfig
 from vl2.model.kv_pool import KVPool, kv_bytes_per_token
-from vl2.model.step import StepInputs
+from vl2.model.step import QueryRows, StepInputs
 from vl2.model.vl2 import DeepseekVL2
 from vl2.ops.attention import ChunkShape
 from vl2.ops.rows import RowRounding
@@ -29,7 +29,7 @@ def measure_workspace(model: DeepseekVL2, config: EngineConfig) -> int:
     before = torch.cuda.memory_allocated(device)
     with torch.inference_mode():
         model.encode_tiles(tiles)
-        num_pages = step.block_tables.shape[1]
+        num_pages = step.queries.block_tables.shape[1]
         pool = KVPool(model.config.language, num_pages, config.page_size_tokens, dtype=model.dtype, device=device)
         pool_bytes = sum(layer.nbytes for layer in pool.layers)
         logits = model(step, model.feature_table(1), pool)
@@ -44,17 +44,17 @@ def _largest_step(model: DeepseekVL2, config: EngineConfig) -> StepInputs:
     context = config.max_context_tokens or model.config.language.max_position_embeddings
     length = min(config.max_step_tokens, context)
     positions = torch.arange(context - length, context, device=model.device)
+    tables = torch.arange(-(-context // config.page_size_tokens), device=model.device)[None]
     nothing = torch.empty(0, dtype=torch.int64, device=model.device)
     return StepInputs(
         token_ids=torch.zeros_like(positions),
         positions=positions,
         kv_slots=positions,
-        block_tables=torch.arange(-(-context // config.page_size_tokens), device=model.device)[None],
-        chunks=(ChunkShape(0, length, context),),
+        queries=QueryRows(None, (ChunkShape(0, length, context),), tables),
+        last_queries=QueryRows(torch.zeros_like(positions[: config.max_sequences]), (), tables),
+        num_logits=config.max_sequences,
         image_rows=nothing,
         image_sources=nothing,
-        logit_rows=torch.zeros(config.max_sequences, dtype=torch.int64, device=model.device),
-        num_logits=config.max_sequences,
         rounding=RowRounding(),
     )
 

@@ -8,7 +8,7 @@ from torch import nn
 from vl2.core.model_config import LanguageConfig
 from vl2.model.kv_pool import write_rows
 from vl2.model.linear import Linear, RMSNorm
-from vl2.model.step import StepInputs
+from vl2.model.step import QueryRows, StepInputs
 from vl2.ops.attention import paged_attention, paged_latent_attention
 from vl2.ops.rope import RopeTable, rotate_halves, rotate_pairs, yarn_scale
 from vl2.ops.saturate import to_dtype
@@ -29,15 +29,17 @@ class MHA(nn.Module):
         self.qkv = Linear(width, qkv_width, bias=bias, dtype=dtype, device=device)
         self.o_proj = Linear(q_width, width, bias=bias, dtype=dtype, device=device)
 
-    def forward(self, x: torch.Tensor, step: StepInputs, rope: RopeTable, pool: torch.Tensor) -> torch.Tensor:
-        """x [T, C], rope rows [T, D/2], pool [2, pages, page size, K, D] → [T, C]."""
+    def forward(
+        self, x: torch.Tensor, step: StepInputs, queries: QueryRows, rope: RopeTable, pool: torch.Tensor
+    ) -> torch.Tensor:
+        """x [T, C], rope rows [T, D/2], pool [2, pages, page size, K, D] → [Q, C]."""
         sizes = (self.heads, self.kv_heads, self.kv_heads)
         q, k, v = self.qkv(x).unflatten(-1, (-1, self.head_dim)).split(sizes, dim=1)
         write_rows(pool[0], step.kv_slots, rotate_halves(k, rope))
         write_rows(pool[1], step.kv_slots, v)
         scale = self.head_dim**-0.5
-        q = rotate_halves(q, rope)
-        out = paged_attention(q, pool[0], pool[1], step.block_tables, step.chunks, scale, step.rounding.multiple)
+        q = queries.take(rotate_halves(q, rope))
+        out = paged_attention(q, pool[0], pool[1], queries.block_tables, queries.chunks, scale, step.rounding.multiple)
         return self.o_proj(out.flatten(1))
 
 
@@ -69,19 +71,22 @@ class MLA(nn.Module):
         if config.yarn is not None and config.yarn.mscale_all_dim:
             self.scale *= yarn_scale(config.yarn.factor, config.yarn.mscale_all_dim) ** 2
 
-    def forward(self, x: torch.Tensor, step: StepInputs, rope: RopeTable, pool: torch.Tensor) -> torch.Tensor:
-        """x [T, C], rope rows [T, Dr/2], pool [pages, page size, R + Dr] → [T, C]."""
+    def forward(
+        self, x: torch.Tensor, step: StepInputs, queries: QueryRows, rope: RopeTable, pool: torch.Tensor
+    ) -> torch.Tensor:
+        """x [T, C], rope rows [T, Dr/2], pool [pages, page size, R + Dr] → [Q, C]."""
         mla = self.config
         latent, k_rope = self.kv_a(x).split((mla.kv_lora_rank, mla.rope_dim), dim=-1)
         k_rope = rotate_pairs(k_rope.unsqueeze(1), rope).squeeze(1)
         write_rows(pool, step.kv_slots, torch.cat((self.kv_norm(latent), k_rope), dim=-1))
 
+        x, rope = queries.take(x), RopeTable(queries.take(rope.cos), queries.take(rope.sin))
         q_nope, q_rope = self.queries(x).split((mla.nope_dim, mla.rope_dim), dim=-1)
         keys, values = self.kv_b.weight.unflatten(0, (self.heads, -1)).split((mla.nope_dim, mla.value_dim), dim=1)
         q_latent = to_dtype(q_nope.transpose(0, 1) @ keys, x.dtype).transpose(0, 1)
         q = torch.cat((q_latent, rotate_pairs(q_rope, rope)), dim=-1)
         out = paged_latent_attention(
-            q, pool, step.block_tables, step.chunks, mla.kv_lora_rank, self.scale, step.rounding.multiple
+            q, pool, queries.block_tables, queries.chunks, mla.kv_lora_rank, self.scale, step.rounding.multiple
         )
         heads = out.to(x.dtype).transpose(0, 1) @ values.transpose(1, 2)
         return self.o_proj(to_dtype(heads.transpose(0, 1).flatten(1), x.dtype))

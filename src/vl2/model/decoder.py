@@ -10,7 +10,7 @@ from vl2.model.attention import MHA, MLA
 from vl2.model.kv_pool import KVPool
 from vl2.model.linear import RMSNorm, empty
 from vl2.model.moe import MLP, MoE
-from vl2.model.step import StepInputs
+from vl2.model.step import QueryRows, StepInputs
 from vl2.ops.logits import project_logits
 from vl2.ops.rope import RopeTable, rope_table
 
@@ -31,8 +31,11 @@ class DecoderLayer(nn.Module):
         else:
             self.mlp = MLP(width, config.dense_width, dtype=dtype, device=device)
 
-    def forward(self, x: torch.Tensor, step: StepInputs, rope: RopeTable, pool: torch.Tensor) -> torch.Tensor:
-        x = x + self.attention(self.attention_norm(x), step, rope, pool)
+    def forward(
+        self, x: torch.Tensor, step: StepInputs, queries: QueryRows, rope: RopeTable, pool: torch.Tensor
+    ) -> torch.Tensor:
+        """x [T, C] → [Q, C]."""
+        x = queries.take(x) + self.attention(self.attention_norm(x), step, queries, rope, pool)
         normed = self.mlp_norm(x)
         return x + (self.mlp(normed, step.rounding) if isinstance(self.mlp, MoE) else self.mlp(normed))
 
@@ -52,14 +55,15 @@ class Decoder(nn.Module):
         self.rope = rope_table(rotated, max_positions, config.rope_theta, config.yarn, device)
 
     def forward(self, embeds: torch.Tensor, step: StepInputs, pool: KVPool) -> torch.Tensor:
-        """embeds [T, C] → hidden states after the final norm [T, C].
+        """embeds [T, C] → hidden states after the final norm, of `step.last_queries` [Q, C].
 
         The residual stream has the model's dtype; for float16 it is float32, whose range it needs.
         """
         rope = self.rope.rows(step.positions)
         x = embeds.float() if embeds.dtype == torch.float16 else embeds
         for layer, layer_pool in zip(self.layers, pool.layers, strict=True):
-            x = layer(x, step, rope, layer_pool)
+            queries = step.last_queries if layer is self.layers[-1] else step.queries
+            x = layer(x, step, queries, rope, layer_pool)
         return self.norm(x)
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:

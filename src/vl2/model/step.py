@@ -11,6 +11,21 @@ from vl2.ops.rows import RowRounding
 
 
 @dataclass(frozen=True, slots=True)
+class QueryRows:
+    """The tokens that a layer computes results for: all of a step's, but in the last layer only those whose next token
+    is wanted. Every layer writes the cache rows of all tokens.
+    """
+
+    rows: torch.Tensor | None  # [Q] int64: tokens of the step; None: all of them
+    chunks: tuple[ChunkShape, ...]  # their sequences, on the host; `start` counts within the Q rows
+    block_tables: torch.Tensor  # [sequences, max pages] int64
+
+    def take(self, x: torch.Tensor) -> torch.Tensor:
+        """x [T, ...] → [Q, ...]."""
+        return x if self.rows is None else x[self.rows]
+
+
+@dataclass(frozen=True, slots=True)
 class StepInputs:
     """T tokens of S sequences, packed one after the other; T is rounded up by tokens of no sequence,
     whose cache rows go to the pool's spare page.
@@ -19,10 +34,9 @@ class StepInputs:
     token_ids: torch.Tensor  # [T] int64
     positions: torch.Tensor  # [T] int64
     kv_slots: torch.Tensor  # [T] int64: page · page size + offset, where each token's cache row goes
-    block_tables: torch.Tensor  # [S, max pages] int64
-    chunks: tuple[ChunkShape, ...]  # S of them, on the host
+    queries: QueryRows  # all tokens
+    last_queries: QueryRows  # tokens whose next token is wanted, rounded up likewise; at least one row
+    num_logits: int  # of them really wanted
     image_rows: torch.Tensor  # [I] int64: tokens of this step that are picture tokens
     image_sources: torch.Tensor  # [I] int64: their rows of the feature table (model/vl2.py)
-    logit_rows: torch.Tensor  # [L] int64: tokens whose next token is wanted, rounded up likewise
-    num_logits: int  # of them really wanted
     rounding: RowRounding  # of row counts

@@ -65,6 +65,6 @@ class DeepseekVL2(nn.Module):
         return embeds
 
     def forward(self, step: StepInputs, features: torch.Tensor, pool: KVPool) -> torch.Tensor:
-        """One step: writes the cache, returns logits [L, V] float32 of `step.logit_rows`."""
+        """One step: writes the cache, returns logits [L, V] float32 of the tokens whose next one is wanted."""
         hidden = self.decoder(self.embed(step, features), step, pool)
-        return self.decoder.logits(hidden[step.logit_rows])[: step.num_logits]
+        return self.decoder.logits(hidden)[: step.num_logits]
