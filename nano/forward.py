@@ -16,7 +16,8 @@ from model import NanoVL2
 NUMBER_IDS = torch.tensor(list(_NUMBER))  # vocabulary id of each coordinate 0-999
 
 
-POINTING_LAYER = 2  # its keys are the hidden states that `Heads.tokens` supervises
+#: Where attention is supervised (`heads.pointing`): names find their things, then answers look at one thing.
+POINTING_LAYERS = {"name": 1, "point": 2}
 
 
 @dataclass
@@ -72,9 +73,11 @@ def run(
     states = model.language(x, positions, p, text_mask(group, p))
     if heads is not None and batch.tiles.shape[0]:
         aux |= heads.tokens(states[1][:, :p], batch)
-        attention = model.language.model["layers"][POINTING_LAYER].self_attn
-        if attention.probe:
-            aux["point"] = pointing(*attention.seen, batch, r, (attention.dn + attention.dr) ** -0.5)
+        for name, index in POINTING_LAYERS.items():
+            attention = model.language.model["layers"][index].self_attn
+            if attention.probe:
+                scale = (attention.dn + attention.dr) ** -0.5
+                aux[name] = pointing(*attention.seen, batch, r, scale, names=name == "name")
     # An answer token is always preceded by a token of its own conversation, so the shift by one crosses no border.
     at = batch.targets[r]
     hidden = states[-1][:, p:-1].reshape(-1, x.shape[-1]).index_select(0, at)

@@ -12,7 +12,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from names import COLOURS
-from pack import CHARS, NUM_CLASSES, NUM_LETTERS, Batch
+from pack import ANY_COLOUR, CHARS, NAMES, NUM_CLASSES, NUM_LETTERS, Batch
 from torch import Tensor
 
 
@@ -100,22 +100,34 @@ def middle_tokens(batch: Batch) -> Tensor:
     return marks[:, :196]
 
 
-def pointing(queries: Tensor, keys: Tensor, batch: Batch, r: int, scale: float) -> Tensor:
+def pointing(queries: Tensor, keys: Tensor, batch: Batch, r: int, scale: float, names: bool) -> Tensor:
     """How badly one attention head looks at what is being said; queries [B, T, D] of text, keys [B, P, D] of the prefix.
 
-    Before a coordinate it should look at the thing that is boxed, before a name at the thing that is named, before a
-    letter at that letter. The loss is minus the log of the head's attention on all image tokens that show it.
+    With `names`, the token that ends a name should look at all things of that name. Otherwise: before a coordinate at the
+    thing that is boxed, before a name of a list at the thing that is named, before a letter at that letter. The loss is
+    minus the log of the head's attention on all image tokens that show it.
     """
     rows, length = queries.shape[:2]
-    per_row = batch.tiles.shape[0] // rows * 196
-    image, where = batch.index < per_row, batch.index.clamp_max(per_row - 1)
+    tiles = batch.tiles.shape[0] // rows
+    image, where = batch.index < tiles * 196, batch.index.clamp_max(tiles * 196 - 1)
     code = batch.point[r][:, 1:length].long()  # the token that position t says is t + 1
-    item = covering(batch.boxes, batch.classes > 0, 14, 28.0).view(rows, per_row)[:, where] + 1
-    letter = covering(batch.char_boxes, batch.chars > 0, 14, 28.0).view(rows, per_row)[:, where]
-    shown = (code[..., None] == item[:, None]) & (code < CHARS)[..., None] | (
-        code[..., None] == letter[:, None] + CHARS
-    ) & (letter >= 0)[:, None]
-    shown &= (code > 0)[..., None] & image[None, None]
+
+    def shows(boxes: Tensor, present: Tensor) -> Tensor:
+        return covering(boxes, present, 14, 28.0).view(rows, -1)[:, where]
+
+    item = shows(batch.boxes, batch.classes > 0)
+    if names:
+        kinds, tints = (t.view(rows, tiles, -1)[:, 0].long() for t in (batch.classes, batch.colours))
+        wanted = ((code - NAMES) % ANY_COLOUR).clamp(0, kinds.shape[1] - 1)
+        same = kinds.gather(1, wanted)[..., None] == take(kinds, item)[:, None]
+        tinted = tints.gather(1, wanted)[..., None] == take(tints, item)[:, None]
+        shown = same & (tinted | (code >= NAMES + ANY_COLOUR)[..., None]) & (code >= NAMES)[..., None]
+    else:
+        letter = shows(batch.char_boxes, batch.chars > 0)
+        of_item = (code[..., None] == item[:, None] + 1) & (code < CHARS)[..., None]
+        of_letter = (code[..., None] == letter[:, None] + CHARS) & ((code >= CHARS) & (code < NAMES))[..., None]
+        shown = (of_item & (item >= 0)[:, None]) | (of_letter & (letter >= 0)[:, None])
+    shown = shown & image[None, None]
     logits = (queries[:, :-1] @ keys.mT).float() * scale
     valid = shown.any(-1)
     right = logits.masked_fill(~shown, float("-inf")).logsumexp(-1)

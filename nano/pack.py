@@ -11,7 +11,7 @@ from random import Random
 
 import numpy as np
 import torch
-from names import HANZI, OBJECTS, SHAPES
+from names import COLOURS, HANZI, OBJECTS, SHAPES
 from questions import Asked, conversation, pixel_box
 from scenes import COLOUR_NAMES, Item, Scene, make_scene, sizes_by_grid
 from tokenizer import BOS, EOS, build, encode
@@ -20,7 +20,7 @@ from views import Layout, tiles_of
 
 TEXT = 288  # text tokens a row
 MAX_ITEMS, MAX_CHARS = 16, 14
-CHARS = 100  # codes of `Batch.point` from here on are characters
+CHARS, NAMES, ANY_COLOUR = 100, 200, 100  # codes of `Batch.point`: characters, all things of a name, whatever colour
 TILE_BUDGET, MAX_ROWS = 320, 256
 
 #: Classes of the training-only heads: 0 is the ground.
@@ -47,7 +47,7 @@ class Batch:
     place: Tensor  # [R, B, T] int16   position after the prefix
     weight: Tensor  # [R, B, T] float16   loss weight of this token as a target; 0 for questions
     coord: Tensor  # [R, B, T] int16   the coordinate that this token is, or -1
-    point: Tensor  # [R, B, T] int16   what to look at to say this token: 0 nothing, 1 + item, or CHARS + character
+    point: Tensor  # [R, B, T] int16   what to look at to say this token: 0 nothing, 1 + item, CHARS +, NAMES +
     boxes: Tensor  # [N, K, 4] float32   items in tile pixels
     spots: Tensor  # [N, K, 4] float32   the same in shares of the picture
     classes: Tensor  # [N, K] int16
@@ -132,6 +132,42 @@ def _fill(rng: Random, scenes: list[Scene], rows: dict[str, np.ndarray], ask=con
     return kept
 
 
+def _name_patterns() -> dict[tuple[int, ...], tuple[str, int]]:
+    """Ids of every name, as it is written anywhere → what it names."""
+    out: dict[tuple[int, ...], tuple[str, int]] = {}
+    named = [(("object", k), (t.english, t.plural, t.chinese)) for k, t in enumerate(OBJECTS)]
+    named += [(("shape", k), (english, *words)) for k, (english, words) in enumerate(SHAPES.items())]
+    for what, words in named:
+        for word in words:
+            out[tuple(encode(_TOK, word))] = out[
+                tuple(encode(_TOK, " " + word))[-len(word.split()) if word.isascii() else 1 :]
+            ] = what
+    return out
+
+
+_PATTERNS = _name_patterns()
+_COLOUR_IDS = {tuple(encode(_TOK, w)): c for c, (zh, _) in COLOURS.items() for w in (c, " " + c, zh)}
+
+
+def mark_names(ids: list[int], codes: list[int], scene: Scene) -> None:
+    """After each name that is in the picture, look at all things of this name."""
+    at = 0
+    while at < len(ids):
+        size = next((n for n in (3, 2, 1) if tuple(ids[at : at + n]) in _PATTERNS), 0)
+        end = at + size
+        if size and end < len(ids) and codes[end] == 0:
+            kind, index = _PATTERNS[tuple(ids[at:end])]
+            colour = _COLOUR_IDS.get(tuple(ids[max(0, at - 1) : at])) or _COLOUR_IDS.get(
+                tuple(ids[max(0, at - 2) : at])
+            )
+            wanted = [k for k, i in enumerate(scene.items[:MAX_ITEMS]) if i.kind == kind and i.index == index]
+            tinted = [k for k in wanted if kind == "shape" and scene.items[k].colour == colour]
+            followed = _PATTERNS.get(tuple(ids[end : end + 1]), ("", 0))[0] == "shape"  # "orange" may be a colour
+            if wanted and not followed and (tinted or not (kind == "shape" and colour)):
+                codes[end] = NAMES + (tinted[0] if tinted else wanted[0] + ANY_COLOUR)
+        at += max(1, size)
+
+
 def points(asked: Asked, ids: list[int], answer: list[bool], scene: Scene) -> list[int]:
     """What a reader of the picture looks at while saying each answer token (codes of `Batch.point`)."""
     codes = [0] * len(ids)
@@ -156,6 +192,7 @@ def points(asked: Asked, ids: list[int], answer: list[bool], scene: Scene) -> li
         code = 1 + where.get(tuple(_NUMBER[ids[k]] for k in four), -1)
         for k in four:
             codes[k] = code
+    mark_names(ids, codes, scene)
     return codes
 
 

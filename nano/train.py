@@ -22,7 +22,7 @@ import torch
 from config import CONFIG, initialise, write_checkpoint
 from draw import HELD_OUT_STYLE
 from exam import exam, table
-from forward import NUMBER_IDS, POINTING_LAYER, answer_loss, bell, exactness, run
+from forward import NUMBER_IDS, POINTING_LAYERS, answer_loss, bell, exactness, run
 from heads import Heads
 from optim import Optimizer
 from pack import Batch, Stream, make_batch
@@ -177,8 +177,9 @@ def main() -> None:
     work = NanoVL2(CONFIG).to(device).bfloat16()
     for mine, theirs in zip(gates(work), gates(model)):
         mine.e_score_correction_bias.data = theirs.e_score_correction_bias.data
-    work.language.model["layers"][POINTING_LAYER].self_attn.probe = a.point > 0
-    weights = AUX | {"point": a.point, "middle": a.middle}
+    for index in POINTING_LAYERS.values():
+        work.language.model["layers"][index].self_attn.probe = a.point > 0
+    weights = AUX | {"point": a.point, "name": a.point, "middle": a.middle}
     trained = [(w, p) for w, p in zip(work.parameters(), model.parameters()) if p.requires_grad]
     feeder = Feeder(loader, device)
     print(f"ready after {time.monotonic() - start:.1f} s", flush=True)

@@ -4,9 +4,9 @@ import pytest
 
 torch = pytest.importorskip("torch")
 from config import CONFIG, initialise  # noqa: E402
-from forward import POINTING_LAYER, run  # noqa: E402
+from forward import POINTING_LAYERS, run  # noqa: E402
 from heads import Heads, covering, middle_tokens, pointing  # noqa: E402
-from pack import CHARS, make_batch  # noqa: E402
+from pack import CHARS, NAMES, make_batch  # noqa: E402
 
 from model import NanoVL2  # noqa: E402
 
@@ -34,19 +34,47 @@ def test_a_perfect_look_costs_nothing_and_a_wrong_one_much():
     item = covering(batch.boxes, batch.classes > 0, 14, 28.0)[0] + 1
     letter = covering(batch.char_boxes, batch.chars > 0, 14, 28.0)[0] + CHARS
     for t, code in enumerate(batch.point[0][0, 1:length].tolist()):
-        shown = (item == code) if 0 < code < CHARS else (letter == code)
+        shown = (item == code) if 0 < code < CHARS else (letter == code) if code < NAMES else item < 0
         on = shown[batch.index.clamp_max(195)] & (batch.index < 196)
         queries[0, t] = 40.0 * on
-    assert pointing(queries, keys, batch, 0, 1.0) < 1e-3
-    assert pointing(-queries, keys, batch, 0, 1.0) > 10
+    assert pointing(queries, keys, batch, 0, 1.0, names=False) < 1e-3
+    assert pointing(-queries, keys, batch, 0, 1.0, names=False) > 10
 
 
 def test_all_losses_reach_the_model():
     torch.manual_seed(0)
     model, heads = NanoVL2(CONFIG), Heads(256, 256)
     initialise(model)
-    model.language.model["layers"][POINTING_LAYER].self_attn.probe = True
+    for index in POINTING_LAYERS.values():
+        model.language.model["layers"][index].self_attn.probe = True
     aux = run(model, heads, make_batch(((1, 1),), seed=3, rows=1, sets=1), 0, augment=True, dtype=torch.float32).aux
-    assert set(aux) == {"kind", "tint", "edge", "letter", "token", "spot", "middle", "point"}
+    assert set(aux) == {"kind", "tint", "edge", "letter", "token", "spot", "middle", "name", "point"}
     sum(aux.values()).backward()
     assert model.vision.patch_embed.proj.weight.grad.abs().sum() > 0
+
+
+def test_a_name_looks_at_all_things_of_that_name_and_colour():
+    from pack import ANY_COLOUR, encode_turns, points
+    from questions import Asked
+    from scenes import Item, Scene
+    from tokenizer import build
+
+    items = [Item("shape", 0, colour="red"), Item("object", 0), Item("shape", 0, colour="blue")]
+    scene = Scene(0, make_batch_image(), items)
+    tok = build()
+    for question, after, code in (
+        ("How many cats are there?", " cats", NAMES + ANY_COLOUR + 1),
+        ("What colour is the circle?", " circle", NAMES + ANY_COLOUR),
+        ("<|ref|>the blue circle<|/ref|>.", " circle", NAMES + 2),
+        ("<|ref|>蓝色圆形<|/ref|>。", "形", NAMES + 2),
+        ("<|ref|>the green circle<|/ref|>.", " circle", 0),
+    ):
+        ids, answer = encode_turns(Asked("box", "en", ((question, "none"),)), with_image=True)
+        at = ids.index(tok.encode(after, add_special_tokens=False).ids[0])
+        assert points(Asked("box", "en", ((question, "none"),)), ids, answer, scene)[at + 1] == code, question
+
+
+def make_batch_image():
+    from PIL import Image
+
+    return Image.new("RGB", (384, 384))
