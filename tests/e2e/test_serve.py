@@ -2,8 +2,10 @@
 
 import base64
 import concurrent.futures
+import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,6 +15,7 @@ import httpx
 import jsonschema
 import openai
 import pytest
+from PIL import Image
 
 from golden_cases import GOLDEN_ROOT, GoldenCase, load_variant
 from tests.e2e.server_process import Server, serving, wait_until
@@ -153,6 +156,36 @@ def test_a_prompt_that_does_not_fit_is_told_the_numbers_and_others_are_answered(
     picture = {"type": "image_url", "image_url": {"url": data_url(GOLDEN_ROOT / "images/extra/full3x3.png")}}
     with pytest.raises(openai.BadRequestError, match="pictures"):
         ask(client, [{"role": "user", "content": [*[picture] * 200, {"type": "text", "text": "Compare."}]}])
+    assert ask(client, as_openai(VARIANT.case("text")), max_tokens=2).choices
+
+
+def bomb() -> bytes:
+    """A PNG of 100 megapixels in 12 kB."""
+    buffer = io.BytesIO()
+    Image.new("1", (10_000, 10_000)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+SQUARE = VARIANT.case("square").image_paths[0].read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("picture", "reason"),
+    [
+        (b"no picture at all", "PNG|picture"),
+        (SQUARE[: len(SQUARE) // 2], "truncated|broken|cannot be decoded"),
+        (b"", "empty|0 bytes"),
+        (bomb(), "10000"),
+    ],
+    ids=["not a picture", "truncated", "empty", "bomb"],
+)
+def test_a_bad_picture_is_refused_and_others_are_answered(client: openai.OpenAI, picture: bytes, reason: str):
+    url = "data:image/png;base64," + base64.b64encode(picture).decode()
+    content = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": "?"}]
+    with pytest.raises(openai.BadRequestError) as caught:
+        ask(client, [{"role": "user", "content": content}])
+    assert re.search(reason, caught.value.message) and "\n" not in caught.value.message
+    assert caught.value.type == "invalid_request_error" and caught.value.param is not None
     assert ask(client, as_openai(VARIANT.case("text")), max_tokens=2).choices
 
 
