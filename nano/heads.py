@@ -78,7 +78,7 @@ class Heads(nn.Module):
         x = self.norm(hidden.float())
         kinds, edges, middles = self.token(x).split((NUM_CLASSES, 4, 1), -1)
         share = (kind > 0)[..., None].float()
-        middle = middle_tokens(batch).view(rows, per_row)[:, where]
+        middle = middle_tokens(batch).reshape(rows, per_row)[:, where]
         miss = F.binary_cross_entropy_with_logits(
             middles[..., 0], middle, reduction="none", pos_weight=x.new_tensor(10.0)
         )

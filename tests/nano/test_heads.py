@@ -47,7 +47,7 @@ def test_all_losses_reach_the_model():
     initialise(model)
     for index in POINTING_LAYERS.values():
         model.language.model["layers"][index].self_attn.probe = True
-    aux = run(model, heads, make_batch(((1, 1),), seed=3, rows=1, sets=1), 0, augment=True, dtype=torch.float32).aux
+    aux = run(model, heads, make_batch(((2, 1),), seed=3, rows=2, sets=1), 0, augment=True, dtype=torch.float32).aux
     assert set(aux) == {"kind", "tint", "edge", "letter", "token", "spot", "middle", "name", "point"}
     sum(aux.values()).backward()
     assert model.vision.patch_embed.proj.weight.grad.abs().sum() > 0
