@@ -16,8 +16,6 @@ from pathlib import Path
 import httpx
 import psutil
 
-START_TIMEOUT_S = 120.0
-
 
 @dataclass
 class Server:

@@ -13,7 +13,6 @@ from vl2.core.types import Message, Prompt
 from vl2.processing.processor import Processor
 
 ALL_CASES = [case for variant in load_variants() for case in variant.cases + variant.processor_cases]
-MODEL_CASES = [case for case in ALL_CASES if "greedy_text" in case.meta]
 
 
 @pytest.fixture(scope="module")

@@ -56,6 +56,7 @@ class Constraint:
 
     def accept(self, token_id: int) -> None:
         """Take the token that was drawn with `next_mask`, and begin the mask that follows it."""
+        assert self.next_mask.done(), "a token is drawn with a mask, so the mask is there"
         self.next_mask = self._grammars.step_pool.submit(self._compute, token_id)
 
     def _compute(self, token_id: int | None) -> np.ndarray:

@@ -18,8 +18,8 @@ from vl2.processing.tokenizer import Tokenizer
 
 LIMITS = LLParserLimits(max_lexer_states=50_000, verbose_errors=False)
 MAX_SPEC_CHARS = 200_000
-WHITESPACE = r"[ \n\r\t]{1,40}"
-"""Between the parts of JSON, where some is wanted. A limit, as models at high temperatures do not find out of it."""
+WHITESPACE = " "
+"""Between the parts of JSON there may be this: compact answers, as small models do not find out of longer runs."""
 
 
 def to_llguidance(grammar: Grammar) -> str:
