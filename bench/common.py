@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import platform
 import statistics
 import subprocess
@@ -14,7 +13,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the engine's process does; before torch is imported
+from vl2.engine.threads import limit_spinning
+
+limit_spinning()  # as the engine's process does; before torch is imported
 
 import numpy as np
 import torch

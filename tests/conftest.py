@@ -1,5 +1,5 @@
-"""For all tests, before torch is imported anywhere: waiting threads sleep, as in the engine (engine/worker.py)."""
+"""For all tests, before torch is imported anywhere: waiting threads do not spin for long, as in the engine."""
 
-import os
+from vl2.engine.threads import limit_spinning
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+limit_spinning()

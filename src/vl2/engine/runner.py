@@ -23,6 +23,7 @@ from vl2.engine.memory import measure_workspace, num_kv_pages
 from vl2.engine.receipt import system_fingerprint
 from vl2.engine.sampler import sample
 from vl2.engine.scheduler import StepBatch, StepOutput, TileJob
+from vl2.engine.threads import threads_for_step
 from vl2.model.kv_pool import KVPool
 from vl2.model.vl2 import DeepseekVL2
 from vl2.model.weights import load_weights
@@ -39,17 +40,20 @@ class Runner:
     """Owns everything that lies on the device: weights, KV pool, feature table."""
 
     def __init__(self, folder: Path, config: EngineConfig, on_progress: Progress | None = None) -> None:
+        started_s = time.monotonic()
         model_config = read_model_config(folder)
         self.config, self.model_config = config, model_config
         self.device = choose_device(config.device, config.replicas, config.replica_idx)
         self.dtype = choose_dtype(config.dtype, self.device)
         if self.device.type == "cpu":
-            torch.set_num_threads(choose_num_threads(config.threads, config.replicas))
+            self.num_threads = choose_num_threads(config.threads, config.replicas)
+            torch.set_num_threads(self.num_threads)
         else:
             torch.cuda.set_device(self.device)
         self.max_context_tokens = config.max_context_tokens or model_config.language.max_position_embeddings
         self.model = DeepseekVL2(model_config, self.max_context_tokens, dtype=self.dtype, device=self.device)
         load_weights(self.model, folder, on_progress)
+        self.weights_bytes = sum(parameter.nbytes for parameter in self.model.parameters())
         self.num_tile_slots = max(config.image_cache_tiles, max_span_tiles(model_config))
         self.features = self.model.feature_table(self.num_tile_slots)
         workspace = measure_workspace(self.model, config) if self.device.type == "cuda" else 0
@@ -71,9 +75,28 @@ class Runner:
 
         self.fingerprint = fingerprint_weights(folder)
         self.vision_seconds = 0.0
+        self._log_what_is_loaded(time.monotonic() - started_s)
+
+    def _log_what_is_loaded(self, seconds: float) -> None:
+        info = self.info
+        log.info(
+            "model loaded in %.1f s: %.4g M parameters in %s on %s with %d threads, KV cache of %d tokens (%.0f MiB)",
+            seconds,
+            info.num_parameters / 1e6,
+            info.dtype,
+            info.device,
+            torch.get_num_threads(),
+            info.num_pages * info.page_size_tokens,
+            sum(layer.nbytes for layer in self.pool.layers) / 2**20,
+        )
 
     @torch.inference_mode()
     def run(self, batch: StepBatch) -> StepOutput:
+        if self.device.type == "cpu":
+            num_tokens = sum(chunk.length for chunk in batch.chunks)
+            torch.set_num_threads(
+                threads_for_step(num_tokens, len(batch.tile_jobs), self.weights_bytes, self.num_threads)
+            )
         if batch.tile_jobs:
             self._encode(batch.tile_jobs)
         if not batch.chunks:
@@ -140,7 +163,7 @@ class Runner:
             device=torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu",
             dtype=str(self.dtype).removeprefix("torch."),
             num_parameters=sum(parameter.numel() for parameter in parameters),
-            weights_bytes=sum(parameter.nbytes for parameter in parameters),
+            weights_bytes=self.weights_bytes,
             num_pages=self.pool.num_pages,
             page_size_tokens=self.pool.page_size,
             fingerprint=system_fingerprint(
