@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 
@@ -14,7 +16,7 @@ from vl2.core.errors import EngineError
 URL = "/v1/chat/completions"
 
 
-@pytest.mark.parametrize("path", ["/", "/web/app.js", "/health/live", "/health/ready"])
+@pytest.mark.parametrize("path", ["/", "/web/app.js", "/health", "/health/live", "/health/ready"])
 async def test_the_page_and_the_probes_need_no_key(connect: Connect, path: str) -> None:
     assert (await connect(api_key=("secret",)).get(path)).status_code == 200
 
@@ -102,6 +104,47 @@ async def test_a_broken_stream_is_logged_as_an_error(connect: Connect, caplog: p
     await connect(FakeModel([*answer("A red")[:1], EngineError("x")])).post(URL, json=chat(stream=True))
     assert " 500 " in caplog.text
     assert "error=engine_error" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "fields", "words"),
+    [
+        ("POST", URL, {"json": chat(n=0)}, f"POST {URL} 400 error=invalid_request param=n"),
+        ("POST", URL, {"json": {"messages": [{}]}}, f"POST {URL} 400 error=invalid_request param=messages[0].role"),
+        ("POST", URL, {"json": chat(**{"a b\n": 1})}, f"POST {URL} 400 error=invalid_request"),
+        ("POST", URL, {"content": b"{"}, f"POST {URL} 400 error=invalid_request"),
+        ("POST", URL, {"json": chat(model="x")}, f"POST {URL} 404 error=model_not_found param=model"),
+        ("POST", "/predict", {"content": b"x" * 300}, "POST /predict 413 error=too_large"),
+        ("GET", "/predict", {}, "GET /predict 405 error=method_not_allowed"),
+        ("GET", "/nothing", {}, "GET other 404 error=not_found"),
+        ("GET", "/v1/models/a/b", {"headers": {}}, "GET /v1/models/{model_id:path} 401 error=invalid_api_key"),
+        ("GET", "/nothing", {"headers": {}}, "GET other 401 error=invalid_api_key"),
+    ],
+)
+async def test_a_refused_request_s_line_tells_why_by_code_and_field(
+    connect: Connect, caplog: pytest.LogCaptureFixture, method: str, path: str, fields: dict[str, Any], words: str
+) -> None:
+    caplog.set_level(logging.INFO, "vl2")
+    client = connect(api_key=("k",), max_body_bytes=200)
+    headers = {"Authorization": "Bearer k", "Content-Type": "application/json"}
+    await client.request(method, path, **{"headers": headers} | fields)
+    (line,) = [record.getMessage() for record in caplog.records if record.name.startswith("vl2")]
+    assert re.sub(r" [0-9.]+ s\b", "", line.partition(" ")[2]) == words
+
+
+async def test_a_request_without_a_key_is_counted_on_its_route(connect: Connect) -> None:
+    client = connect(api_key=("k",))
+    await client.get("/v1/models")
+    metrics = await client.get("/metrics", headers={"Authorization": "Bearer k"})
+    assert 'vl2_requests_total{route="/v1/models",status="401"} 1.0' in metrics.text
+
+
+async def test_probes_are_quiet_even_when_they_fail(connect: Connect, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG, "vl2")
+    await connect(FakeModel(is_ready=False)).get("/health")
+    (record,) = [record for record in caplog.records if record.name.startswith("vl2")]
+    assert record.levelno == logging.DEBUG
+    assert "GET /health 503" in record.getMessage() and "error=engine_not_ready" in record.getMessage()
 
 
 async def test_a_bug_is_a_500_without_a_traceback_and_a_log_entry_with_one(

@@ -110,7 +110,7 @@ async def test_a_wrong_field_is_named(connect: Connect, body: dict[str, Any], pa
     [
         (b'{"messages": [', "application/json", "not valid JSON"),
         (b'{"messages": "\xff"}', "application/json", "UTF-8"),
-        (b"[" * 100_000, "application/json", "JSON"),
+        (b"[" * 100_000, "application/json", "nested too deeply"),
         (b"[]", "application/json", "must be a JSON object"),
         (b"", "application/json", "no body"),
         (json.dumps(chat()).encode(), "text/plain", "Content-Type: application/json"),

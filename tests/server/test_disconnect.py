@@ -79,10 +79,12 @@ async def test_a_client_that_hangs_up_is_logged_as_gone(caplog: pytest.LogCaptur
     caplog.set_level("INFO", "vl2")
     model = FakeModel([*answer("A red square.")[:2], asyncio.Event()])
     client = RawClient(model, "/v1/chat/completions", chat(stream=True))
-    await client.sent.get()
+    for _ in range(4):  # status line, role, two words
+        await client.sent.get()
     client.hang_up.set()
     await client.request
     assert " 499 " in caplog.text
+    assert "error=client_gone" in caplog.text and "answer=2 tokens" in caplog.text
     assert "internal error" not in caplog.text
 
 
@@ -93,11 +95,40 @@ async def test_a_finished_answer_cancels_nothing() -> None:
     assert model.num_cancelled == 0
 
 
-async def test_cancelling_the_server_s_task_lets_go_as_well() -> None:
+async def stop_server(client: RawClient) -> list[Any]:
+    """As uvicorn does when its time to finish running requests is over; what the client gets after that."""
+    while not client.sent.empty():
+        client.sent.get_nowait()
+    client.request.cancel()
+    await client.request  # ends well: uvicorn would log a traceback of whatever comes out of here
+    return [client.sent.get_nowait() for _ in range(client.sent.qsize())]
+
+
+async def test_a_stream_that_the_stopping_server_cuts_ends_with_an_error_event(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("INFO", "vl2")
     model = FakeModel([*answer("A red square.")[:2], asyncio.Event()])
     client = RawClient(model, "/v1/chat/completions", chat(stream=True))
-    await client.sent.get()
-    client.request.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await client.request
+    for _ in range(4):  # status line, role, two words
+        await client.sent.get()
+    (last,) = await stop_server(client)
+    error, done, end = last["body"].decode().split("\n\n")
+    assert json.loads(error.removeprefix("data: "))["error"]["code"] == "server_stopping"
+    assert (done, end, last.get("more_body", False)) == ("data: [DONE]", "", False)
     assert model.num_cancelled == 1
+    assert " 503 " in caplog.text and "error=server_stopping" in caplog.text and "answer=2 tokens" in caplog.text
+    assert not any(record.exc_info for record in caplog.records)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_request_that_it_cuts_before_the_answer_is_503(caplog: pytest.LogCaptureFixture, stream: bool) -> None:
+    caplog.set_level("INFO", "vl2")
+    model = FakeModel([asyncio.Event()])
+    client = RawClient(model, "/v1/chat/completions", chat(stream=stream))
+    await until(lambda: model.asked)
+    start, body = await stop_server(client)
+    assert start["status"] == 503 and (b"retry-after", b"1") in start["headers"]
+    assert json.loads(body["body"])["error"]["code"] == "server_stopping"
+    assert model.num_cancelled == 1
+    assert " 503 " in caplog.text and "error=server_stopping" in caplog.text

@@ -30,9 +30,11 @@ async def test_readiness_follows_the_model_and_liveness_does_not(connect: Connec
     model = FakeModel(is_ready=False)
     client = connect(model)
     assert (await client.get("/health/ready")).status_code == 503
+    assert (await client.get("/health")).status_code == 503
     assert (await client.get("/health/live")).status_code == 200
     model.is_ready = True
     assert (await client.get("/health/ready")).status_code == 200
+    assert (await client.get("/health")).json() == {"status": "ready"}
 
 
 async def test_requests_tokens_and_times_are_counted(connect: Connect) -> None:

@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 import time
 import uuid
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
+from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from vl2.core.errors import VL2Error
 from vl2.core.types import Usage
-from vl2.server.errors import CLIENT_GONE, error_response, internal_error, status_of
+from vl2.server.errors import CLIENT_GONE, HTTP_CODES, ServerStopping, error_response, internal_error, status_of
 from vl2.server.metrics import Metrics
 
 logger = logging.getLogger(__name__)
 
 REQUEST_ID_HEADER = "X-Request-Id"
-QUIET_ROUTES = ("/health/live", "/health/ready", "/metrics")  # asked every few seconds: logged at debug level
+QUIET_ROUTES = (
+    "/health",
+    "/health/live",
+    "/health/ready",
+    "/metrics",
+)  # asked every few seconds: logged at debug level
 
 
 @dataclass
@@ -33,8 +41,10 @@ class RequestRecord:
     is_started: bool = False  # the status line is out
     is_complete: bool = False
     error_code: str | None = None
+    error_param: str | None = None  # the field of the request that the error is about
     answer_id: str | None = None  # the request's name in the engine's log
     first_token_s: float | None = None
+    num_tokens: int = 0  # of the answer so far
     usage: Usage | None = None
 
     def age_s(self) -> float:
@@ -54,9 +64,10 @@ def record_of(request: Request) -> RequestRecord:
 class RecordRequests:
     """The outermost layer: gives each request its record, and turns a bug into a 500 that says nothing."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics, routes: Iterable[BaseRoute]) -> None:
         self.app = app
         self.metrics = metrics
+        self.routes = [route for route in routes if isinstance(route, Route)]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -82,18 +93,30 @@ class RecordRequests:
         with self.metrics.in_flight.track_inprogress():
             try:
                 await self.app(scope, watch_receive, watch_send)
+            except asyncio.CancelledError:  # the server's time to finish is over; its task for this request ends here
+                if record.status != CLIENT_GONE and not record.is_complete:
+                    record.fail(ServerStopping())
+                if not record.is_started:
+                    await error_response(ServerStopping())(scope, receive, watch_send)
             except Exception:
                 logger.exception("request_id=%s internal error", record.request_id)
-                record.status = 500
+                error = internal_error(record.request_id)
+                record.fail(error)
                 if record.is_started:
                     raise
-                await error_response(internal_error(record.request_id))(scope, receive, watch_send)
+                await error_response(error)(scope, receive, watch_send)
             finally:
                 self._finish(record, scope)
 
+    def _route_of(self, path: str) -> str:
+        """A template, so that the number of labels is bounded; also of a request that was refused on its way there."""
+        return next((route.path for route in self.routes if route.path_regex.match(path)), "other")
+
     def _finish(self, record: RequestRecord, scope: Scope) -> None:
-        route = getattr(scope.get("route"), "path", "other")  # a template, so that the number of labels is bounded
+        route = self._route_of(scope["path"])
         status = record.status or CLIENT_GONE
+        if record.error_code is None and status >= 400:
+            record.error_code, record.error_param = scope["state"].get("error", (HTTP_CODES.get(status), None))
         self.metrics.count_request(route, status, record.age_s())
         level = logging.DEBUG if route in QUIET_ROUTES else logging.INFO
         logger.log(level, "%s", log_line(record, scope["method"], route, status))
@@ -103,6 +126,8 @@ def log_line(record: RequestRecord, method: str, route: str, status: int) -> str
     words = [f"request_id={record.request_id}", method, route, str(status), f"{record.age_s():.3f} s"]
     if record.error_code:
         words.append(f"error={record.error_code}")
+    if record.error_param and re.fullmatch(r"[A-Za-z_][\w.\[\]-]{0,99}", record.error_param, re.ASCII):
+        words.append(f"param={record.error_param}")  # an unknown field's name is the client's own: only if it is plain
     if record.answer_id:
         words.append(f"answer_id={record.answer_id}")
     if record.first_token_s is not None:
@@ -111,6 +136,8 @@ def log_line(record: RequestRecord, method: str, route: str, status: int) -> str
         used = record.usage
         words.append(f"prompt={used.prompt_tokens} image={used.image_tokens} cached={used.cached_tokens}")
         words.append(f"answer={used.completion_tokens} tokens")
+    elif record.answer_id:
+        words.append(f"answer={record.num_tokens} tokens")  # of a client that left, or an answer that broke
     return " ".join(words)
 
 

@@ -55,14 +55,19 @@ def create_app(
 
     app = FastAPI(title="vl2", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
     install_error_handlers(app)
+    routes = list(app.routes)
+    for router in (
+        openai_routes(service),
+        predict_routes(service, fetcher),
+        health_routes(llm),
+        metrics_routes(llm, metrics),
+        page_routes(),
+    ):
+        app.include_router(router)
+        routes += router.routes
     app.add_middleware(LimitBody, max_bytes=config.max_body_bytes)  # the innermost
     app.add_middleware(RequireKey, keys=config.api_key)
-    app.add_middleware(RecordRequests, metrics=metrics)  # the outermost
-    app.include_router(openai_routes(service))
-    app.include_router(predict_routes(service, fetcher))
-    app.include_router(health_routes(llm))
-    app.include_router(metrics_routes(llm, metrics))
-    app.include_router(page_routes())
+    app.add_middleware(RecordRequests, metrics=metrics, routes=routes)  # the outermost
     return app
 
 

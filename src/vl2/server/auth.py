@@ -12,7 +12,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from vl2.core.errors import Unauthorized
 from vl2.server.errors import error_response
 
-PUBLIC_PATHS = ("/", "/health/live", "/health/ready")
+PUBLIC_PATHS = ("/", "/health", "/health/live", "/health/ready")
 PUBLIC_PREFIX = "/web/"  # the page's own files
 
 

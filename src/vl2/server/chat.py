@@ -73,6 +73,7 @@ class ChatService:
             async for delta in deltas:
                 if delta.finish_reason is FinishReason.ABORT:
                     raise EngineError("the answer was aborted before it was complete")
+                record.num_tokens += len(delta.token_ids)
                 if delta.token_ids and record.first_token_s is None:
                     record.first_token_s = record.age_s()
                     self.metrics.first_token_s.observe(record.first_token_s)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -12,6 +12,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
+from starlette.types import Receive, Scope, Send
 
 from vl2.core import errors as e
 
@@ -29,7 +30,28 @@ TABLE: dict[type[e.VL2Error], tuple[int, str]] = {
 
 CLIENT_GONE = 499  # nginx's number for a client that hung up before its answer; nobody receives it
 
-HTTP_CODES = {400: "invalid_request", 404: "not_found", 405: "method_not_allowed"}
+HTTP_CODES = {400: "invalid_request", 404: "not_found", 405: "method_not_allowed", CLIENT_GONE: "client_gone"}
+
+
+class ServerStopping(e.NotReady):
+    """The server's time to finish running requests is over."""
+
+    code = "server_stopping"
+
+    def __init__(self) -> None:
+        super().__init__("the server is stopping, and this answer was not finished in time; ask again")
+
+
+class ErrorResponse(JSONResponse):
+    """An error in OpenAI's shape. Whoever sends it leaves its code and param in `scope["state"]` for the log line."""
+
+    def __init__(self, body: dict[str, Any], status: int, headers: Mapping[str, str] | None = None) -> None:
+        super().__init__(body, status, headers)
+        self._error = (body["error"]["code"], body["error"]["param"])
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        scope.setdefault("state", {})["error"] = self._error
+        await super().__call__(scope, receive, send)
 
 
 def status_of(error: e.VL2Error) -> int:
@@ -40,14 +62,14 @@ def error_body(error: e.VL2Error) -> dict[str, Any]:
     return _body(error.message, _line_of(error)[1], error.code, error.param)
 
 
-def error_response(error: e.VL2Error) -> JSONResponse:
+def error_response(error: e.VL2Error) -> ErrorResponse:
     status = status_of(error)
     headers = {}
     if isinstance(error, e.CapacityError):
         headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_s)))
     if status == 401:
         headers["WWW-Authenticate"] = 'Bearer realm="vl2"'
-    return JSONResponse(error_body(error), status, headers)
+    return ErrorResponse(error_body(error), status, headers)
 
 
 def internal_error(request_id: str) -> e.EngineError:
@@ -94,9 +116,10 @@ async def _answer_http_error(request: Request, error: Exception) -> Response:
     elif status == 405:
         message = f"{request.url.path} does not take {request.method}"
     elif cause is not None:
-        message = "the body is not JSON in UTF-8"
+        is_deep = isinstance(cause, RecursionError)
+        message = "the body is nested too deeply" if is_deep else "the body is not JSON in UTF-8"
     kind = "invalid_request_error" if status < 500 else "server_error"
-    return JSONResponse(_body(message, kind, HTTP_CODES.get(status), None), status, error.headers)
+    return ErrorResponse(_body(message, kind, HTTP_CODES.get(status, "http_error"), None), status, error.headers)
 
 
 async def _answer_validation_error(request: Request, error: Exception) -> Response:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 
+from vl2.core.errors import NotReady
 from vl2.core.interface import ChatModel
+from vl2.server.access import record_of
 
 
 def health_routes(llm: ChatModel) -> APIRouter:
@@ -15,10 +17,12 @@ def health_routes(llm: ChatModel) -> APIRouter:
     async def live() -> JSONResponse:
         return JSONResponse({"status": "alive"})
 
+    @router.get("", summary="The same as /health/ready")
     @router.get("/ready", summary="200 when at least one engine takes requests, else 503")
-    async def ready() -> JSONResponse:
+    async def ready(request: Request) -> JSONResponse:
         if llm.is_ready:
             return JSONResponse({"status": "ready"})
+        record_of(request).error_code = NotReady.code
         return JSONResponse({"status": "not ready"}, 503, {"Retry-After": "1"})
 
     return router

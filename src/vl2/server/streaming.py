@@ -36,9 +36,14 @@ async def _hang_up(receive: Receive) -> None:
 
 
 class EventStream(Response):
-    """Server-sent events, written as they come. Calls `close` once, however the response ends."""
+    """Server-sent events, written as they come. Calls `close` once, however the response ends.
 
-    def __init__(self, events: AsyncIterator[bytes], close: Callable[[], Awaitable[None]]) -> None:
+    When the server stops and cuts an open stream, the client still gets what `last_words` returns.
+    """
+
+    def __init__(
+        self, events: AsyncIterator[bytes], close: Callable[[], Awaitable[None]], last_words: Callable[[], bytes]
+    ) -> None:
         super().__init__(
             media_type="text/event-stream",
             headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"},  # proxies must not hold events back
@@ -46,17 +51,25 @@ class EventStream(Response):
         del self.headers["content-length"]
         self._events = events
         self._close = close
+        self._last_words = last_words
+        self._is_open = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             await while_connected(receive, self._write(send))
         except (ClientDisconnect, OSError):  # OSError: how ASGI 2.4 tells the same while sending
             pass
+        except asyncio.CancelledError:
+            if self._is_open:
+                await send({"type": "http.response.body", "body": self._last_words()})
+            raise
         finally:
             await self._close()
 
     async def _write(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        self._is_open = True
         async for event in self._events:
             await send({"type": "http.response.body", "body": event, "more_body": True})
+        self._is_open = False
         await send({"type": "http.response.body", "body": b""})

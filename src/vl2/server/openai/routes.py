@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
+from functools import partial
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -16,7 +17,7 @@ from vl2.server.openai.adapter import check_fields, picture_urls, to_messages, t
 from vl2.server.openai.grammars import grammar_path
 from vl2.server.openai.render import ChatRenderer
 from vl2.server.openai.schema import ChatRequest
-from vl2.server.openai.sse import chat_events
+from vl2.server.openai.sse import chat_events, stopping_events
 from vl2.server.streaming import EventStream, while_connected
 
 
@@ -38,7 +39,7 @@ def openai_routes(service: ChatService) -> APIRouter:
         )
         answer = await while_connected(request.receive, begin(service, body, record, renderer.answer_id))
         if body.stream:
-            return EventStream(chat_events(answer, renderer, record), answer.aclose)
+            return EventStream(chat_events(answer, renderer, record), answer.aclose, partial(stopping_events, record))
         return JSONResponse(renderer.completion(await while_connected(request.receive, answer.fold())))
 
     @router.get("/models", summary="The one model that is served")

@@ -10,7 +10,7 @@ from typing import Any
 from vl2.core.errors import VL2Error
 from vl2.server.access import RequestRecord
 from vl2.server.chat import Answer
-from vl2.server.errors import error_body, internal_error
+from vl2.server.errors import ServerStopping, error_body, internal_error
 from vl2.server.openai.render import ChatRenderer
 
 logger = logging.getLogger(__name__)
@@ -20,6 +20,13 @@ DONE = b"data: [DONE]\n\n"
 
 def encode(body: dict[str, Any]) -> bytes:
     return b"data: " + json.dumps(body, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode() + b"\n\n"
+
+
+def stopping_events(record: RequestRecord) -> bytes:
+    """The end of a stream that the server cuts because it stops."""
+    error = ServerStopping()
+    record.fail(error)
+    return encode(error_body(error)) + DONE
 
 
 async def chat_events(answer: Answer, renderer: ChatRenderer, record: RequestRecord) -> AsyncIterator[bytes]:
