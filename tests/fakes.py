@@ -43,6 +43,7 @@ class FakeModel:
         """Without a script it answers "A red square." `start` waits for `loading`, then raises `setup_error`."""
         self.name = name
         self.is_ready = is_ready
+        self.is_failed = False
         self.info = INFO
         self.current_stats = EngineStats(num_running=1, num_pages=256, steps_total=7)
         self.asked: list[tuple[list[Message], SamplingParams]] = []
@@ -64,6 +65,10 @@ class FakeModel:
 
     async def stop(self) -> None:
         self.is_ready, self.is_stopped = False, True
+
+    async def wait_failed(self) -> str:
+        await asyncio.Event().wait()
+        return ""
 
     async def replica_stats(self) -> list[ReplicaStats]:
         return [ReplicaStats(self.is_ready, self.current_stats)]

@@ -4,6 +4,8 @@ from vl2 import LLM, Message
 
 llm = LLM()  # vl2-nano; or LLM("tiny"), LLM("/models/deepseek-vl2-small")
 print(llm.chat([Message("user", "<image>\\nWhat is in the picture?", ("picture.png",))]).text)
+print(llm.chat("What can you see?").text)  # one question without a picture
+print(llm.chat([{"role": "user", "content": "What is in the picture?", "images": ["picture.png"]}]).text)
 """
 
 from __future__ import annotations
@@ -19,10 +21,13 @@ from typing import Any, TypeVar
 
 from vl2.checkpoint.folder import read_model_config
 from vl2.checkpoint.source import resolve_model
-from vl2.core.config import EngineConfig, HubOptions, ProcessorConfig
+from vl2.core.config import EngineConfig, HubOptions, ProcessorConfig, check_options
+from vl2.core.errors import SetupError
+from vl2.core.model_config import ModelConfig
 from vl2.core.stats import EngineStats, ModelInfo, ReplicaStats
 from vl2.core.types import (
     Completion,
+    Conversation,
     Delta,
     FinishReason,
     GroundedObject,
@@ -34,6 +39,7 @@ from vl2.core.types import (
     TokenLogprobs,
     TokenText,
     Usage,
+    as_messages,
     fold_deltas,
 )
 from vl2.engine.group import EngineGroup
@@ -72,19 +78,32 @@ class LLM:
 
         Raises: SetupError.
         """
+        check_options(engine, processor, hub)
         self.folder = resolve_model(model, options=hub)
         self.name = model.rstrip("/").rsplit("/", 1)[-1]
-        self.processor = Processor(self.folder, read_model_config(self.folder), processor)
+        model_config = read_model_config(self.folder)
+        _check_context(engine, model_config)
+        self.processor = Processor(self.folder, model_config, processor)
         transport = ThreadTransport if in_process else ProcessTransport
         self.client = EngineGroup(lambda config: transport(self.folder, config), engine, on_progress=on_progress)
         self._pool = ThreadPoolExecutor(MAX_PROCESSOR_THREADS, thread_name_prefix="vl2-processor")
         self._loop_thread: _LoopThread | None = None
+        self._is_started = False
 
     # ---- async: on the caller's event loop ----
 
     @property
     def is_ready(self) -> bool:
         return self.client.is_ready
+
+    @property
+    def is_failed(self) -> bool:
+        """Whether the engine died and could not be started again; it stays so until `start()` is called anew."""
+        return self.client.failure is not None
+
+    async def wait_failed(self) -> str:
+        """Returns when `is_failed`, with the reason."""
+        return await self.client.wait_failed()
 
     @property
     def info(self) -> ModelInfo:
@@ -94,9 +113,11 @@ class LLM:
     async def start(self) -> None:
         """Load the model. Raises: SetupError."""
         await self.client.start()
+        self._is_started = True
 
     async def stop(self) -> None:
         """Open streams end with EngineError."""
+        self._is_started = False
         await self.client.stop()
         self._pool.shutdown(wait=False)
 
@@ -107,13 +128,14 @@ class LLM:
     async def replica_stats(self) -> list[ReplicaStats]:
         return await self.client.replica_stats()
 
-    async def process(self, messages: Sequence[Message]) -> Prompt:
+    async def process(self, messages: Conversation) -> Prompt:
         """What the model would see, with exact token counts. Raises: RequestError."""
-        return await asyncio.get_running_loop().run_in_executor(self._pool, self.processor.process, list(messages))
+        turns = as_messages(messages)
+        return await asyncio.get_running_loop().run_in_executor(self._pool, self.processor.process, turns)
 
     async def stream(
         self,
-        messages: Sequence[Message],
+        messages: Conversation,
         params: SamplingParams | None = None,
         *,
         options: QueueOptions = QueueOptions(),
@@ -124,6 +146,7 @@ class LLM:
         Raises: RequestError or CapacityError before the first delta, EngineError at any time.
         """
         params = params or SamplingParams()
+        messages = as_messages(messages)
         prompt = await self._process_for(params, messages)
         request = self.client.admit(request_id or uuid.uuid4().hex, prompt, params, options)
         begun = messages[-1].content.strip() if messages[-1].role == "assistant" else ""
@@ -147,17 +170,18 @@ class LLM:
 
     # ---- sync: on an event loop of our own ----
 
-    def chat(self, messages: Sequence[Message], params: SamplingParams | None = None) -> Completion:
-        """The whole answer. Raises: RequestError, CapacityError, EngineError, SetupError."""
+    def chat(self, messages: Conversation, params: SamplingParams | None = None) -> Completion:
+        """The whole answer; `core.types.as_messages` says what `messages` may be.
+
+        Raises: RequestError, CapacityError, EngineError, SetupError.
+        """
         return fold_deltas(list(self.stream_sync(messages, params)))
 
-    def stream_sync(
-        self, messages: Sequence[Message], params: SamplingParams | None = None
-    ) -> Generator[Delta, None, None]:
+    def stream_sync(self, messages: Conversation, params: SamplingParams | None = None) -> Generator[Delta, None, None]:
         """`stream()` for code without an event loop."""
         if self._loop_thread is None:
             self._loop_thread = _LoopThread()
-        if not self.is_ready:
+        if not self._is_started:
             self._loop_thread.run(self.start())
         return self._loop_thread.iterate(self.stream(messages, params))
 
@@ -173,6 +197,15 @@ class LLM:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _check_context(engine: EngineConfig, model: ModelConfig) -> None:
+    wanted, trained = engine.max_context_tokens, model.language.max_position_embeddings
+    if wanted is not None and wanted > trained:
+        raise SetupError(
+            f"--max-context-tokens is {wanted}, but this model was trained for {trained}; lower it, or leave it out",
+            param="max_context_tokens",
+        )
 
 
 class _Answer:

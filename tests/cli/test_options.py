@@ -9,8 +9,11 @@ import click
 import pytest
 from click.testing import CliRunner
 
+from tests.cli.conftest import Result
 from vl2.cli.options import SAMPLING_HELP, describe, options, sampling_options
-from vl2.core.config import EngineConfig, HubOptions, ProcessorConfig, ServerConfig, option
+from vl2.cli.reference import render
+from vl2.core.config import EngineConfig, HubOptions, ProcessorConfig, ServerConfig, check_options, option
+from vl2.core.errors import SetupError
 from vl2.core.types import SamplingParams
 
 
@@ -83,4 +86,43 @@ def test_sampling_flags_default_to_sampling_params() -> None:
 
 
 def test_secrets_are_not_described() -> None:
-    assert describe(toy=Toy(key=("hush",))) == "size=3 share=0.5 name=None colour=red key=set is_loud=False"
+    assert describe(toy=Toy(key=("hush",))) == "key=set"
+
+
+def test_only_what_differs_from_its_default_is_described() -> None:
+    assert describe(toy=Toy(size=4, is_loud=True)) == "size=4 is_loud=True"
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "rule"),
+    [
+        ("--max-sequences", "0", "between 1 and 4096"),
+        ("--kv-memory-share", "2", "between 0.01 and 1"),
+        ("--kv-memory-share", "nan", "between 0.01 and 1"),
+        ("--threads", "0", "between 1 and 1024"),
+        ("--drain-timeout-s", "-1", "between 0 and 86400"),
+        ("--page-size-tokens", "7", "a power of two from 1 to 1024"),
+        ("--port", "70000", "between 0 and 65535"),
+        ("--max-context-tokens", "8", "at least 64"),
+        ("--replicas", "0", "between 1 and 64"),
+        ("--max-image-bytes", "0", "at least 1"),
+    ],
+)
+def test_a_value_out_of_range_is_one_line_with_flag_value_and_range(
+    vl2: Callable[..., Result], flag: str, value: str, rule: str
+) -> None:
+    result = vl2("serve", flag, value)
+    assert (result.code, result.stderr) == (2, f"error: {flag} is {value}, but must be {rule}\n")
+
+
+def test_defaults_obey_their_rules() -> None:
+    check_options(EngineConfig(), ProcessorConfig(), ServerConfig(), HubOptions())
+    with pytest.raises(SetupError, match="--device is tpu, but must be one of auto, cpu, cuda"):
+        check_options(EngineConfig(device="tpu"))
+
+
+def test_the_reference_shows_defaults_that_are_zero_or_on() -> None:
+    rows = {line.split("`")[1]: line for line in render().splitlines() if line.startswith("| `--")}
+    for flag, default in {"--temperature": "0.0", "--top-k": "0", "--prefix-cache": "on", "--offline": "off"}.items():
+        assert f"| `{default}` |" in rows[flag]
+    assert "off" not in rows["--json"]

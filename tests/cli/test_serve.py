@@ -26,7 +26,16 @@ class SlowModel(FakeModel):
             await asyncio.sleep(0.1)
             yield delta
 
-MODELS = {"nano": SlowModel, "broken": lambda name: FakeModel(is_ready=False, setup_error=SetupError("shard 2 is cut"))}
+class LostModel(FakeModel):
+    async def wait_failed(self):
+        await asyncio.sleep(0.1)
+        self.is_ready, self.is_failed = False, True
+        return "it died: signal 9"
+
+MODELS = {
+    "nano": SlowModel, "lost": LostModel,
+    "broken": lambda name: FakeModel(is_ready=False, setup_error=SetupError("shard 2 is cut")),
+}
 vl2.cli.model.open_model = lambda name, **_: MODELS[name](name=name)
 vl2.cli.main(sys.argv[1:])
 """
@@ -102,7 +111,21 @@ def test_a_model_that_cannot_start_is_code_2(serve: Serve) -> None:
     assert stderr.endswith("error: shard 2 is cut\n")
 
 
-@pytest.mark.parametrize(("host", "port"), [("127.0.0.1", "70000"), ("192.0.2.1", "0")])
+def test_an_engine_that_cannot_be_started_again_ends_the_server_with_code_1(serve: Serve) -> None:
+    process = serve("lost", "--port", "0")
+    _, stderr = process.communicate(timeout=10)
+    assert process.returncode == 1
+    assert stderr.endswith("error: the engine died and could not be started again: it died: signal 9\n")
+
+
+def test_an_image_folder_that_is_not_there_is_one_line_and_code_2(serve: Serve) -> None:
+    process = serve("--port", "0", "--allowed-image-folder", "/no/such/folder")
+    _, stderr = process.communicate(timeout=10)
+    assert (process.returncode, stderr.count("\n")) == (2, 1)
+    assert stderr.startswith("error: --allowed-image-folder is /no/such/folder")
+
+
+@pytest.mark.parametrize(("host", "port"), [("nowhere.invalid", "8000"), ("192.0.2.1", "0")])
 def test_an_impossible_address_is_one_line_and_code_2(serve: Serve, host: str, port: str) -> None:
     process = serve("--host", host, "--port", port, "--log-level", "error")
     _, stderr = process.communicate(timeout=20)

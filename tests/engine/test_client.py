@@ -9,8 +9,20 @@ from tests.engine.builders import picture_prompt, text_prompt
 from vl2.core.errors import CapacityError, ContextLengthExceeded, EngineError, NotReady, SetupError
 from vl2.core.stats import EngineStats, ModelInfo
 from vl2.core.types import FinishReason, Prompt, SamplingParams, TokenEvent
-from vl2.engine.client import EngineClient
-from vl2.engine.protocol import Abort, Add, AskStats, Command, Events, Ready, Report, SetupFailed, StatsReport
+from vl2.engine.client import BEATS_PER_TIMEOUT, EngineClient
+from vl2.engine.protocol import (
+    Abort,
+    Add,
+    AskStats,
+    Command,
+    Events,
+    Ping,
+    Pong,
+    Ready,
+    Report,
+    SetupFailed,
+    StatsReport,
+)
 
 INFO = ModelInfo(
     max_context_tokens=20, max_prompt_tiles=10, device="cpu", dtype="float32", num_parameters=1, weights_bytes=4,
@@ -25,12 +37,16 @@ class PlayedEngine:
     def __init__(self) -> None:
         self.sent: list[Command] = []
         self.is_stopped = False
+        self.killed_for: str | None = None
 
     async def start(self, on_report: Callable[[Report], None], on_death: Callable[[str], None]) -> None:
         self.report, self.die = on_report, on_death
 
     def send(self, command: Command) -> None:
         self.sent.append(command)
+
+    def kill(self, reason: str) -> None:
+        self.killed_for = reason
 
     async def stop(self) -> None:
         self.is_stopped = True
@@ -39,7 +55,7 @@ class PlayedEngine:
 class Fixture:
     def __init__(self, max_open: int = 2) -> None:
         self.lives: list[PlayedEngine] = []
-        self.client = EngineClient(self._make, max_open=max_open)
+        self.client = EngineClient(self._make, max_open=max_open, timeout_s=8)
 
     def _make(self) -> PlayedEngine:
         self.lives.append(PlayedEngine())
@@ -130,6 +146,71 @@ async def test_an_engine_that_dies_at_every_start_is_given_up():
         await start
 
 
+async def test_an_engine_that_dies_at_every_restart_is_given_up_and_says_so(caplog):
+    f = await Fixture().ready()
+    failed = asyncio.create_task(f.client.wait_failed())
+    for _ in range(4):
+        assert not failed.done() and f.client.failure is None
+        f.engine.die("exit code 1")
+        await settle()
+    await failed
+    assert len(f.lives) == 4 and f.client.failure == "it died: exit code 1"
+    with pytest.raises(NotReady, match="could not be started again"):
+        f.open()
+    assert [record.levelname for record in caplog.records][-1] == "CRITICAL"
+
+
+async def test_a_restart_that_fails_is_tried_again():
+    f = await Fixture().ready()
+    f.engine.die("signal 9")
+    await settle()
+    f.engine.report(SetupFailed("not enough memory"))
+    await settle()
+    assert len(f.lives) == 3 and f.client.failure is None
+    f.engine.report(Ready(INFO))
+    assert f.client.is_ready
+
+
+async def test_an_engine_that_answers_no_beat_is_killed_and_started_again():
+    f = await Fixture().ready()
+    stream = f.open()
+    await settle()
+    for _ in range(BEATS_PER_TIMEOUT):
+        f.client.beat()
+    assert f.client.is_ready and f.engine.sent[-1] == Ping()
+    f.client.beat()
+    assert not f.client.is_ready and f.engine.killed_for == "no answer for 8 s"
+    with pytest.raises(EngineError, match="hung while it worked on this request"):
+        await stream
+    f.engine.die("no answer for 8 s")
+    await settle()
+    assert len(f.lives) == 2
+    f.engine.report(Ready(INFO))
+    assert f.client.is_ready
+
+
+async def test_any_report_is_a_sign_of_life():
+    f = await Fixture().ready()
+    for report in (Pong(), Events([]), Pong()):
+        for _ in range(BEATS_PER_TIMEOUT):
+            f.client.beat()
+        f.engine.report(report)
+    assert f.client.is_ready
+
+
+async def test_an_engine_that_cannot_be_killed_is_used_again_when_it_answers():
+    f = await Fixture().ready()
+    stream = f.open()
+    await settle()
+    for _ in range(BEATS_PER_TIMEOUT + 1):
+        f.client.beat()
+    assert f.engine.sent[-1] == Abort("r"), "nobody waits for that answer any more"
+    with pytest.raises(EngineError):
+        await stream
+    f.engine.report(Pong())
+    assert f.client.is_ready and len(f.lives) == 1
+
+
 async def test_a_checkpoint_that_cannot_be_loaded_is_told_as_it_is():
     f = Fixture()
     start = asyncio.create_task(f.client.start())
@@ -178,3 +259,9 @@ async def test_a_question_for_counters_does_not_wait_for_an_engine_that_died():
     f.engine.die("signal 9")
     await settle()
     assert question.done() and (await question).restarts_total == 1
+
+
+async def test_counters_that_do_not_come_in_time_are_unknown_not_zero(monkeypatch):
+    monkeypatch.setattr("vl2.engine.client.STATS_TIMEOUT_S", 0)
+    f = await Fixture().ready()
+    assert await f.client.stats() is None

@@ -1,6 +1,7 @@
 """The group against replicas that we play, as in test_client.py."""
 
 import asyncio
+import contextlib
 
 import pytest
 
@@ -95,8 +96,6 @@ async def test_a_replica_that_cannot_start_is_told_as_it_is():
     f.engine(1).report(SetupFailed("--replicas 2 needs as many GPUs"))
     with pytest.raises(SetupError, match="needs as many GPUs"):
         await start
-    with pytest.raises(SetupError, match="--replicas is 0"):
-        EngineGroup(lambda config: PlayedEngine(), EngineConfig(replicas=0))
 
 
 async def test_open_work_is_shared_and_a_picture_stays_where_it_is():
@@ -159,6 +158,19 @@ async def test_nothing_is_ready_when_all_are_dead():
     assert not f.group.is_ready
     with pytest.raises(NotReady):
         f.open("a")
+
+
+async def test_all_is_lost_only_when_every_replica_is_given_up():
+    f = await Fixture().ready()
+    failed = asyncio.create_task(f.group.wait_failed())
+    for idx in (0, 1):
+        assert f.group.failure is None and not failed.done()
+        for _ in range(4):
+            f.engine(idx).die("signal 9")
+            await settle()
+        with pytest.raises(NotReady, match="again; restart the server") if idx else contextlib.nullcontext():
+            f.open(str(idx))
+    assert await failed == f.group.failure == "it died: signal 9"
 
 
 async def test_what_a_dead_replica_had_is_forgotten():
@@ -260,3 +272,10 @@ async def test_counters_are_told_by_replica_and_in_sum():
     dead, alive = await question
     assert (dead.is_ready, dead.stats) == (False, EngineStats(restarts_total=1))
     assert alive.is_ready and alive.stats.steps_total == 7
+
+
+async def test_a_replica_that_does_not_answer_is_left_out_of_the_sum(monkeypatch):
+    monkeypatch.setattr("vl2.engine.client.STATS_TIMEOUT_S", 0)
+    f = await Fixture().ready()
+    assert [(replica.is_ready, replica.stats) for replica in await f.group.replica_stats()] == [(True, None)] * 2
+    assert await f.group.stats() == EngineStats()

@@ -15,6 +15,7 @@ from typing import Any
 
 import click
 
+from vl2.core.config import check_options
 from vl2.core.types import SamplingParams
 
 Command = Callable[..., Any]
@@ -41,6 +42,7 @@ def options(**configs: type[Any]) -> Callable[[Command], Command]:
         def merged(**values: Any) -> Any:
             for name, config in configs.items():
                 values[name] = config(**{field.name: values.pop(field.name) for field in _fields(config)})
+                check_options(values[name])
             return function(**values)
 
         command: Command = merged
@@ -120,12 +122,11 @@ def _kind(hint: Any) -> tuple[type, bool]:
 
 
 def describe(**configs: Any) -> str:
-    """The resolved values for the log; secrets only as "set" or "not set"."""
+    """The values that are not the defaults, for the log; secrets only as "set"."""
     pairs = []
     for config in configs.values():
         for field in _fields(config):
             value = getattr(config, field.name)
-            if field.metadata["secret"]:
-                value = "set" if value else "not set"
-            pairs.append(f"{field.name}={value}")
+            if value != field.default:
+                pairs.append(f"{field.name}={'set' if field.metadata['secret'] else value}")
     return " ".join(pairs)

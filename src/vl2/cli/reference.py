@@ -57,7 +57,10 @@ def _row(option: click.Option) -> str:
     flags = " / ".join(f"`{flag}`" for flag in (*option.opts, *option.secondary_opts))
     variable = f"`{option.envvar}`" if isinstance(option.envvar, str) else ""
     default = option.to_info_dict()["default"]
-    shown = "" if default in (None, False, (), [], "") or repr(default).startswith("Sentinel") else f"`{default}`"
+    if isinstance(default, bool):
+        shown = ("`on`" if default else "`off`") if option.secondary_opts else ""
+    else:
+        shown = "" if default in (None, (), [], "") or repr(default).startswith("Sentinel") else f"`{default}`"
     choices = f" One of {', '.join(option.type.choices)}." if isinstance(option.type, click.Choice) else ""
     return f"| {flags} | {variable} | {shown} | {(option.help or '').replace('|', chr(92) + '|')}{choices} |"
 

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import signal
 import socket
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -13,7 +14,7 @@ import click
 from vl2.cli import model as models
 from vl2.cli.options import describe, model_argument, options
 from vl2.core.config import EngineConfig, HubOptions, ProcessorConfig, ServerConfig
-from vl2.core.errors import SetupError
+from vl2.core.errors import EngineError, SetupError, VL2Error
 
 if TYPE_CHECKING:
     from vl2.llm import LLM
@@ -45,6 +46,9 @@ def command(
     logging.basicConfig(level=server.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)  # would log the addresses of pictures
     logging.getLogger("uvicorn.error").setLevel(logging.WARNING)  # our own line tells when it is ready
+    folder = server.allowed_image_folder
+    if folder is not None and not Path(folder).is_dir():
+        raise SetupError(f"--allowed-image-folder is {folder}, but there is no such folder")
     listener = bind(server.host, server.port)
     with listener, models.loading_bar() as on_progress:
         llm = models.open_model(
@@ -60,8 +64,6 @@ def command(
 
 def bind(host: str, port: int) -> socket.socket:
     """Reserve the address before anything slow happens. Raises: SetupError."""
-    if not 0 <= port < 65536:
-        raise _cannot_listen(host, port, ValueError("ports go from 0 to 65535"))
     try:
         family, kind, proto, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -84,19 +86,29 @@ def _cannot_listen(host: str, port: int, error: Exception) -> SetupError:
 
 
 async def _serve(llm: LLM, listener: socket.socket, config: ServerConfig, processor: ProcessorConfig) -> None:
-    """Until SIGTERM or SIGINT. Raises: SetupError when the model cannot start."""
+    """Until SIGTERM or SIGINT. Raises: SetupError when the model cannot start, EngineError when it is lost."""
     import uvicorn
 
     from vl2.server.app import create_app
 
-    failures: list[SetupError] = []
+    failures: list[VL2Error] = []
 
-    def on_setup_error(error: SetupError) -> None:
+    def fail(error: VL2Error) -> None:
         failures.append(error)
         server.should_exit = True
 
-    app = create_app(llm, config, max_image_bytes=processor.max_image_bytes, on_setup_error=on_setup_error)
-    server = uvicorn.Server(
+    async def watch() -> None:
+        reason = await llm.wait_failed()
+        fail(EngineError(f"the engine died and could not be started again: {reason}"))
+
+    class Server(uvicorn.Server):
+        async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+            logger.info("stopping; %d requests are given %g s", len(self.server_state.tasks), config.drain_timeout_s)
+            await super().shutdown(sockets)
+            logger.info("stopped")
+
+    app = create_app(llm, config, max_image_bytes=processor.max_image_bytes, on_setup_error=fail)
+    server = Server(
         uvicorn.Config(
             app,
             backlog=BACKLOG,
@@ -108,9 +120,10 @@ async def _serve(llm: LLM, listener: socket.socket, config: ServerConfig, proces
     )
     for signum in (signal.SIGTERM, signal.SIGINT):
         signal.signal(signum, lambda *_: None)  # uvicorn drains, then repeats the signal to what was here before
-    announcing = asyncio.create_task(_announce(llm, listener, config))
+    beside = [asyncio.create_task(_announce(llm, listener, config)), asyncio.create_task(watch())]
     await server.serve(sockets=[listener])
-    announcing.cancel()
+    for task in beside:
+        task.cancel()
     if failures:
         raise failures[0]
 

@@ -19,6 +19,13 @@ class ChatModel(Protocol):
         """Whether an engine is up and takes requests; with several, one is enough."""
 
     @property
+    def is_failed(self) -> bool:
+        """Whether every engine died and could not be started again: nothing will be answered any more."""
+
+    async def wait_failed(self) -> str:
+        """Returns when `is_failed`, with the reason."""
+
+    @property
     def info(self) -> ModelInfo:
         """Facts of the loaded model. Valid once it has started."""
 

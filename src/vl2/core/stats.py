@@ -46,7 +46,7 @@ class ReplicaStats:
     """One engine among those that serve the model; its numbers are zeros while it is not ready."""
 
     is_ready: bool
-    stats: EngineStats
+    stats: EngineStats | None  # None: it did not answer in time
 
 
 def sum_stats(parts: Sequence[EngineStats]) -> EngineStats:

@@ -7,9 +7,10 @@ A question travels down as `Message`s → `Prompt` → `GenerateRequest`; the an
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import TYPE_CHECKING, Literal, Union, get_args
+from typing import TYPE_CHECKING, Any, Literal, Union, get_args
 
 import numpy as np
 
@@ -66,6 +67,39 @@ class ImagePart:
     """A picture among the parts of a message."""
 
     source: ImageSource
+
+
+Conversation = str | Sequence[Message | Mapping[str, Any]]
+"""What `as_messages` takes."""
+
+
+def as_messages(conversation: Conversation) -> list[Message]:
+    """A conversation in any of its forms: one question as plain text, or a list of turns. A turn is a `Message`, or a
+    dict {"role": "user", "content": "…", "images": […]}, whose pictures (if any) come before the text unless `<image>`
+    tags place them.
+
+    Raises: InvalidRequest.
+    """
+    if isinstance(conversation, str):
+        return [Message("user", conversation)]
+    if not isinstance(conversation, Sequence):
+        raise InvalidRequest(f"messages are a {type(conversation).__name__}, but must be {_FORMS}", param="messages")
+    return [turn if isinstance(turn, Message) else _message_of(turn) for turn in conversation]
+
+
+_FORMS = 'a text or a list of Message(role, content, images) or of {"role": "user", "content": "…", "images": […]}'
+
+
+def _message_of(turn: object) -> Message:
+    if not isinstance(turn, Mapping) or not {"role", "content"} <= set(turn) <= {"role", "content", "images"}:
+        raise InvalidRequest(f"a message is {turn!r:.100}, but messages must be {_FORMS}", param="messages")
+    role, content, images = turn["role"], turn["content"], turn.get("images", ())
+    if not isinstance(role, str) or not isinstance(content, str) or not isinstance(images, (list, tuple)):
+        raise InvalidRequest(
+            "role and content of a message must be text, and images a list of paths, bytes or PIL images",
+            param="messages",
+        )
+    return Message.from_parts(role, [*(ImagePart(image) for image in images), content])
 
 
 GrammarKind = Literal["json_object", "json_schema", "choice", "regex", "grounding"]

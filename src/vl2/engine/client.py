@@ -7,7 +7,8 @@ import dataclasses
 import itertools
 import logging
 import secrets
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Coroutine
+from typing import Any
 
 from vl2.core.config import EngineConfig
 from vl2.core.errors import (
@@ -27,6 +28,7 @@ from vl2.engine.protocol import (
     AskStats,
     Events,
     LoadProgress,
+    Ping,
     Ready,
     Report,
     SetupFailed,
@@ -38,6 +40,9 @@ log = logging.getLogger(__name__)
 
 MAX_FAILED_STARTS = 3
 STATS_TIMEOUT_S = 2.0
+BEATS_PER_TIMEOUT = 4
+GPU_TIMEOUT_S, CPU_TIMEOUT_S = 60.0, 600.0
+"""Silence after which an engine counts as hung, unless set: no step of a GPU takes so long, on a small CPU one may."""
 
 
 @dataclasses.dataclass(slots=True)
@@ -50,9 +55,10 @@ class _Stream:
 
 
 class EngineClient:
-    """One engine, restarted when it dies. Lives on one event loop.
+    """One engine, restarted when it dies or hangs. Lives on one event loop.
 
-    `make_transport` gives a fresh transport for each life of the engine.
+    `make_transport` gives a fresh transport for each life of the engine. `failure` is the reason why the engine was
+    given up after it had been ready: it will not come back by itself.
     """
 
     def __init__(
@@ -61,26 +67,42 @@ class EngineClient:
         *,
         max_open: int,
         max_tile_bytes: int = EngineConfig().max_queued_image_bytes,
+        timeout_s: float | None = None,
+        name: str = "the engine",
         on_progress: Callable[[int, int], None] | None = None,
     ) -> None:
+        """`timeout_s`: see `EngineConfig.engine_timeout_s`; `name` is for the log."""
         self._make_transport, self._on_progress = make_transport, on_progress
+        self._timeout_s, self._name = timeout_s, name
         self._max_open, self._max_tile_bytes = max_open, max_tile_bytes
         self.transport: Transport | None = None
         self.info: ModelInfo | None = None
         self.is_ready = False
+        self.failure: str | None = None
         self.restarts_total = 0
         self._streams: dict[str, _Stream] = {}
         self._queries: dict[int, asyncio.Future[EngineStats]] = {}
         self._query_ids = itertools.count()
         self._started: asyncio.Future[None] | None = None
         self._failed_starts = 0
+        self._was_ready = False  # in its present life
+        self._is_hung = False
+        self._unanswered_beats = 0
+        self._given_up = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
         """Returns when the model is loaded. Raises: SetupError."""
         self._started = asyncio.get_running_loop().create_future()
+        self._failed_starts, self.failure = 0, None
+        self._given_up.clear()
         await self._launch()
         await self._started
+        self._keep(self._beat_for_ever())
+
+    async def wait_failed(self) -> None:
+        """Returns when the engine is given up."""
+        await self._given_up.wait()
 
     async def stop(self) -> None:
         self.is_ready = False
@@ -98,6 +120,8 @@ class EngineClient:
 
         Raises: ContextLengthExceeded, InvalidRequest, NotReady, CapacityError.
         """
+        if self.failure is not None:
+            raise NotReady("the engine died and could not be started again; restart the server", retry_after_s=60)
         if not self.is_ready or self.info is None:
             raise NotReady("the engine is starting; try again in a moment", retry_after_s=5)
         if len(self._streams) >= self._max_open:
@@ -161,8 +185,8 @@ class EngineClient:
         self._streams[request_id].open_choices.discard(choice_idx)
         self._send(Abort(request_id, choice_idx))
 
-    async def stats(self) -> EngineStats:
-        """Counters of the engine's present life; zeros while it is not ready."""
+    async def stats(self) -> EngineStats | None:
+        """Counters of the engine's present life; zeros while it is not ready, None when it does not answer in time."""
         stats = EngineStats()
         if self.is_ready:
             query_id = next(self._query_ids)
@@ -171,20 +195,66 @@ class EngineClient:
                 self._send(AskStats(query_id))
                 stats = await asyncio.wait_for(self._queries[query_id], STATS_TIMEOUT_S)
             except asyncio.TimeoutError:
-                log.warning("the engine did not answer a question for its counters within %s s", STATS_TIMEOUT_S)
+                log.warning("%s did not answer a question for its counters within %s s", self._name, STATS_TIMEOUT_S)
+                return None
             finally:
                 del self._queries[query_id]
         return dataclasses.replace(stats, restarts_total=self.restarts_total)
 
-    def _send(self, command: Add | Abort | AskStats) -> None:
+    def beat(self) -> None:
+        """Ask for a sign of life; an engine that gave none for `BEATS_PER_TIMEOUT` beats is hung.
+
+        The engine's loop answers between two steps, so a hung step is found, and a stopped process. Beats are counted,
+        not seconds: when this process was stopped too, nobody is to blame.
+        """
+        if not self.is_ready:
+            return
+        if self._unanswered_beats >= BEATS_PER_TIMEOUT:
+            self._on_hang()
+            return
+        self._unanswered_beats += 1
+        self._send(Ping())
+
+    @property
+    def _silence_limit_s(self) -> float:
+        is_on_cpu = self.info is not None and self.info.device == "cpu"
+        return self._timeout_s or (CPU_TIMEOUT_S if is_on_cpu else GPU_TIMEOUT_S)
+
+    async def _beat_for_ever(self) -> None:
+        while True:
+            await asyncio.sleep(self._silence_limit_s / BEATS_PER_TIMEOUT)
+            self.beat()
+
+    def _on_hang(self) -> None:
+        """Not ready from now on. If it can be ended, a new one is started; else it is used when it answers again."""
+        reason = f"no answer for {self._silence_limit_s:g} s"
+        log.error("%s hangs (%s); %d requests were open", self._name, reason, len(self._streams))
+        self.is_ready, self._is_hung = False, True
+        self._fail_streams(f"the engine hung while it worked on this request ({reason})")
+        for request_id in self._streams:
+            self._send(Abort(request_id))
+        if self.transport is not None:
+            self.transport.kill(reason)
+
+    def _send(self, command: Add | Abort | AskStats | Ping) -> None:
         if self.transport is not None:
             self.transport.send(command)
 
+    def _keep(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
     async def _launch(self) -> None:
+        self._was_ready = self._is_hung = False
         self.transport = self._make_transport()
         await self.transport.start(self._on_report, self._on_death)
 
     def _on_report(self, report: Report) -> None:
+        self._unanswered_beats = 0
+        if self._is_hung:
+            log.warning("%s answers again", self._name)
+            self.is_ready, self._is_hung = True, False
         match report:
             case Events(events):
                 for event in events:
@@ -194,45 +264,58 @@ class EngineClient:
                 if self._on_progress is not None:
                     self._on_progress(done, total)
             case Ready(info):
-                self.info, self.is_ready, self._failed_starts = info, True, 0
-                self._settle_start(None)
+                self.info, self.is_ready, self._was_ready, self._failed_starts = info, True, True, 0
+                assert self._started is not None
+                if self._started.done():
+                    log.info("%s is ready again", self._name)
+                else:
+                    self._started.set_result(None)
             case SetupFailed(message):
-                self._settle_start(SetupError(message))
+                self._on_failed_start(message, is_final=self._is_first_start)
             case StatsReport(query_id, stats):
                 if query_id in self._queries and not self._queries[query_id].done():
                     self._queries[query_id].set_result(stats)
 
-    def _settle_start(self, error: SetupError | None) -> None:
-        if self._started is None or self._started.done():
-            if error is not None:
-                log.error("the engine cannot start again: %s", error)
-            return
-        if error is None:
-            self._started.set_result(None)
-        else:
-            self._started.set_exception(error)
+    @property
+    def _is_first_start(self) -> bool:
+        return self._started is not None and not self._started.done()
 
     def _on_death(self, reason: str) -> None:
         """Every open stream ends with an error now; a new engine is started behind it."""
-        log.error("the engine died (%s); %d requests were open", reason, len(self._streams))
-        was_ready, self.is_ready = self.is_ready, False
+        log.error("%s died (%s); %d requests were open", self._name, reason, len(self._streams))
+        self.is_ready = self._is_hung = False
         self._fail_streams(f"the engine died while it worked on this request ({reason}); it is being restarted")
         for question in self._queries.values():
             if not question.done():
                 question.set_result(EngineStats())
-        self._failed_starts += not was_ready
-        if self._failed_starts >= MAX_FAILED_STARTS:
-            self._settle_start(SetupError(f"the engine died {MAX_FAILED_STARTS} times while starting ({reason})"))
-            return
-        task = asyncio.get_running_loop().create_task(self._restart())
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        if self._was_ready:
+            self._keep(self._restart())
+        else:
+            self._on_failed_start(f"it died: {reason}")
+
+    def _on_failed_start(self, reason: str, *, is_final: bool = False) -> None:
+        """Another try, unless there were enough; a checkpoint that is broken at the first start stays so."""
+        self._failed_starts += 1
+        if not is_final and self._failed_starts < MAX_FAILED_STARTS:
+            log.error("%s could not start: %s", self._name, reason)
+            self._keep(self._restart())
+        elif self._is_first_start:
+            assert self._started is not None
+            message = reason if is_final else f"the engine failed {MAX_FAILED_STARTS} times while starting: {reason}"
+            self._started.set_exception(SetupError(message))
+        else:
+            log.critical("%s is given up: it failed %d times while starting: %s", self._name, MAX_FAILED_STARTS, reason)
+            self.failure = reason
+            self._given_up.set()
 
     async def _restart(self) -> None:
         self.restarts_total += 1
         if self.transport is not None:
             await self.transport.stop()
-        await self._launch()
+        try:
+            await self._launch()
+        except OSError as error:  # no process can be made
+            self._on_failed_start(str(error))
 
     def _fail_streams(self, message: str) -> None:
         for request_id, stream in self._streams.items():

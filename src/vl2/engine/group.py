@@ -12,7 +12,7 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing, suppress
 
 from vl2.core.config import EngineConfig
-from vl2.core.errors import CapacityError, EngineError, InvalidRequest, NotReady, SetupError
+from vl2.core.errors import CapacityError, EngineError, InvalidRequest, NotReady
 from vl2.core.stats import EngineStats, ModelInfo, ReplicaStats, sum_stats
 from vl2.core.types import GenerateRequest, Prompt, QueueOptions, SamplingParams, TokenEvent
 from vl2.engine.client import EngineClient
@@ -48,12 +48,7 @@ class EngineGroup:
         *,
         on_progress: Callable[[int, int], None] | None = None,
     ) -> None:
-        """`on_progress(bytes done, bytes in all)` counts all replicas together.
-
-        Raises: SetupError when there is to be no replica.
-        """
-        if config.replicas < 1:
-            raise SetupError(f"--replicas is {config.replicas}, but must be at least 1", param="replicas")
+        """`on_progress(bytes done, bytes in all)` counts all replicas together."""
         self._make_transport, self._on_progress = make_transport, on_progress
         self._router = Router(config.replicas, max_tiles=config.image_cache_tiles)
         self._num_lives = [0] * config.replicas
@@ -81,6 +76,8 @@ class EngineGroup:
             make_transport,
             max_open=config.max_queue + config.max_sequences,
             max_tile_bytes=config.max_queued_image_bytes,
+            timeout_s=config.engine_timeout_s,
+            name=f"replica {idx}" if config.replicas > 1 else "the engine",
             on_progress=report_progress,
         )
 
@@ -88,6 +85,17 @@ class EngineGroup:
     def is_ready(self) -> bool:
         """Once all replicas have started: whether any of them takes requests."""
         return self._is_started and any(client.is_ready for client in self.clients)
+
+    @property
+    def failure(self) -> str | None:
+        """Why nothing will be answered any more: every replica was given up after it had been ready."""
+        failures = [client.failure for client in self.clients]
+        return failures[0] if all(failures) else None
+
+    async def wait_failed(self) -> str:
+        """Returns the reason when there is one."""
+        await asyncio.gather(*(client.wait_failed() for client in self.clients))
+        return self.failure or "it was given up"
 
     @property
     def info(self) -> ModelInfo | None:
@@ -118,7 +126,9 @@ class EngineGroup:
             return Admitted(self.clients[idx].admit(request_id, prompt, params, options), idx, wanted)
 
         ready = [idx for idx, client in enumerate(self.clients) if client.is_ready]
-        *others, last = self._router.ranking(wanted, ready) or [0]  # which says itself that it is not ready
+        if not ready:  # one that is coming back says so itself
+            ready = [idx for idx, client in enumerate(self.clients) if client.failure is None][:1] or [0]
+        *others, last = self._router.ranking(wanted, ready)
         for idx in others:
             with suppress(CapacityError):
                 return ask(idx)
@@ -187,10 +197,10 @@ class EngineGroup:
         self.clients[self._replica_of[request_id]].close_choice(request_id, choice_idx)
 
     async def replica_stats(self) -> list[ReplicaStats]:
-        """Of each replica, in order; zeros while it is not ready."""
+        """Of each replica, in order; zeros while it is not ready, None when it does not answer."""
         stats = await asyncio.gather(*(client.stats() for client in self.clients))
         return [ReplicaStats(client.is_ready, of_one) for client, of_one in zip(self.clients, stats, strict=True)]
 
     async def stats(self) -> EngineStats:
         """Sums over the replicas."""
-        return sum_stats([replica.stats for replica in await self.replica_stats()])
+        return sum_stats([replica.stats for replica in await self.replica_stats() if replica.stats is not None])

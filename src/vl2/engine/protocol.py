@@ -26,11 +26,15 @@ class AskStats(msgspec.Struct, frozen=True, tag=True):
     query_id: int
 
 
+class Ping(msgspec.Struct, frozen=True, tag=True):
+    """Answered by the loop between two steps."""
+
+
 class Stop(msgspec.Struct, frozen=True, tag=True):
     pass
 
 
-Command = Add | Abort | AskStats | Stop
+Command = Add | Abort | AskStats | Ping | Stop
 
 # ---- engine → client
 
@@ -57,7 +61,11 @@ class StatsReport(msgspec.Struct, frozen=True, tag=True):
     stats: EngineStats
 
 
-Report = LoadProgress | Ready | SetupFailed | Events | StatsReport
+class Pong(msgspec.Struct, frozen=True, tag=True):
+    pass
+
+
+Report = LoadProgress | Ready | SetupFailed | Events | StatsReport | Pong
 
 
 def _encode_hook(value: Any) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import signal
 import sys
 import tempfile
 import threading
@@ -29,6 +30,9 @@ class Transport(Protocol):
     async def start(self, on_report: Callable[[Report], None], on_death: Callable[[str], None]) -> None: ...
 
     def send(self, command: Command) -> None: ...
+
+    def kill(self, reason: str) -> None:
+        """End an engine that does not listen, where that can be done; `on_death` follows with the reason."""
 
     async def stop(self) -> None: ...
 
@@ -61,6 +65,9 @@ class ThreadTransport:
     def send(self, command: Command) -> None:
         self._inbox.queue.put(command)
 
+    def kill(self, reason: str) -> None:
+        """A thread cannot be ended from outside; it is used again when it answers."""
+
     async def stop(self) -> None:
         if self._thread is not None:
             self.send(Stop())
@@ -75,6 +82,7 @@ class ProcessTransport:
         self._process: Process | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._is_stopping = False
+        self._kill_reason: str | None = None
 
     @property
     def pid(self) -> int | None:
@@ -105,13 +113,18 @@ class ProcessTransport:
     async def _watch(self, process: Process, on_death: Callable[[str], None]) -> None:
         code = await process.wait()
         if not self._is_stopping:
-            on_death(f"signal {-code}" if code < 0 else f"exit code {code}")
+            on_death(self._kill_reason or _ending(code))
 
     def send(self, command: Command) -> None:
         """A command to a dead engine is dropped: `on_death` ends every stream."""
         if self._process is not None and self._process.returncode is None:
             # A PAIR socket without a high-water mark queues at once; the future it returns is done by then.
             self._socket.send(encode(command))
+
+    def kill(self, reason: str) -> None:
+        if self._process is not None and self._process.returncode is None:
+            self._kill_reason = reason
+            self._process.kill()
 
     async def stop(self) -> None:
         """End the process, kindly first; idempotent, also after its death."""
@@ -132,3 +145,9 @@ class ProcessTransport:
         self._socket.close(linger=0)
         self._folder_for_socket.cleanup()
         self._process = None
+
+
+def _ending(code: int) -> str:
+    if code == -signal.SIGKILL:
+        return "signal 9: killed from outside, by the kernel when memory runs out"
+    return f"signal {-code}" if code < 0 else f"exit code {code}"

@@ -6,6 +6,7 @@ configuration as the first message. The process ends with its parent: its standa
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import queue
@@ -27,6 +28,8 @@ from vl2.engine.protocol import (
     Command,
     Events,
     LoadProgress,
+    Ping,
+    Pong,
     Ready,
     Report,
     SetupFailed,
@@ -35,6 +38,9 @@ from vl2.engine.protocol import (
     decode_command,
     encode,
 )
+from vl2.engine.threads import limit_spinning
+
+log = logging.getLogger(__name__)
 
 PROGRESS_STEP = 0.01
 
@@ -54,16 +60,16 @@ class Inbox(Protocol):
 
 def run_engine(folder: Path, config: EngineConfig, inbox: Inbox, emit: Callable[[Report], None]) -> None:
     """Load the model, then take commands and step until `Stop`. Commands are taken between steps."""
-    # Threads that wait for each other sleep instead of spinning. With spinning, one other busy process on the cores
-    # (the HTTP server, say) makes every step wait for the scheduler: 2 tokens/s instead of 170. OpenMP reads this once,
-    # when torch is imported.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    from vl2.engine.engine import Engine  # imports torch, which only this side of the seam needs
-
+    limit_spinning()
     try:
+        from vl2.engine.engine import Engine  # imports torch, which only this side of the seam needs
+
         engine = Engine(folder, config, _progress_reporter(emit))
     except SetupError as error:
         emit(SetupFailed(error.message))
+        return
+    except Exception as error:
+        emit(SetupFailed(_explained(error)))
         return
     emit(Ready(engine.info))
     while True:
@@ -76,11 +82,27 @@ def run_engine(folder: Path, config: EngineConfig, inbox: Inbox, emit: Callable[
                     engine.abort(request_id, choice_idx)
                 case AskStats(query_id):
                     emit(StatsReport(query_id, engine.stats()))
+                case Ping():
+                    emit(Pong())
                 case Stop():
                     return
             command = inbox.get(wait=False)
         if engine.has_work and (events := engine.step()):
             emit(Events(events))
+
+
+def _explained(error: Exception) -> str:
+    """One line about what no check foresaw; the whole story goes to the log, unless it is only a lack of memory."""
+    first_line = (str(error).strip().splitlines() or ["no message"])[0]
+    what = f"{type(error).__name__}: {first_line}"
+    is_memory = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"  # torch's
+    if is_memory or "allocate memory" in what:
+        return (
+            f"there is not enough memory to load the model ({what}); free some, or use --dtype bfloat16, "
+            f"a smaller model, fewer --replicas, or lower --kv-cache-tokens or --max-context-tokens"
+        )
+    log.error("the engine cannot start", exc_info=error)
+    return f"the engine cannot start: {what}; its log shows where"
 
 
 def _progress_reporter(emit: Callable[[Report], None]) -> Callable[[int, int], None]:
@@ -122,20 +144,29 @@ class SocketInbox:
 
 
 def main(address: str) -> None:
-    _end_with_parent()
-    socket: zmq.Socket[bytes] = zmq.Context().socket(zmq.PAIR)
+    _end_with_parent(Path(address.removeprefix("ipc://")))
+    context = zmq.Context()
+    socket: zmq.Socket[bytes] = context.socket(zmq.PAIR)
     socket.set_hwm(0)
     socket.connect(address)
     setup = msgspec.msgpack.decode(socket.recv(), type=WorkerSetup)
-    logging.basicConfig(level=setup.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    who = f"replica {setup.config.replica_idx}: " if setup.config.replicas > 1 else ""
+    logging.basicConfig(level=setup.log_level, format=f"%(asctime)s %(levelname)s %(name)s: {who}%(message)s")
     run_engine(Path(setup.folder), setup.config, SocketInbox(socket), lambda report: socket.send(encode(report)))
     socket.close(linger=1000)
+    context.term()  # when the last report is on its way
+    os._exit(0)  # torch would take half a second to take itself apart
 
 
-def _end_with_parent() -> None:
+def _end_with_parent(socket_file: Path) -> None:
+    """A parent that was killed left the folder of its socket behind."""
+
     def watch() -> None:
         while os.read(0, 4096):  # not sys.stdin, whose lock would be held while the interpreter shuts down
             pass
+        with contextlib.suppress(OSError):
+            socket_file.unlink()
+            socket_file.parent.rmdir()
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True, name="parent-watch").start()

@@ -34,6 +34,8 @@ class ChatService:
 
     def check_ready(self) -> None:
         """Raises: NotReady."""
+        if self.llm.is_failed:
+            raise NotReady("the engine died and could not be started again; restart the server", retry_after_s=60)
         if not self.llm.is_ready:
             raise NotReady("the model is loading, or its engine is starting again; try again in a moment")
 

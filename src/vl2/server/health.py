@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 
-from vl2.core.errors import NotReady
+from vl2.core.errors import EngineError, NotReady
 from vl2.core.interface import ChatModel
 from vl2.server.access import record_of
 
@@ -13,8 +13,11 @@ from vl2.server.access import record_of
 def health_routes(llm: ChatModel) -> APIRouter:
     router = APIRouter(prefix="/health", tags=["operation"])
 
-    @router.get("/live", summary="200 as long as the process answers")
-    async def live() -> JSONResponse:
+    @router.get("/live", summary="200 as long as the process is of use; 503 when its engine could not be started again")
+    async def live(request: Request) -> JSONResponse:
+        if llm.is_failed:
+            record_of(request).error_code = EngineError.code
+            return JSONResponse({"status": "failed"}, 503)
         return JSONResponse({"status": "alive"})
 
     @router.get("", summary="The same as /health/ready")

@@ -111,7 +111,7 @@ class EngineCollector:
             kind = CounterMetricFamily if field.endswith("_total") else GaugeMetricFamily
             family = kind(f"vl2_engine_{name}", help_text, labels=["replica"])
             for idx, replica in enumerate(self._replicas):
-                if replica.is_ready:  # else its zeros would stand for numbers that nobody knows
+                if replica.is_ready and replica.stats is not None:  # else zeros would stand for what nobody knows
                     family.add_metric([str(idx)], getattr(replica.stats, field))
             yield family
 

@@ -1,0 +1,82 @@
+"""Engines that hang, engines that are lost for good, servers that are told to stop or are killed."""
+
+import os
+import shutil
+import signal
+import tempfile
+from pathlib import Path
+
+import openai
+import psutil
+import pytest
+
+from golden_cases import load_variant
+from tests.e2e.server_process import Server, serving, wait_until
+from vl2 import LLM, SamplingParams
+from vl2.core.config import EngineConfig
+from vl2.core.errors import InvalidRequest, SetupError
+
+VARIANT = load_variant("mla-greedy")
+FLAGS = ("--device", "cpu", "--dtype", "float32")
+SHORT = SamplingParams(max_tokens=4)
+HELLO = [{"role": "user", "content": "Hello."}]
+
+
+def client_of(server: Server) -> openai.OpenAI:
+    return openai.OpenAI(base_url=server.url + "/v1", api_key="none", max_retries=0)
+
+
+def socket_folders() -> set[Path]:
+    return set(Path(tempfile.gettempdir()).glob("vl2-*/engine"))
+
+
+def test_a_hung_engine_is_noticed_and_replaced():
+    with serving(VARIANT.folder, *FLAGS, "--engine-timeout-s", "1") as server:
+        os.kill(server.engine_pid, signal.SIGSTOP)
+        with pytest.raises(openai.InternalServerError, match="hung while it worked on this request"):
+            client_of(server).chat.completions.create(model="default", messages=HELLO, timeout=10)
+        assert server.status("/health/ready") == 503
+        wait_until(lambda: server.status("/health/ready") == 200, timeout_s=15)
+        assert client_of(server).chat.completions.create(model="default", messages=HELLO, max_tokens=2).choices
+
+
+def test_when_the_engine_cannot_be_started_again_the_server_ends_with_code_1(tmp_path: Path):
+    folder = tmp_path / "model"
+    shutil.copytree(VARIANT.folder, folder)
+    with serving(folder, *FLAGS) as server:
+        (folder / "config.json").unlink()
+        os.kill(server.engine_pid, signal.SIGKILL)
+        assert server.process.wait(30) == 1
+
+
+def test_sigterm_ends_an_idle_server_at_once_and_leaves_nothing():
+    before = socket_folders()
+    with serving(VARIANT.folder, *FLAGS) as server:
+        assert len(socket_folders() - before) == 1
+        server.process.send_signal(signal.SIGTERM)
+        wait_until(lambda: server.process.poll() is not None, timeout_s=2)  # 0.3 s on an idle machine
+    assert not socket_folders() - before
+
+
+def test_a_killed_server_leaves_neither_an_engine_nor_its_socket():
+    before = socket_folders()
+    with serving(VARIANT.folder, *FLAGS) as server:
+        engine = psutil.Process(server.engine_pid)
+        mine = socket_folders() - before
+        server.process.kill()
+        wait_until(lambda: not engine.is_running() or engine.status() == psutil.STATUS_ZOMBIE, timeout_s=5)
+    assert mine and not any(file.parent.exists() for file in mine)
+
+
+def test_what_python_users_write_wrong_is_told_before_anything_loads():
+    with pytest.raises(SetupError, match="--max-context-tokens is 9999, but this model was trained for"):
+        LLM(str(VARIANT.folder), engine=EngineConfig(max_context_tokens=9999))
+    with pytest.raises(SetupError, match="--threads is 0, but must be between"):
+        LLM(str(VARIANT.folder), engine=EngineConfig(threads=0))
+
+
+def test_a_plain_text_and_dicts_can_be_asked():
+    with LLM(str(VARIANT.folder), engine=EngineConfig(device="cpu", dtype="float32", threads=1)) as llm:
+        assert llm.chat("Hello.", SHORT) == llm.chat([{"role": "user", "content": "Hello."}], SHORT)
+        with pytest.raises(InvalidRequest, match="must be a text or a list"):
+            llm.chat([("user", "Hello.")])  # type: ignore[list-item]
