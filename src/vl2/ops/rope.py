@@ -75,6 +75,8 @@ def rotate_pairs(x: torch.Tensor, table: RopeTable) -> torch.Tensor:
     The official code first moves even dimensions to the front; only the order in the result differs, alike for queries
     and keys, so their products are the same. x [T, H, D]; table rows [T, D/2] → [T, H, D] in x's dtype.
     """
-    even, odd = x.float().unflatten(-1, (-1, 2)).unbind(-1)
-    cos, sin = table.cos[:, None], table.sin[:, None]
-    return to_dtype(torch.stack((even * cos - odd * sin, odd * cos + even * sin), dim=-1).flatten(-2), x.dtype)
+    wide = x.float()
+    partner = wide.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
+    cos = table.cos.repeat_interleave(2, -1)[:, None]
+    sin = torch.stack((-table.sin, table.sin), dim=-1).flatten(-2)[:, None]
+    return to_dtype(wide * cos + partner * sin, x.dtype)
