@@ -48,10 +48,11 @@ CASES = [
     (chat(n=0), "n", "between 1 and 128"),
     (chat(seed=2**64), "seed", "64-bit"),
     (chat(stop=[1]), "stop[0]", "a string"),
-    (chat(stop=""), "stop", "non-empty"),
+    (chat(stop=""), "stop", 'stop has "", but takes at most 16 non-empty strings'),
+    (chat(stop=["a"] * 17), "stop", "17 strings"),
     (chat(stop_token_ids=[-1]), "stop_token_ids[0]", "at least 0"),
     (chat(logit_bias={"x": 1}), "logit_bias", "token ids"),
-    (chat(logit_bias={"1": 1000}), "logit_bias", "100"),
+    (chat(logit_bias={str(i): 1000 for i in range(300)}), "logit_bias", "logit_bias[0] is 1000, but must be between"),
     (chat(top_logprobs=3), "top_logprobs", "logprobs: true"),
     (chat(logprobs=True, top_logprobs=21), "top_logprobs", "between 0 and 20"),
     (chat(stream_options={"include_usage": True}), "stream_options", "stream: true"),
@@ -74,6 +75,22 @@ CASES = [
         "grounding",
         "response_format and grounding cannot be combined",
     ),
+    (chat(structured_outputs={}), "structured_outputs", "must have one of json, json_object, regex and choice"),
+    (chat(structured_outputs={"grammar": "x"}), "structured_outputs.grammar", "not a field"),
+    (chat(structured_outputs={"json": 1}), "structured_outputs.json", "a JSON schema, as an object or a string"),
+    (chat(structured_outputs={"regex": ""}), "structured_outputs.regex", "must not be empty"),
+    (
+        chat(structured_outputs={"json_object": True, "regex": "a"}),
+        "structured_outputs.regex",
+        "structured_outputs.json_object and structured_outputs.regex cannot be combined",
+    ),
+    (chat(skip_special_tokens=True), "skip_special_tokens", "keeps tags such as <|ref|> in the answer"),
+    (chat(include_stop_str_in_output=True), "include_stop_str_in_output", "ends before its stop string"),
+    (chat(min_tokens=5), "min_tokens", "min_tokens is not supported by this server; leave it out"),
+    (chat(continue_final_message=True), "continue_final_message", "is true, but the last message is not the assist"),
+    (chat(add_generation_prompt=False), "add_generation_prompt", "is false, but the last message is not the assist"),
+    (message(role="assistant") | {"continue_final_message": False}, "continue_final_message", "always continued"),
+    (message(role="assistant") | {"add_generation_prompt": True}, "add_generation_prompt", "always continued"),
     (chat(tools=[{"type": "function"}]), "tools", "not supported"),
     (chat(audio={"voice": "x"}), "audio", "not supported"),
     (chat(temprature=1), "temprature", "did you mean temperature?"),
@@ -122,6 +139,14 @@ async def test_a_body_that_is_no_json_object_is_refused(
     response = await connect().post(URL, content=content, headers={"Content-Type": kind})
     assert response.status_code == 400
     assert words in response.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("depth", [300, 940, 970, 5000])
+async def test_a_schema_of_any_depth_is_taken_or_refused(connect: Connect, depth: int) -> None:
+    deep = '{"a":' * depth + "1" + "}" * depth
+    body = json.dumps(chat(structured_outputs={"json": "DEEP"})).replace('"DEEP"', deep)
+    response = await connect().post(URL, content=body, headers={"Content-Type": "application/json"})
+    assert response.status_code == 200 or "nested too deeply" in response.json()["error"]["message"]
 
 
 async def test_an_unknown_model_is_404(connect: Connect) -> None:

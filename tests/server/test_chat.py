@@ -194,6 +194,12 @@ SCHEMA_TEXT = json.dumps(SCHEMA)
         ({"guided_json": SCHEMA_TEXT}, Grammar("json_schema", SCHEMA_TEXT)),
         ({"guided_choice": ["yes", "no"]}, Grammar("choice", ("yes", "no"))),
         ({"guided_regex": "[0-9]+"}, Grammar("regex", "[0-9]+")),
+        ({"structured_outputs": {"json": SCHEMA}}, Grammar("json_schema", SCHEMA_TEXT)),
+        ({"structured_outputs": {"json": SCHEMA_TEXT, "regex": None}}, Grammar("json_schema", SCHEMA_TEXT)),
+        ({"structured_outputs": {"json_object": True}}, Grammar("json_object")),
+        ({"structured_outputs": {"json_object": False}}, None),
+        ({"structured_outputs": {"regex": "[0-9]+"}}, Grammar("regex", "[0-9]+")),
+        ({"structured_outputs": {"choice": ["yes", "no"]}}, Grammar("choice", ("yes", "no"))),
         ({"grounding": True}, Grammar("grounding")),
     ],
 )
@@ -238,6 +244,36 @@ async def test_hints_are_taken_and_change_nothing(connect: Connect) -> None:
     }
     hints |= {"parallel_tool_calls": False, "tool_choice": "none", "tools": [], "modalities": ["text"]}
     assert (await asked(connect, chat(**hints)))[1] == SamplingParams()
+
+
+async def test_fields_of_vllm_that_ask_for_what_happens_anyway_are_taken(connect: Connect) -> None:
+    same = {"skip_special_tokens": False, "spaces_between_special_tokens": False, "min_tokens": 0}
+    same |= {"include_stop_str_in_output": False, "continue_final_message": False, "add_generation_prompt": True}
+    assert (await asked(connect, chat(**same)))[1] == SamplingParams()
+    messages = [*chat()["messages"], {"role": "assistant", "content": "It is"}]
+    fields = {"continue_final_message": True, "add_generation_prompt": False}
+    assert (await asked(connect, {"messages": messages} | fields))[0][-1].content == "It is"
+
+
+async def test_an_assistant_that_said_nothing_may_be_null(connect: Connect) -> None:
+    silent = {"role": "assistant", "content": None, "tool_calls": None}
+    messages, _ = await asked(connect, {"messages": [*chat()["messages"], silent, *chat()["messages"]]})
+    assert messages[1] == Message("assistant", "")
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"type": "image_url", "image_url": PNG_URL},
+        image_part(PNG_URL.replace("base64,", "base64,\n")),
+        image_part(PNG_URL[:60] + "\r\n " + PNG_URL[60:] + "\n"),
+    ],
+)
+async def test_a_picture_s_url_may_be_a_plain_string_and_its_base64_have_line_breaks(
+    connect: Connect, part: dict[str, Any]
+) -> None:
+    messages, _ = await asked(connect, chat([part]))
+    assert messages[0].images == (PNG,)
 
 
 @pytest.mark.parametrize("name", ["fake", "default", None])

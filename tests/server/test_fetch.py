@@ -190,7 +190,15 @@ def test_base64_is_decoded_exactly(data: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "words"), [("AAA", "padded"), ("AA=A", "padded"), ("AA\nAA", "position 2"), ("A-A_", "'-'"), ("é", "'é'")]
+    ("text", "words"),
+    [
+        ("AAA", "padded"),
+        ("AA=A", "padded"),
+        ("AA\n@AA", "'@' at position 3"),
+        ("AA\u2003AA", "position 2"),
+        ("A-A_", "'-'"),
+        ("é", "'é'"),
+    ],
 )
 def test_wrong_base64_is_explained(text: str, words: str) -> None:
     with pytest.raises(InvalidRequest, match=words):

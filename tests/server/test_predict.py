@@ -48,7 +48,7 @@ async def test_image_path_is_below_the_allowed_folder(connect: Connect, tmp_path
         ({"prompt": "What?"}, "image", "either image or image_path"),
         ({"prompt": "What?", "image": "AAAA", "image_path": "a"}, "image", "either image or image_path"),
         ({"image": "AAAA"}, "prompt", "is missing"),
-        ({"prompt": "What?", "image": "not base64"}, "image", "' ' at position 3"),
+        ({"prompt": "What?", "image": "not @"}, "image", "'@' at position 4"),
         ({"prompt": "What?", "image": "http://10.0.0.1/"}, "image", "not on the public internet"),
         ({"prompt": "What?", "image_path": "/etc/passwd"}, "image_path", "below the server's picture folder"),
         ({"prompt": "What?", "image_path": "../a.png"}, "image_path", "below the server's picture folder"),

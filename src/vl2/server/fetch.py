@@ -206,12 +206,16 @@ def decode_data_url(url: str) -> bytes:
 
 
 def decode_base64(text: str) -> bytes:
-    """Standard alphabet, padded, no white space. Raises: InvalidRequest that says where it is wrong."""
+    """Standard alphabet, padded; white space is skipped. Raises: InvalidRequest that says where it is wrong."""
     try:
         return base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError):
         pass
-    wrong = re.search(r"[^A-Za-z0-9+/=]", text)
+    try:  # again, as a mail or a shell's `base64` writes it; most senders need no copy of their picture for that
+        return base64.b64decode(re.sub(r"\s+", "", text, flags=re.ASCII), validate=True)
+    except (binascii.Error, ValueError):
+        pass
+    wrong = re.search(r"[^A-Za-z0-9+/=\s]", text, re.ASCII)
     if wrong:
         raise InvalidRequest(
             f"the base64 data has {wrong[0]!r} at position {wrong.start()}, which is not in its alphabet"

@@ -27,6 +27,7 @@ SAME_IN_BOTH = (
 )
 """Fields with the same name and meaning in ChatRequest and SamplingParams; absent or null, the latter's default."""
 
+MAX_STOP_STRINGS = 16
 MAX_PARALLEL_FETCHES = 8  # of one request
 
 
@@ -36,16 +37,28 @@ def check_fields(body: schema.ChatRequest) -> None:
         if name in schema.HINTS or (name in schema.REFUSED and (value is None or value in schema.REFUSED[name])):
             continue
         if name in schema.REFUSED:
-            raise InvalidRequest(f"{name} is not supported by this server; leave it out", param=name)
+            reason = schema.REASONS.get(name, "is not supported by this server")
+            raise InvalidRequest(f"{name} {reason}; leave it out", param=name)
         hint = did_you_mean(name, [*schema.ChatRequest.model_fields, *schema.HINTS])
         raise InvalidRequest(f"{name} is not a field of this API{hint}", param=name)
     if body.stream_options is not None and not body.stream:
         raise InvalidRequest("stream_options needs stream: true", param="stream_options")
+    _check_continuation(body)
     for idx, message in enumerate(body.messages):
         for name, value in (message.model_extra or {}).items():
             if value and name not in ("grounding", "annotations"):
                 path = f"messages[{idx}].{name}"
                 raise InvalidRequest(f"{path} is not supported by this server; leave it out", param=path)
+
+
+def _check_continuation(body: schema.ChatRequest) -> None:
+    is_continued = body.messages[-1].role == "assistant"
+    fate = "the assistant's, which is always continued" if is_continued else "not the assistant's, so it is answered"
+    wanted = {"continue_final_message": is_continued, "add_generation_prompt": not is_continued}
+    for name, value in wanted.items():
+        if getattr(body, name) not in (None, value):
+            sent = "false" if value else "true"
+            raise InvalidRequest(f"{name} is {sent}, but the last message is {fate}; leave {name} out", param=name)
 
 
 # ---- parameters -----------------------------------------------------------------------------------------------------
@@ -57,7 +70,7 @@ def to_params(body: schema.ChatRequest) -> SamplingParams:
     return SamplingParams(
         max_tokens=body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens,
         top_k=max(0, body.top_k or 0),
-        stop=(body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ()),
+        stop=_stop(body.stop),
         stop_token_ids=tuple(body.stop_token_ids or ()),
         logit_bias=_logit_bias(body.logit_bias or {}),
         logprobs=_num_logprobs(body),
@@ -71,10 +84,21 @@ def to_options(body: schema.ChatRequest) -> QueueOptions:
     return QueueOptions(priority=body.priority or 0, deadline_s=body.deadline_s, cache_salt=body.cache_salt or "")
 
 
+def _stop(given: str | list[str] | None) -> tuple[str, ...]:
+    stop = (given,) if isinstance(given, str) else tuple(given or ())
+    if len(stop) > MAX_STOP_STRINGS or not all(stop):
+        wrong = '""' if not all(stop) else f"{len(stop)} strings"
+        raise InvalidRequest(f"stop has {wrong}, but takes at most {MAX_STOP_STRINGS} non-empty strings", param="stop")
+    return stop
+
+
 def _logit_bias(given: dict[str, float]) -> dict[int, float]:
     wrong = next((key for key in given if not (key.isascii() and key.isdecimal() and len(key) < 10)), None)
     if wrong is not None:
         raise InvalidRequest(f"logit_bias has the key {wrong[:40]!r}, but must map token ids", param="logit_bias")
+    for key, bias in given.items():
+        if not -100 <= bias <= 100:
+            raise InvalidRequest(f"logit_bias[{key}] is {bias:g}, but must be between -100 and 100", param="logit_bias")
     return {int(key): bias for key, bias in given.items()}
 
 

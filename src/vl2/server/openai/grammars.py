@@ -1,4 +1,6 @@
-"""The fields that shape an answer → at most one `Grammar`: OpenAI's response_format, vLLM's guided_*, our grounding."""
+"""The fields that shape an answer → at most one `Grammar`: OpenAI's response_format, vLLM's guided_* and
+structured_outputs, our grounding.
+"""
 
 from __future__ import annotations
 
@@ -53,8 +55,27 @@ def _wanted(body: schema.ChatRequest) -> dict[str, tuple[GrammarKind, str | tupl
         wanted["guided_choice"] = ("choice", tuple(body.guided_choice))
     if body.guided_regex is not None:
         wanted["guided_regex"] = ("regex", body.guided_regex)
+    wanted |= _structured(body.structured_outputs)
     if body.grounding:
         wanted["grounding"] = ("grounding", "")
+    return wanted
+
+
+def _structured(given: schema.StructuredOutputs | None) -> dict[str, tuple[GrammarKind, str | tuple[str, ...]]]:
+    wanted: dict[str, tuple[GrammarKind, str | tuple[str, ...]]] = {}
+    if given is None:
+        return wanted
+    name = "structured_outputs"
+    if all(value is None for value in vars(given).values()):
+        raise InvalidRequest(f"{name} must have one of json, json_object, regex and choice", param=name)
+    if given.json_ is not None:
+        wanted[f"{name}.json"] = ("json_schema", _text(f"{name}.json", given.json_))
+    if given.json_object:
+        wanted[f"{name}.json_object"] = ("json_object", "")
+    if given.regex is not None:
+        wanted[f"{name}.regex"] = ("regex", given.regex)
+    if given.choice is not None:
+        wanted[f"{name}.choice"] = ("choice", tuple(given.choice))
     return wanted
 
 
@@ -64,10 +85,12 @@ def _text(path: str, given: dict[str, Any] | str) -> str:
     try:
         text = json.dumps(given, ensure_ascii=False, allow_nan=False)
         text.encode()
-    except (ValueError, RecursionError):  # NaN, half of a surrogate pair, nested too deeply
+    except RecursionError:
+        raise InvalidRequest(f"{path} is nested too deeply", param=path) from None
+    except ValueError:  # NaN, half of a surrogate pair
         raise InvalidRequest(f"{path} cannot be written as JSON", param=path) from None
     return text
 
 
 def _field(path: str) -> str:
-    return path.partition(".")[0]
+    return path.removesuffix(".json_schema.schema")

@@ -9,7 +9,16 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    model_validator,
+)
 
 HINTS = frozenset(
     {
@@ -21,6 +30,7 @@ HINTS = frozenset(
         "prompt_cache_retention",
         "safety_identifier",
         "service_tier",
+        "spaces_between_special_tokens",
         "store",
         "user",
     }
@@ -29,15 +39,24 @@ REFUSED: dict[str, tuple[Any, ...]] = {
     "audio": (),
     "function_call": ("none", "auto"),
     "functions": ([],),
+    "include_stop_str_in_output": (False,),
+    "min_tokens": (0,),
     "modalities": (["text"],),
     "moderation": (),
     "reasoning_effort": ("none",),
+    "skip_special_tokens": (False,),
     "tool_choice": ("none", "auto"),
     "tools": ([],),
     "verbosity": ("medium",),
     "web_search_options": (),
 }
 """Field → values that change nothing (null never does)."""
+
+REASONS = {
+    "include_stop_str_in_output": "is not supported by this server: an answer ends before its stop string",
+    "skip_special_tokens": "must be false: this server keeps tags such as <|ref|> in the answer",
+}
+"""Why a refused field is refused, where that helps."""
 
 
 def _check_unicode(text: str) -> str:
@@ -71,9 +90,13 @@ class ImageURL(_Body):
     detail: Literal["auto", "low", "high"] | None = None  # a hint for now
 
 
+def _as_object(value: Any) -> Any:
+    return {"url": value} if isinstance(value, str) else value
+
+
 class ImagePart(_Body):
     type: Literal["image_url"]
-    image_url: ImageURL
+    image_url: Annotated[ImageURL, BeforeValidator(_as_object)]  # a plain string is taken as its URL
 
 
 def _part_kind(value: Any) -> str | None:
@@ -123,6 +146,14 @@ class ChatMessage(_Body):
     content: Content
     name: Text | None = None  # a hint
 
+    @model_validator(mode="before")
+    @classmethod
+    def _silent_assistant(cls, given: Any) -> Any:
+        """OpenAI's clients send an assistant that said nothing with `content: null`."""
+        if isinstance(given, dict) and given.get("role") == "assistant" and given.get("content", "") is None:
+            return given | {"content": ""}
+        return given
+
 
 class StreamOptions(_Body):
     include_usage: bool | None = None
@@ -139,6 +170,13 @@ class JSONSchemaFormat(_Body):
 class ResponseFormat(_Body):
     type: Literal["text", "json_object", "json_schema"]
     json_schema: JSONSchemaFormat | None = None
+
+
+class StructuredOutputs(_Body):
+    json_: Annotated[GuidedJSON | None, Field(alias="json")] = None
+    json_object: bool | None = None
+    regex: Text | None = None
+    choice: Annotated[list[Text], Field(min_length=1)] | None = None
 
 
 class ChatRequest(_Body):
@@ -175,6 +213,9 @@ class ChatRequest(_Body):
     guided_json: GuidedJSON | None = None
     guided_choice: Annotated[list[Text], Field(min_length=1)] | None = None
     guided_regex: Text | None = None
+    structured_outputs: StructuredOutputs | None = None  # vLLM's newer spelling of the three
+    continue_final_message: bool | None = None  # these two only if they say what happens anyway
+    add_generation_prompt: bool | None = None
     # our own
     grounding: bool | None = None
 
