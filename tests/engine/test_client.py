@@ -1,6 +1,7 @@
 """The client against an engine that we play: what it sends is recorded, reports and deaths are made by hand."""
 
 import asyncio
+import dataclasses
 from collections.abc import Callable
 
 import pytest
@@ -53,9 +54,9 @@ class PlayedEngine:
 
 
 class Fixture:
-    def __init__(self, max_open: int = 2) -> None:
+    def __init__(self, max_open: int = 2, timeout_s: float | None = 8) -> None:
         self.lives: list[PlayedEngine] = []
-        self.client = EngineClient(self._make, max_open=max_open, timeout_s=8)
+        self.client = EngineClient(self._make, max_open=max_open, timeout_s=timeout_s)
 
     def _make(self) -> PlayedEngine:
         self.lives.append(PlayedEngine())
@@ -187,6 +188,16 @@ async def test_an_engine_that_answers_no_beat_is_killed_and_started_again():
     assert len(f.lives) == 2
     f.engine.report(Ready(INFO))
     assert f.client.is_ready
+
+
+async def test_a_cpu_that_works_is_given_more_time():
+    f = await Fixture(timeout_s=None).ready()
+    assert f.client.silence_limit_s == 60
+    f.open()
+    await settle()
+    assert f.client.silence_limit_s == 600
+    f.engine.report(Ready(dataclasses.replace(INFO, device="NVIDIA H100")))
+    assert f.client.silence_limit_s == 60
 
 
 async def test_any_report_is_a_sign_of_life():

@@ -110,7 +110,7 @@ class EngineConfig:
     engine_timeout_s: float | None = option(
         None,
         "An engine that gives no sign of life for so long, not even between two steps, is killed and started again, "
-        "seconds. Default: 60 on a GPU; 600 on a CPU, where one step may be long.",
+        "seconds. Default: 60; 600 while a CPU works, where one step may be long.",
         rule=at_least(1),
     )
     replica_idx: int = 0  # which of the replicas this engine is; set by us, no flag

@@ -41,8 +41,8 @@ log = logging.getLogger(__name__)
 MAX_FAILED_STARTS = 3
 STATS_TIMEOUT_S = 2.0
 BEATS_PER_TIMEOUT = 4
-GPU_TIMEOUT_S, CPU_TIMEOUT_S = 60.0, 600.0
-"""Silence after which an engine counts as hung, unless set: no step of a GPU takes so long, on a small CPU one may."""
+TIMEOUT_S, BUSY_CPU_TIMEOUT_S = 60.0, 600.0
+"""Silence after which an engine counts as hung, unless set: one step of a large model on a small CPU takes minutes."""
 
 
 @dataclasses.dataclass(slots=True)
@@ -216,18 +216,20 @@ class EngineClient:
         self._send(Ping())
 
     @property
-    def _silence_limit_s(self) -> float:
+    def silence_limit_s(self) -> float:
+        if self._timeout_s is not None:
+            return self._timeout_s
         is_on_cpu = self.info is not None and self.info.device == "cpu"
-        return self._timeout_s or (CPU_TIMEOUT_S if is_on_cpu else GPU_TIMEOUT_S)
+        return BUSY_CPU_TIMEOUT_S if is_on_cpu and self._streams else TIMEOUT_S
 
     async def _beat_for_ever(self) -> None:
         while True:
-            await asyncio.sleep(self._silence_limit_s / BEATS_PER_TIMEOUT)
+            await asyncio.sleep(self.silence_limit_s / BEATS_PER_TIMEOUT)
             self.beat()
 
     def _on_hang(self) -> None:
         """Not ready from now on. If it can be ended, a new one is started; else it is used when it answers again."""
-        reason = f"no answer for {self._silence_limit_s:g} s"
+        reason = f"no answer for {self.silence_limit_s:g} s"
         log.error("%s hangs (%s); %d requests were open", self._name, reason, len(self._streams))
         self.is_ready, self._is_hung = False, True
         self._fail_streams(f"the engine hung while it worked on this request ({reason})")
