@@ -9,21 +9,39 @@ const $ = (id) => document.getElementById(id);
 
 let turns = []; // the conversation as it is sent: {role, content}
 let tray = []; // pictures of the next question
+let loading = null; // while pictures are being read: a promise of whether all of them could be
 let lastFigure = null; // boxes are about the conversation's last picture
 let running = null; // AbortController of the answer under way
 
 // ---- pictures -------------------------------------------------------------------------------------------------------
 
-async function addFiles(files) {
+function addFiles(files) {
+  if (!files.length) return;
+  notify("");
+  const reading = (loading = readFiles(files, tray, loading));
+  reading.then(() => {
+    if (loading !== reading) return; // more files came, or a new conversation
+    loading = null;
+    renderTray();
+    $("question").focus();
+  });
+  render();
+}
+
+/** Into `into`, which is no longer the tray after a new conversation; files keep the order in which they were given. */
+async function readFiles(files, into, before) {
+  let isGood = (await before) ?? true;
+  const bad = [];
   for (const file of files) {
     try {
-      tray.push(await loadPicture(file));
+      into.push(await loadPicture(file));
     } catch {
-      say(t.notPicture(file.name));
+      isGood = false;
+      bad.push(t.notPicture(file.name));
     }
   }
-  renderTray();
-  $("question").focus();
+  if (bad.length && into === tray) notify(bad.join("\n"));
+  return isGood;
 }
 
 function renderTray() {
@@ -52,8 +70,12 @@ function renderTray() {
 
 // ---- the conversation -----------------------------------------------------------------------------------------------
 
-async function ask(question) {
-  if (running || (!question && !tray.length)) return;
+async function ask() {
+  const here = turns;
+  while (loading) if (!(await loading)) return; // asked about a picture that is none: nothing to answer
+  const question = $("question").value.trim();
+  if (turns !== here || running || (!question && !tray.length)) return;
+  notify("");
   const controller = (running = new AbortController());
   const pictures = tray.splice(0);
   const asked = { question, pictures, figureBefore: lastFigure, turns }; // `turns` is another list after a restart
@@ -161,7 +183,8 @@ function addNote(article, parts) {
 
 function restart() {
   running?.abort();
-  [turns, tray, lastFigure, running] = [[], [], null, null];
+  [turns, tray, loading, lastFigure, running] = [[], [], null, null, null];
+  notify("");
   $("turns").replaceChildren();
   renderTray();
   $("question").focus();
@@ -178,10 +201,17 @@ function render() {
   $("stop").hidden = !running;
   $("question").style.height = "auto";
   $("question").style.height = `${$("question").scrollHeight}px`;
-  $("send").disabled = !tray.length && !$("question").value.trim();
+  $("send").disabled = Boolean(loading) || (!tray.length && !$("question").value.trim());
 }
 
-const say = (text) => ($("status").textContent = text);
+const say = (text) => ($("status").textContent = text); // to those who do not see the page
+
+/** To everyone, above the question; "" takes it away. */
+function notify(text) {
+  $("notice").textContent = text;
+  $("notice").hidden = !text;
+}
+
 const isAtEnd = () => $("drop").scrollHeight - $("drop").scrollTop - $("drop").clientHeight < 80;
 const scrollToEnd = () => $("drop").scrollTo({ top: $("drop").scrollHeight });
 
@@ -193,12 +223,13 @@ function showKeyForm() {
 async function showModel() {
   try {
     const model = await readModel();
+    if (!$("key-form").hidden) notify("");
     $("key-form").hidden = true;
     $("model").textContent = model.max_model_len ? model.id : `${model.id} · ${t.loading}`;
     if (!model.max_model_len) setTimeout(showModel, 1000);
   } catch (error) {
     if (error.status === 401) showKeyForm();
-    if (error.status === 401 && hasKey()) say(error.message);
+    if (error.status === 401 && hasKey()) notify(t.keyWrong);
     if (!error.status) setTimeout(showModel, 3000);
   }
 }
@@ -209,7 +240,9 @@ function showChips() {
     chip.type = "button";
     chip.textContent = text;
     chip.addEventListener("click", () => {
-      $("question").value = text;
+      const typed = $("question").value.trim();
+      const isOwn = typed && !t.chips.includes(typed); // what someone wrote is never lost
+      $("question").value = isOwn ? `${typed}\n${text}` : text;
       $("question").focus();
       render();
     });
@@ -221,12 +254,12 @@ function showChips() {
 function listen() {
   $("ask").addEventListener("submit", (event) => {
     event.preventDefault();
-    ask($("question").value.trim());
+    ask();
   });
   $("question").addEventListener("keydown", (event) => {
     if (event.key !== "Enter" || event.shiftKey || event.isComposing) return; // Enter also ends Chinese input
     event.preventDefault();
-    ask($("question").value.trim());
+    ask();
   });
   $("question").addEventListener("input", render);
   $("stop").addEventListener("click", () => running?.abort());
@@ -238,7 +271,9 @@ function listen() {
   });
   $("key-form").addEventListener("submit", (event) => {
     event.preventDefault();
-    saveKey($("key").value.trim());
+    const key = $("key").value.trim();
+    if (!/^[\x21-\x7e]+$/.test(key)) return notify(t.keyWrong); // no header can carry it
+    saveKey(key);
     showModel();
   });
   document.addEventListener("paste", (event) => {
