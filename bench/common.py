@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import platform
 import statistics
 import subprocess
@@ -76,7 +77,7 @@ def report(name: str, results: dict[str, Any]) -> None:
         "commit": commit,
         "command": " ".join(sys.argv),
         "cpu": platform.processor() or platform.machine(),
-        "threads": torch.get_num_threads(),
+        "cores": len(os.sched_getaffinity(0)),
         "torch": torch.__version__,
     }
     print(json.dumps({**circumstances, **results}))

@@ -2,7 +2,7 @@
 
 from tests.engine.builders import EOS_ID, picture_prompt, request, scheduler, sequence, text_prompt
 from vl2.core.types import FinishReason, QueueOptions, TokenEvent
-from vl2.engine.pacing import Pacer, StepLoad
+from vl2.engine.pacing import STALL_FACTOR, Pacer, StepLoad
 from vl2.engine.scheduler import Scheduler, StepBatch, StepOutput
 from vl2.engine.sequence import Sequence
 
@@ -206,5 +206,6 @@ def test_the_pacer_gives_prompts_what_running_answers_can_spare():
     assert (pacer.prefill_tokens(0), pacer.tiles(0)) == (1000, 10), "nothing runs that could stall"
     pacer.learn(StepLoad(num_decodes=4, num_prefill_tokens=0, num_tiles=0), seconds=0.010)
     pacer.learn(StepLoad(num_decodes=0, num_prefill_tokens=100, num_tiles=0), seconds=0.020)
-    assert pacer.prefill_tokens(4) == 50, "as long again as the decoding, at 0.2 ms a token"
+    spare_s = (STALL_FACTOR - 1) * 0.010
+    assert pacer.prefill_tokens(4) == int(spare_s / 0.0002), "what fits into the spare time, at 0.2 ms a token"
     assert pacer.tiles(4) == 1

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-STALL_FACTOR = 2.0
+STALL_FACTOR = 1.7
 MIN_PREFILL_TOKENS = 16
 """Prompts always move on, however slow they are."""
 LEARNING_RATE = 0.2
