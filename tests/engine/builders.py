@@ -53,7 +53,13 @@ def sequence(
 ) -> Sequence:
     """Shares prefixes with all others of its kind and salt."""
     asked = request(prompt, options, **params)
-    return Sequence(asked, 0, max_context_tokens, arrival_s=arrival_s, page_keys=PageKeys(asked, PAGE_SIZE, b"weights"))
+    return Sequence(
+        asked,
+        0,
+        max_context_tokens,
+        arrival_s=arrival_s,
+        page_keys=PageKeys(prompt, options.cache_salt, PAGE_SIZE, b"weights"),
+    )
 
 
 def scheduler(*, pages: int = 100, slots: int = 8, sequences: int = 8, tokens: int = 64, tiles: int = 4) -> Scheduler:

@@ -15,7 +15,7 @@ import pytest
 
 from golden_cases import load_variant
 from tests.engine.builders import sequence, text_prompt
-from tests.parity.steps import build_engine, build_processor, case_prompt
+from tests.parity.steps import build_engine, build_processor, case_prompt, drain
 from vl2.core.types import FinishReason, GenerateRequest, Grammar, Message, Prompt, SamplingParams, TokenEvent
 from vl2.engine.engine import Engine
 from vl2.engine.grammar import Constraint, Grammars, late_chunks
@@ -133,13 +133,8 @@ def answers(
     for name, (prompt, params) in requests.items():
         engine.add(GenerateRequest(name, prompt, params))
     events: dict[tuple[str, int], list[TokenEvent]] = {}
-    steps = 0
-    while engine.has_work:
-        steps += 1
-        if preempt_every and steps % preempt_every == 0 and engine.scheduler.running:
-            engine.scheduler.preempt(engine.scheduler.running[0])
-        for event in engine.step():
-            events.setdefault((event.request_id, event.choice_idx), []).append(event)
+    for event in drain(engine, preempt_every):
+        events.setdefault((event.request_id, event.choice_idx), []).append(event)
     return events
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 from golden_cases import GoldenCase, load_variant
 from vl2.checkpoint.folder import read_model_config
 from vl2.core.config import EngineConfig, ProcessorConfig
-from vl2.core.types import GenerateRequest, Prompt, SamplingParams
+from vl2.core.types import GenerateRequest, Prompt, SamplingParams, TokenEvent
 from vl2.engine.batch import BatchShape, step_inputs
 from vl2.engine.engine import Engine
 from vl2.engine.image_cache import TileCache
@@ -104,15 +105,20 @@ def greedy(engine: Engine, prompts: dict[str, Prompt], preempt_every: int = 0, *
     for name, prompt in prompts.items():
         engine.add(GenerateRequest(name, prompt, SamplingParams(**settings)))
     answers: dict[str, list] = {name: [] for name in prompts}
+    for event in drain(engine, preempt_every):
+        assert event.error is None, event.error
+        answers[event.request_id].append((event.token_id, event.logprobs))
+    return answers
+
+
+def drain(engine: Engine, preempt_every: int = 0) -> Iterator[TokenEvent]:
+    """Events until nothing is left to do."""
     steps = 0
     while engine.has_work:
         steps += 1
         if preempt_every and steps % preempt_every == 0 and engine.scheduler.running:
             engine.scheduler.preempt(engine.scheduler.running[0])
-        for event in engine.step():
-            assert event.error is None, event.error
-            answers[event.request_id].append((event.token_id, event.logprobs))
-    return answers
+        yield from engine.step()
 
 
 def build_engine(variant: str, **changes) -> Engine:

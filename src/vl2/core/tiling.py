@@ -5,6 +5,7 @@ Source: `select_best_resolution` and `tokenize_with_images` of the official `pro
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 
@@ -63,6 +64,7 @@ def num_image_tokens(tiles_wide: int, tiles_high: int, geometry: TileGeometry) -
     return n * (n + 1) + 1 + tiles_high * n * (tiles_wide * n + 1)
 
 
+@functools.lru_cache(maxsize=64)
 def image_layout(tiles_wide: int, tiles_high: int, geometry: TileGeometry) -> np.ndarray:
     """Which feature row each token of a picture's span takes.
 
@@ -80,4 +82,6 @@ def image_layout(tiles_wide: int, tiles_high: int, geometry: TileGeometry) -> np
     views = [np.pad(view, ((0, 0), (0, 1)), constant_values=NEWLINE_ROW).ravel() for view in (tile_rows, local)]
     if not geometry.is_global_first:
         views.reverse()
-    return np.concatenate([views[0], [SEPARATOR_ROW], views[1]])
+    layout = np.concatenate([views[0], [SEPARATOR_ROW], views[1]])
+    layout.flags.writeable = False  # shared by all callers: every chunk of a picture asks for it
+    return layout

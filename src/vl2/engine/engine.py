@@ -53,7 +53,9 @@ class Engine:
         """Queue a request; `client.admit` has checked that it can ever fit."""
         page_keys = None
         if self._has_prefix_cache:
-            page_keys = PageKeys(request, self.runner.pool.page_size, self.runner.fingerprint)
+            page_keys = PageKeys(
+                request.prompt, request.options.cache_salt, self.runner.pool.page_size, self.runner.fingerprint
+            )
         for choice_idx in range(request.params.n):
             sequence = Sequence(
                 request,

@@ -11,16 +11,17 @@ import hashlib
 
 import numpy as np
 
-from vl2.core.types import GenerateRequest, ImageSpan, Prompt
+from vl2.core.types import ImageSpan, Prompt
 
 
 class PageKeys:
     """Keys of a sequence's full pages, computed as it grows and kept."""
 
-    def __init__(self, request: GenerateRequest, page_size: int, fingerprint: bytes) -> None:
+    def __init__(self, prompt: Prompt, salt: str, page_size: int, fingerprint: bytes = b"") -> None:
+        """Without a fingerprint the keys hold within one model, as for the router, which has no weights to ask."""
         self._page_size = page_size
-        self._root = _digest(fingerprint, request.options.cache_salt.encode())
-        self._pictures = [(span, _picture_key(request.prompt, span)) for span in request.prompt.spans]
+        self._root = _digest(fingerprint, salt.encode())
+        self._pictures = [(span, _picture_key(prompt, span)) for span in prompt.spans]
         self._keys: list[bytes] = []
 
     def __copy__(self) -> PageKeys:

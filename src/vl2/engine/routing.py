@@ -13,13 +13,12 @@ this request, and takes the time from others. Equal scores go to the replica who
 
 from __future__ import annotations
 
-import hashlib
-from array import array
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from vl2.core.types import Prompt
+from vl2.engine.prefix import PageKeys
 
 BLOCK_TOKENS = 128
 """Prefixes are remembered in steps of so many tokens; a shorter prompt leaves no trace but its pictures."""
@@ -41,18 +40,8 @@ class Footprint:
 
 
 def footprint(prompt: Prompt, salt: str = "") -> Footprint:
-    """Block digests chain: the salt, then in each the digest before, ids, keys of the pictures that overlap it."""
-    blocks: list[bytes] = []
-    parent = salt.encode()
-    for end in range(BLOCK_TOKENS, len(prompt.token_ids) + 1, BLOCK_TOKENS):
-        start = end - BLOCK_TOKENS
-        digest = hashlib.blake2b(parent, digest_size=16)
-        digest.update(array("q", prompt.token_ids[start:end]).tobytes())
-        for span in prompt.spans:
-            if span.start < end and span.start + span.length > start:
-                digest.update(b"".join(prompt.tile_keys[span.first_tile : span.first_tile + span.num_tiles]))
-        parent = digest.digest()
-        blocks.append(parent)
+    """Blocks have the keys that pages of this size would have in the prefix cache."""
+    blocks = PageKeys(prompt, salt, BLOCK_TOKENS).upto(prompt.token_ids, len(prompt.token_ids))
     return Footprint(len(prompt.token_ids), tuple(blocks), tuple(dict.fromkeys(prompt.tile_keys)))
 
 

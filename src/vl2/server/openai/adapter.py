@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Sequence
+from collections.abc import Coroutine, Iterable, Sequence
 from typing import Any
 
 from vl2.core.errors import InvalidRequest, VL2Error
@@ -154,11 +154,11 @@ async def to_messages(messages: Sequence[schema.ChatMessage], fetch: Fetch) -> l
     return converted
 
 
-async def _all(work: Any) -> list[bytes]:
+async def _all(work: Iterable[Coroutine[Any, Any, bytes]]) -> list[bytes]:
     """Results in order; the first failure cancels the rest."""
-    tasks: list[Awaitable[bytes]] = [asyncio.ensure_future(item) for item in work]
+    tasks = [asyncio.ensure_future(item) for item in work]
     try:
         return list(await asyncio.gather(*tasks))
     finally:
         for task in tasks:
-            task.cancel()  # type: ignore[attr-defined]
+            task.cancel()
