@@ -8,12 +8,14 @@ import torch
 import torch.nn.functional as F
 
 from vl2.core.model_config import MoEConfig
-from vl2.ops.attention import ChunkShape, paged_attention, paged_latent_attention
-from vl2.ops.experts import routed_experts
-from vl2.ops.gate import route
+from vl2.ops.attention.batch import AttentionBatch, ChunkShape
+from vl2.ops.attention.reference import attend_heads, attend_latent
+from vl2.ops.experts.reference import routed_experts
+from vl2.ops.gate.reference import route
 from vl2.ops.logits import project_logits
-from vl2.ops.norm import rms_norm
-from vl2.ops.rope import rope_table, rotate_halves, rotate_pairs
+from vl2.ops.norm.reference import rms_norm
+from vl2.ops.rope.reference import rotate_halves, rotate_pairs
+from vl2.ops.rope.table import rope_table
 from vl2.ops.rows import RowRounding, find_row_multiple, pad_rows, round_up
 from vl2.ops.saturate import saturate, to_dtype
 
@@ -55,8 +57,8 @@ def test_rope_makes_products_depend_on_the_distance_alone(rotate):
 @pytest.mark.parametrize("kv_heads", [4, 2])
 def test_paged_attention_of_a_mixed_step_is_causal_attention_of_each_sequence(kv_heads):
     lengths, chunk_lengths, heads, dim = [11, 6, 4], [1, 6, 3], 4, 8  # decode, prefill, a later chunk
-    k_pool, v_pool = poisoned_pool(8, kv_heads, dim), poisoned_pool(8, kv_heads, dim)
-    tables = torch.tensor([[5, 2, 7], [1, 4, 0], [3, 0, 0]])
+    pool = torch.stack([poisoned_pool(8, kv_heads, dim)] * 2)
+    tables = torch.tensor([[5, 2, 7], [1, 4, 0], [3, 0, 0]], dtype=torch.int32)
     q, expected, chunks, start = [], [], [], 0
     for table, length, chunk in zip(tables.tolist(), lengths, chunk_lengths, strict=True):
         own_q, k, v = (
@@ -64,8 +66,8 @@ def test_paged_attention_of_a_mixed_step_is_causal_attention_of_each_sequence(kv
             torch.randn(length, kv_heads, dim),
             torch.randn(length, kv_heads, dim),
         )
-        fill(k_pool, table, k)
-        fill(v_pool, table, v)
+        fill(pool[0], table, k)
+        fill(pool[1], table, v)
         wide = [
             x.double().repeat_interleave(n, 1).transpose(0, 1)
             for x, n in ((own_q, 1), (k, 4 // kv_heads), (v, 4 // kv_heads))
@@ -74,18 +76,19 @@ def test_paged_attention_of_a_mixed_step_is_causal_attention_of_each_sequence(kv
         q.append(own_q[-chunk:])
         chunks.append(ChunkShape(start, chunk, length))
         start += chunk
-    out = paged_attention(torch.cat(q), k_pool, v_pool, tables, chunks, dim**-0.5)
+    out = attend_heads(torch.cat(q), pool, AttentionBatch.of(chunks, tables), dim**-0.5)
     torch.testing.assert_close(out.double(), torch.cat(expected), atol=1e-6, rtol=1e-5)
 
 
 def test_latent_attention_is_attention_whose_value_is_the_first_part_of_its_key(monkeypatch):
-    monkeypatch.setattr("vl2.ops.attention.MAX_SCORES", 40)  # several blocks of query rows
+    monkeypatch.setattr("vl2.ops.attention.reference.MAX_SCORES", 40)  # several blocks of query rows
     length, heads, rank, rope = 9, 3, 6, 2
     pool, pages = poisoned_pool(4, rank + rope), [3, 0, 2]
     rows = torch.randn(length, rank + rope)
     fill(pool, pages, rows)
     q = torch.randn(length, heads, rank + rope)
-    out = paged_latent_attention(q, pool, torch.tensor([pages]), [ChunkShape(0, length, length)], rank, 0.3)
+    table = torch.tensor([pages], dtype=torch.int32)
+    out = attend_latent(q, pool, AttentionBatch.of([ChunkShape(0, length, length)], table), rank, 0.3)
     wide = rows.double().expand(heads, -1, -1)
     expected = F.scaled_dot_product_attention(
         q.double().transpose(0, 1), wide, wide[..., :rank], is_causal=True, scale=0.3
@@ -161,16 +164,16 @@ def test_row_counts_take_few_sizes_and_waste_at_most_a_fourth():
 
 def test_the_bits_of_a_row_do_not_depend_on_how_much_of_its_chunk_comes_after_it():
     length, heads, dim = 400, 4, 32
-    k_pool, v_pool, q = (
-        torch.randn(100, PAGE_SIZE, heads, dim),
-        torch.randn(100, PAGE_SIZE, heads, dim),
-        torch.randn(length, heads, dim),
-    )
-    table = torch.randperm(100)[None]
-    whole = paged_attention(q, k_pool, v_pool, table, [ChunkShape(0, length, length)], 0.2, row_multiple=16)
+    pool, q = torch.randn(2, 100, PAGE_SIZE, heads, dim), torch.randn(length, heads, dim)
+    table = torch.randperm(100)[None].int()
+
+    def attend(rows: torch.Tensor, end: int) -> torch.Tensor:
+        batch = AttentionBatch.of([ChunkShape(0, len(rows), end)], table, row_multiple=16)
+        return attend_heads(rows, pool, batch, 0.2)
+
+    whole = attend(q, length)
     for end in (1, 63, 64, 65, 255, 256, 257, 300):
-        alone = paged_attention(q[end - 1 : end], k_pool, v_pool, table, [ChunkShape(0, 1, end)], 0.2, row_multiple=16)
-        assert torch.equal(alone[0], whole[end - 1])
+        assert torch.equal(attend(q[end - 1 : end], end)[0], whole[end - 1])
 
 
 def test_logits_of_a_bfloat16_model_are_not_rounded_to_bfloat16():

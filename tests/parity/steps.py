@@ -22,7 +22,7 @@ from vl2.model.kv_pool import KVPool
 from vl2.model.step import QueryRows, StepInputs
 from vl2.model.vl2 import DeepseekVL2
 from vl2.model.weights import load_weights
-from vl2.ops.attention import ChunkShape
+from vl2.ops.attention.batch import AttentionBatch, ChunkShape
 from vl2.ops.rows import RowRounding
 from vl2.processing.processor import Processor
 
@@ -55,8 +55,8 @@ def case_prompt(case: GoldenCase) -> Prompt:
 def text_step(num_tokens: int, first_position: int = 0) -> StepInputs:
     """One sequence whose pages lie in order; positions may start anywhere, the context starts at the first row."""
     rows = torch.arange(num_tokens)
-    tables = torch.arange(-(-num_tokens // PAGE_SIZE))[None]
-    queries = QueryRows(None, (ChunkShape(0, num_tokens, num_tokens),), tables)
+    tables = torch.arange(-(-num_tokens // PAGE_SIZE), dtype=torch.int32)[None]
+    queries = QueryRows(None, AttentionBatch.of([ChunkShape(0, num_tokens, num_tokens)], tables))
     return StepInputs(
         token_ids=rows,
         positions=rows + first_position,

@@ -9,7 +9,7 @@ from tests.parity.steps import build_model, case_prompt, run_prompt, text_step
 from vl2.core.model_config import MoEConfig
 from vl2.model.kv_pool import KVPool
 from vl2.model.moe import MLP
-from vl2.ops.gate import eligible_scores, route
+from vl2.ops.gate.reference import eligible_scores, route
 
 CASES = [case for variant in load_variants() for case in variant.cases]
 TIGHT, LOOSE = 1e-4, 2e-3
@@ -73,7 +73,7 @@ def _attention_at(model, attention, x: torch.Tensor, first: int) -> torch.Tensor
     """One block on rows at positions first, first + 1 …, as if nothing stood before them."""
     step = text_step(len(x), first_position=first)
     pool = KVPool(model.config.language, 8, 16, dtype=torch.float32, device="cpu")
-    return attention(x, step, step.queries, model.decoder.rope.rows(step.positions), pool.layers[0])
+    return attention(x, step, step.queries, model.decoder.rope, pool.layers[0])
 
 
 def _sorted_by_id(ids: torch.Tensor, weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

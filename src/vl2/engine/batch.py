@@ -13,7 +13,7 @@ from vl2.core.tiling import TileGeometry, image_layout
 from vl2.engine.scheduler import Chunk, StepBatch, TileJob
 from vl2.engine.sequence import Sequence
 from vl2.model.step import QueryRows, StepInputs
-from vl2.ops.attention import ChunkShape
+from vl2.ops.attention.batch import AttentionBatch, ChunkShape
 from vl2.ops.rows import RowRounding
 
 
@@ -54,8 +54,9 @@ def step_inputs(chunks: list[Chunk], shape: BatchShape) -> StepInputs:
     kv_slots.append(np.full(num_spare, shape.spare_page * size))
     logit_rows += [0] * (shape.rounding.up(max(1, num_logits)) - num_logits)
 
-    tables = _block_tables([chunk.sequence for chunk in chunks])
+    tables = torch.as_tensor(_block_tables([chunk.sequence for chunk in chunks]), device=shape.device)
     last = [idx for idx, chunk in enumerate(chunks) if chunk.is_last]
+    multiple = shape.rounding.multiple
 
     def tensor(values: np.ndarray | list[int]) -> torch.Tensor:
         return torch.as_tensor(np.asarray(values, dtype=np.int64), device=shape.device)
@@ -64,11 +65,12 @@ def step_inputs(chunks: list[Chunk], shape: BatchShape) -> StepInputs:
         token_ids=tensor(token_ids),
         positions=tensor(np.concatenate(positions)),
         kv_slots=tensor(np.concatenate(kv_slots)),
-        queries=QueryRows(None, tuple(shapes), tensor(tables)),
+        queries=QueryRows(None, AttentionBatch.of(shapes, tables, multiple)),
         last_queries=QueryRows(
             tensor(logit_rows),
-            tuple(ChunkShape(row, 1, chunks[idx].end) for row, idx in enumerate(last)),
-            tensor(tables[last]),
+            AttentionBatch.of(
+                [ChunkShape(row, 1, chunks[idx].end) for row, idx in enumerate(last)], tables[last], multiple
+            ),
         ),
         num_logits=num_logits,
         image_rows=tensor(np.concatenate(image_rows)),
@@ -79,7 +81,7 @@ def step_inputs(chunks: list[Chunk], shape: BatchShape) -> StepInputs:
 
 def _block_tables(sequences: list[Sequence]) -> np.ndarray:
     """[S, most pages], padded with page 0, which attention never reads beyond a sequence's length."""
-    tables = np.zeros((len(sequences), max(len(sequence.pages) for sequence in sequences)), np.int64)
+    tables = np.zeros((len(sequences), max(len(sequence.pages) for sequence in sequences)), np.int32)
     for row, sequence in zip(tables, sequences, strict=True):
         row[: len(sequence.pages)] = sequence.pages
     return tables

@@ -13,7 +13,7 @@ from vl2.core.model_config import LanguageConfig
 from vl2.model.kv_pool import KVPool, kv_bytes_per_token
 from vl2.model.step import QueryRows, StepInputs
 from vl2.model.vl2 import DeepseekVL2
-from vl2.ops.attention import ChunkShape
+from vl2.ops.attention.batch import AttentionBatch, ChunkShape
 from vl2.ops.rows import RowRounding
 
 CPU_MEMORY_SHARE = 0.25
@@ -29,7 +29,7 @@ def measure_workspace(model: DeepseekVL2, config: EngineConfig) -> int:
     before = torch.cuda.memory_allocated(device)
     with torch.inference_mode():
         model.encode_tiles(tiles)
-        num_pages = step.queries.block_tables.shape[1]
+        num_pages = step.queries.sequences.block_tables.shape[1]
         pool = KVPool(model.config.language, num_pages, config.page_size_tokens, dtype=model.dtype, device=device)
         pool_bytes = sum(layer.nbytes for layer in pool.layers)
         logits = model(step, model.feature_table(1), pool)
@@ -44,14 +44,14 @@ def _largest_step(model: DeepseekVL2, config: EngineConfig) -> StepInputs:
     context = config.max_context_tokens or model.config.language.max_position_embeddings
     length = min(config.max_step_tokens, context)
     positions = torch.arange(context - length, context, device=model.device)
-    tables = torch.arange(-(-context // config.page_size_tokens), device=model.device)[None]
+    tables = torch.arange(-(-context // config.page_size_tokens), dtype=torch.int32, device=model.device)[None]
     nothing = torch.empty(0, dtype=torch.int64, device=model.device)
     return StepInputs(
         token_ids=torch.zeros_like(positions),
         positions=positions,
         kv_slots=positions,
-        queries=QueryRows(None, (ChunkShape(0, length, context),), tables),
-        last_queries=QueryRows(torch.zeros_like(positions[: config.max_sequences]), (), tables),
+        queries=QueryRows(None, AttentionBatch.of([ChunkShape(0, length, context)], tables)),
+        last_queries=QueryRows(torch.zeros_like(positions[: config.max_sequences]), AttentionBatch.of([], tables[:0])),
         num_logits=config.max_sequences,
         image_rows=nothing,
         image_sources=nothing,

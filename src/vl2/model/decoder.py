@@ -11,45 +11,64 @@ from vl2.model.kv_pool import KVPool
 from vl2.model.linear import RMSNorm, empty
 from vl2.model.moe import MLP, MoE
 from vl2.model.step import QueryRows, StepInputs
+from vl2.ops.backend import Backend
 from vl2.ops.logits import project_logits
-from vl2.ops.rope import RopeTable, rope_table
+from vl2.ops.rope.table import RopeTable, rope_table
 
 
 class DecoderLayer(nn.Module):
-    """Pre-norm: x += attention(norm(x)); x += feed_forward(norm(x))."""
+    """Pre-norm: x += attention(norm(x)); x += feed_forward(norm(x)).
 
-    def __init__(self, config: LanguageConfig, layer: int, *, dtype: torch.dtype, device: torch.device | str) -> None:
+    What a layer adds last is handed on as `delta`, so that each addition is fused with the norm that follows it.
+    """
+
+    def __init__(
+        self, config: LanguageConfig, layer: int, ops: Backend, *, dtype: torch.dtype, device: torch.device | str
+    ) -> None:
         super().__init__()
         width, eps = config.hidden_size, config.rms_norm_eps
-        self.attention_norm = RMSNorm(width, eps, dtype=dtype, device=device)
-        self.attention = (MLA if config.mla else MHA)(config, dtype=dtype, device=device)
-        self.mlp_norm = RMSNorm(width, eps, dtype=dtype, device=device)
+        self.attention_norm = RMSNorm(width, eps, ops, dtype=dtype, device=device)
+        self.attention = (MLA if config.mla else MHA)(config, ops, dtype=dtype, device=device)
+        self.mlp_norm = RMSNorm(width, eps, ops, dtype=dtype, device=device)
         self.mlp: MLP | MoE
         if config.is_moe_layer(layer):
             assert config.moe is not None
-            self.mlp = MoE(width, config.moe, dtype=dtype, device=device)
+            self.mlp = MoE(width, config.moe, ops, dtype=dtype, device=device)
         else:
-            self.mlp = MLP(width, config.dense_width, dtype=dtype, device=device)
+            self.mlp = MLP(width, config.dense_width, ops, dtype=dtype, device=device)
 
     def forward(
-        self, x: torch.Tensor, step: StepInputs, queries: QueryRows, rope: RopeTable, pool: torch.Tensor
-    ) -> torch.Tensor:
-        """x [T, C] → [Q, C]."""
-        x = queries.take(x) + self.attention(self.attention_norm(x), step, queries, rope, pool)
-        normed = self.mlp_norm(x)
-        return x + (self.mlp(normed, step.rounding) if isinstance(self.mlp, MoE) else self.mlp(normed))
+        self,
+        x: torch.Tensor,
+        delta: torch.Tensor | None,
+        step: StepInputs,
+        queries: QueryRows,
+        rope: RopeTable,
+        pool: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """x and delta [T, C] → the same [Q, C]."""
+        x, normed = self.attention_norm.add(x, delta)
+        attended = self.attention(normed, step, queries, rope, pool)
+        x, normed = self.mlp_norm.add(queries.take(x), attended)
+        return x, self.mlp(normed, step.rounding) if isinstance(self.mlp, MoE) else self.mlp(normed)
 
 
 class Decoder(nn.Module):
     def __init__(
-        self, config: LanguageConfig, max_positions: int, *, dtype: torch.dtype, device: torch.device | str
+        self,
+        config: LanguageConfig,
+        max_positions: int,
+        ops: Backend,
+        *,
+        dtype: torch.dtype,
+        device: torch.device | str,
     ) -> None:
         super().__init__()
         self.embed_tokens = empty(config.vocab_size, config.hidden_size, dtype=dtype, device=device)
         self.layers = nn.ModuleList(
-            DecoderLayer(config, layer, dtype=dtype, device=device) for layer in range(config.layers)
+            DecoderLayer(config, layer, ops, dtype=dtype, device=device) for layer in range(config.layers)
         )
-        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps, dtype=dtype, device=device)
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps, ops, dtype=dtype, device=device)
         self.lm_head = empty(config.vocab_size, config.hidden_size, dtype=dtype, device=device)
         rotated = config.mla.rope_dim if config.mla else config.head_dim
         self.rope = rope_table(rotated, max_positions, config.rope_theta, config.yarn, device)
@@ -59,12 +78,12 @@ class Decoder(nn.Module):
 
         The residual stream has the model's dtype; for float16 it is float32, whose range it needs.
         """
-        rope = self.rope.rows(step.positions)
         x = embeds.float() if embeds.dtype == torch.float16 else embeds
+        delta = None
         for layer, layer_pool in zip(self.layers, pool.layers, strict=True):
             queries = step.last_queries if layer is self.layers[-1] else step.queries
-            x = layer(x, step, queries, rope, layer_pool)
-        return self.norm(x)
+            x, delta = layer(x, delta, step, queries, self.rope, layer_pool)
+        return self.norm.add(x, delta)[1]
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """hidden [L, C] → [L, V] float32."""

@@ -31,8 +31,3 @@ class KVPool:
             shape = (2, num_pages + 1, page_size, config.kv_heads, config.head_dim)
         self.num_pages, self.page_size = num_pages, page_size
         self.layers = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(config.layers)]
-
-
-def write_rows(pool: torch.Tensor, slots: torch.Tensor, rows: torch.Tensor) -> None:
-    """pool [pages, page size, ...], slots [T] int64, rows [T, ...]: rows[t] goes to slot slots[t]."""
-    pool.flatten(0, 1).index_copy_(0, slots, rows)

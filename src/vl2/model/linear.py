@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from vl2.ops.norm import rms_norm
+from vl2.ops.backend import Backend
 from vl2.ops.rows import pad_rows, round_up
 from vl2.ops.saturate import saturate, to_dtype
 
@@ -37,13 +37,19 @@ class Linear(nn.Module):
 
 
 class RMSNorm(nn.Module):
-    def __init__(self, width: int, eps: float, *, dtype: torch.dtype, device: torch.device | str) -> None:
+    def __init__(self, width: int, eps: float, ops: Backend, *, dtype: torch.dtype, device: torch.device | str) -> None:
         super().__init__()
-        self.eps = eps
+        self.eps, self.ops = eps, ops
         self.weight = empty(width, dtype=dtype, device=device)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return rms_norm(x, self.weight, self.eps)
+        return self.ops.rms_norm(x, self.weight, self.eps)
+
+    def add(self, x: torch.Tensor, delta: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+        """(x + delta, normed); no delta is zero."""
+        if delta is None:
+            return x, self(x)
+        return self.ops.add_rms_norm(x, delta, self.weight, self.eps)
 
 
 class LayerNorm(nn.Module):

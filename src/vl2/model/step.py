@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from vl2.ops.attention import ChunkShape
+from vl2.ops.attention.batch import AttentionBatch
 from vl2.ops.rows import RowRounding
 
 
@@ -17,8 +17,7 @@ class QueryRows:
     """
 
     rows: torch.Tensor | None  # [Q] int64: tokens of the step; None: all of them
-    chunks: tuple[ChunkShape, ...]  # their sequences, on the host; `start` counts within the Q rows
-    block_tables: torch.Tensor  # [sequences, max pages] int64
+    sequences: AttentionBatch  # whose rows they are
 
     def take(self, x: torch.Tensor) -> torch.Tensor:
         """x [T, ...] → [Q, ...]."""

@@ -13,6 +13,7 @@ from vl2.model.linear import Linear, empty
 from vl2.model.projector import Projector
 from vl2.model.step import StepInputs
 from vl2.model.vision import VisionTower
+from vl2.ops.backend import choose_backend
 from vl2.ops.logits import ROWS_AT_ONCE
 
 
@@ -21,13 +22,14 @@ class DeepseekVL2(nn.Module):
         self, config: ModelConfig, max_positions: int, *, dtype: torch.dtype, device: torch.device | str
     ) -> None:
         super().__init__()
+        ops = choose_backend(torch.device(device))
         self.config, self.dtype, self.device = config, dtype, torch.device(device)
         self.vision = VisionTower(config.vision, dtype=dtype, device=device)
         self.projector = Projector(config.projector, dtype=dtype, device=device)
         width = config.language.hidden_size
         self.image_newline = empty(width, dtype=dtype, device=device)
         self.view_separator = empty(width, dtype=dtype, device=device)
-        self.decoder = Decoder(config.language, max_positions, dtype=dtype, device=device)
+        self.decoder = Decoder(config.language, max_positions, ops, dtype=dtype, device=device)
 
     def encode_tiles(self, tiles: torch.Tensor) -> torch.Tensor:
         """tiles [N, side, side, 3] uint8 → [N, Q, C] model dtype."""

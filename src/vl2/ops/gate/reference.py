@@ -15,13 +15,7 @@ from vl2.ops.activation import sigmoid
 def route(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, config: MoEConfig
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Choose experts.
-
-    x       [T, C]  any float
-    weight  [E, C]  float32
-    bias    [E]     float32, of noaux_tc alone: it steers the choice and never enters the weights
-    Returns ids [T, A] int64, weights [T, A] float32
-    """
+    """`Backend.route` (ops/backend.py)."""
     scores = x.float() @ weight.T
     scores = scores.softmax(-1) if config.scoring_func == "softmax" else sigmoid(scores)
     ids = _top(eligible_scores(scores, bias, config), config.num_active)

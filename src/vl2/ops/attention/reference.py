@@ -10,12 +10,12 @@ rows in its chunk is.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
 
+from vl2.ops.attention.batch import AttentionBatch, ChunkShape
 from vl2.ops.rows import pad_rows, round_up
 
 MAX_SCORES = 1 << 24
@@ -27,20 +27,11 @@ MAX_QUERY_ROWS = 256
 KV_SPLIT = 256
 
 
-@dataclass(frozen=True, slots=True)
-class ChunkShape:
-    """One sequence's part of a step: query rows `start : start + length`; the last is at `context_length - 1`."""
-
-    start: int
-    length: int
-    context_length: int
-
-
 def gather_pages(pool: torch.Tensor, block_table: torch.Tensor, context_length: int) -> torch.Tensor:
     """The rows of a sequence, as float32, with zero rows up to a multiple of KV_SPLIT.
 
     pool         [pages, page size, ...]
-    block_table  [max pages] int64
+    block_table  [max pages] int32
     Returns      [aligned context, ...] float32
     """
     num_pages = -(-context_length // pool.shape[1])
@@ -48,34 +39,18 @@ def gather_pages(pool: torch.Tensor, block_table: torch.Tensor, context_length: 
     return F.pad(rows, (0, 0) * (rows.dim() - 1) + (0, -context_length % KV_SPLIT))
 
 
-def paged_attention(
-    q: torch.Tensor,
-    k_pool: torch.Tensor,
-    v_pool: torch.Tensor,
-    block_tables: torch.Tensor,
-    chunks: Sequence[ChunkShape],
-    scale: float,
-    row_multiple: int = 1,
-) -> torch.Tensor:
-    """Causal multi-head attention (MHA, grouped where H > K).
-
-    q             [T, H, D]
-    k_pool        [pages, page size, K, D]
-    v_pool        [pages, page size, K, D]
-    block_tables  [S, max pages] int64
-    row_multiple  row counts of each GEMM are rounded up to it (ops/rows.py)
-    Returns       [T, H, D] in q's dtype; zeros in rows of no chunk
-    """
+def attend_heads(q: torch.Tensor, pool: torch.Tensor, batch: AttentionBatch, scale: float) -> torch.Tensor:
+    """`Backend.attend_heads` (ops/backend.py)."""
     out = torch.zeros_like(q)
-    heads_per_kv = q.shape[1] // k_pool.shape[2]
-    for block_table, chunk in zip(block_tables, chunks, strict=True):
-        k = gather_pages(k_pool, block_table, chunk.context_length).permute(1, 2, 0)
-        v = gather_pages(v_pool, block_table, chunk.context_length).transpose(0, 1)
+    heads_per_kv = q.shape[1] // pool.shape[3]
+    for block_table, chunk in zip(batch.block_tables, batch.chunks, strict=True):
+        k = gather_pages(pool[0], block_table, chunk.context_length).permute(1, 2, 0)
+        v = gather_pages(pool[1], block_table, chunk.context_length).transpose(0, 1)
         if heads_per_kv > 1:
             k, v = k.repeat_interleave(heads_per_kv, 0), v.repeat_interleave(heads_per_kv, 0)
-        for rows, first, seen in _query_blocks(chunk, q.shape[1], row_multiple):
+        for rows, first, seen in _query_blocks(chunk, q.shape[1], batch.row_multiple):
             own = (q[rows].float() * scale).transpose(0, 1)
-            own = pad_rows(own, round_up(own.shape[1], row_multiple), dim=1)
+            own = pad_rows(own, round_up(own.shape[1], batch.row_multiple), dim=1)
             scores = own @ k[..., :seen]
             probs = scores.masked_fill_(_hidden(first, own.shape[1], seen, q.device), float("-inf")).softmax(-1)
             result = _weighted_sum(probs, v[:, :seen])
@@ -83,30 +58,15 @@ def paged_attention(
     return out
 
 
-def paged_latent_attention(
-    q: torch.Tensor,
-    pool: torch.Tensor,
-    block_tables: torch.Tensor,
-    chunks: Sequence[ChunkShape],
-    rank: int,
-    scale: float,
-    row_multiple: int = 1,
-) -> torch.Tensor:
-    """Causal attention on MLA's latent rows: every head reads the same row, whose first R numbers are also the value.
-
-    q             [T, H, R + Dr]              queries taken into the latent space, and their rotated part
-    pool          [pages, page size, R + Dr]  normed latent, rotated shared key
-    block_tables  [S, max pages] int64
-    row_multiple  row counts of each GEMM are rounded up to it (ops/rows.py)
-    Returns       [T, H, R] float32; zeros in rows of no chunk
-    """
+def attend_latent(q: torch.Tensor, pool: torch.Tensor, batch: AttentionBatch, rank: int, scale: float) -> torch.Tensor:
+    """`Backend.attend_latent` (ops/backend.py)."""
     heads = q.shape[1]
     out = torch.zeros(*q.shape[:2], rank, dtype=torch.float32, device=q.device)
-    for block_table, chunk in zip(block_tables, chunks, strict=True):
+    for block_table, chunk in zip(batch.block_tables, batch.chunks, strict=True):
         kv = gather_pages(pool, block_table, chunk.context_length)
-        for rows, first, seen in _query_blocks(chunk, heads, row_multiple):
+        for rows, first, seen in _query_blocks(chunk, heads, batch.row_multiple):
             own = q[rows].float() * scale
-            own = pad_rows(own, round_up(len(own), row_multiple))
+            own = pad_rows(own, round_up(len(own), batch.row_multiple))
             scores = (own.flatten(0, 1) @ kv[:seen].T).unflatten(0, (-1, heads))  # heads are rows too
             hidden = _hidden(first, len(own), seen, q.device).unsqueeze(1)
             probs = scores.masked_fill_(hidden, float("-inf")).softmax(-1).flatten(0, 1)

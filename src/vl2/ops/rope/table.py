@@ -1,6 +1,6 @@
-"""Rotary position embedding (arXiv:2104.09864), in the two pairings that DeepSeek-VL2 uses.
+"""Tables of rotary position embedding (arXiv:2104.09864).
 
-Tables are built from integer positions in float32 and never cast: the official README's bfloat16 recipe rounds the
+They are built from integer positions in float32 and never cast: the official README's bfloat16 recipe rounds the
 positions above 256 and so breaks long prompts (model-facts, quirk 1).
 """
 
@@ -12,7 +12,6 @@ from dataclasses import dataclass
 import torch
 
 from vl2.core.model_config import YarnConfig
-from vl2.ops.saturate import to_dtype
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,26 +56,3 @@ def _yarn_ramp(dim: int, theta: float, yarn: YarnConfig) -> torch.Tensor:
     high = min(math.ceil(pair_of(yarn.beta_slow)), dim - 1)
     width = high - low if high != low else 0.001
     return ((torch.arange(dim // 2, dtype=torch.float32) - low) / width).clamp(0, 1)
-
-
-def rotate_halves(x: torch.Tensor, table: RopeTable) -> torch.Tensor:
-    """MHA (Llama's pairing): dimension i is paired with i + D/2.
-
-    x [T, H, D]; table rows [T, D/2] → [T, H, D] in x's dtype, computed in float32.
-    """
-    first, second = x.float().chunk(2, dim=-1)
-    cos, sin = table.cos[:, None], table.sin[:, None]
-    return to_dtype(torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1), x.dtype)
-
-
-def rotate_pairs(x: torch.Tensor, table: RopeTable) -> torch.Tensor:
-    """MLA: dimensions 2i and 2i+1 are a pair.
-
-    The official code first moves even dimensions to the front; only the order in the result differs, alike for queries
-    and keys, so their products are the same. x [T, H, D]; table rows [T, D/2] → [T, H, D] in x's dtype.
-    """
-    wide = x.float()
-    partner = wide.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
-    cos = table.cos.repeat_interleave(2, -1)[:, None]
-    sin = torch.stack((-table.sin, table.sin), dim=-1).flatten(-2)[:, None]
-    return to_dtype(wide * cos + partner * sin, x.dtype)

@@ -1,0 +1,156 @@
+"""The ops that have kernels: their contract, and which implementation runs.
+
+Each op is a folder: `reference.py` is the readable torch form, which runs anywhere; `kernel.py` the Triton form.
+A backend is chosen once, at the start, and handed to the model; nothing falls back silently.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+
+from vl2.core.model_config import MoEConfig
+from vl2.ops.attention.batch import AttentionBatch
+from vl2.ops.experts.weights import ExpertWeights
+from vl2.ops.rope.table import RopeTable
+from vl2.ops.rows import RowRounding
+
+
+class Backend(Protocol):
+    """A module with these functions (`ops/torch_backend.py`, `ops/triton_backend.py`).
+
+    Unless said otherwise activations and weights share the model's dtype, results in float16 saturate, and sums are
+    accumulated in float32. Axes: T tokens, Q query rows, H heads, K KV heads, D head size (Dn without, Dr with rotation),
+    R latent rank, C hidden, E experts, A active ones, F their width.
+    """
+
+    NAME: str
+
+    def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+        """x / sqrt(mean(x²) + eps) · weight, computed in float32.
+
+        x       [..., C]  any float, rows may be strided
+        weight  [C]
+        Returns [..., C]  weight's dtype, contiguous
+        """
+        ...
+
+    def add_rms_norm(
+        self, x: torch.Tensor, delta: torch.Tensor, weight: torch.Tensor, eps: float
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """(x + delta, its rms_norm): what follows each block of a pre-norm decoder.
+
+        x       [T, C]  the residual stream: the model's dtype, float32 where that is float16
+        delta   [T, C]  the model's dtype
+        Returns ([T, C] x's dtype, rounded to it before the norm; [T, C] weight's dtype)
+        """
+        ...
+
+    def swiglu(self, gate_up: torch.Tensor) -> torch.Tensor:
+        """silu(gate) · up, the halves of the last axis: [..., 2F] → [..., F]."""
+        ...
+
+    def write_heads(
+        self, qkv: torch.Tensor, rope: RopeTable, positions: torch.Tensor, slots: torch.Tensor, pool: torch.Tensor
+    ) -> torch.Tensor:
+        """MHA: rotate queries and keys (dimension i with i + D/2), write keys and values into their pages.
+
+        qkv        [T, (H + 2K) · D]  queries, keys, values of each token
+        rope       tables of all positions, [max positions, D/2] float32
+        positions  [T] int64
+        slots      [T] int64: page · page size + offset
+        pool       [2, pages, page size, K, D]: keys, values
+        Returns    [T, H, D] rotated queries
+        """
+        ...
+
+    def write_latent(
+        self,
+        latent_and_key: torch.Tensor,
+        norm_weight: torch.Tensor,
+        eps: float,
+        rope: RopeTable,
+        positions: torch.Tensor,
+        slots: torch.Tensor,
+        pool: torch.Tensor,
+    ) -> None:
+        """MLA: norm the latent, rotate the shared key (dimension 2i with 2i + 1), write both into their page as a row.
+
+        latent_and_key  [T, R + Dr], rows may be strided
+        norm_weight     [R]
+        pool            [pages, page size, R + Dr]; rope, positions and slots as in write_heads, tables [., Dr/2]
+        """
+        ...
+
+    def absorb_queries(
+        self, q: torch.Tensor, keys: torch.Tensor, rope: RopeTable, positions: torch.Tensor
+    ) -> torch.Tensor:
+        """MLA: take queries into the latent space (q_nope · keys, rounded to the dtype), rotate their last part.
+
+        q          [Q, H, Dn + Dr]
+        keys       [H, Dn, R], may be strided: kv_b's key half
+        positions  [Q] int64, of these queries
+        Returns    [Q, H, R + Dr]
+        """
+        ...
+
+    def attend_heads(self, q: torch.Tensor, pool: torch.Tensor, batch: AttentionBatch, scale: float) -> torch.Tensor:
+        """Causal multi-head attention over pages (grouped where H > K).
+
+        q        [Q, H, D]
+        pool     [2, pages, page size, K, D]
+        Returns  [Q, H, D] q's dtype; rows of no chunk are finite
+        """
+        ...
+
+    def attend_latent(
+        self, q: torch.Tensor, pool: torch.Tensor, batch: AttentionBatch, rank: int, scale: float
+    ) -> torch.Tensor:
+        """Causal attention on latent rows: every head reads the same row, whose first R numbers are also the value.
+
+        q        [Q, H, R + Dr]
+        pool     [pages, page size, R + Dr]
+        Returns  [Q, H, R] float32; rows of no chunk are finite
+        """
+        ...
+
+    def route(
+        self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, config: MoEConfig
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Choose experts, in float32 throughout. Equal scores go to the lower expert id.
+
+        x       [T, C]
+        weight  [E, C] float32
+        bias    [E] float32, of noaux_tc alone: it steers the choice and never enters the weights
+        Returns ids [T, A], any integer dtype, best first; weights [T, A] float32
+        """
+        ...
+
+    def mix_experts(
+        self,
+        x: torch.Tensor,
+        ids: torch.Tensor,
+        weights: torch.Tensor,
+        experts: ExpertWeights,
+        rounding: RowRounding = RowRounding(),
+    ) -> torch.Tensor:
+        """Σ_a weights[t, a] · down_e(swiglu(gate_up_e(x))) with e = ids[t, a], plus the shared experts' result.
+
+        x         [T, C]
+        ids       [T, A] as route gives them; weights [T, A] float32
+        rounding  of the row count of each GEMM (ops/rows.py); the reference's alone
+        Returns   [T, C] x's dtype; summed in float32, each expert's result rounded to the dtype before
+        """
+        ...
+
+
+def choose_backend(device: torch.device) -> Backend:
+    """Kernels on CUDA, else torch."""
+    if device.type == "cuda":
+        from vl2.ops import triton_backend  # imports Triton, which a CPU does not need
+
+        return triton_backend
+    from vl2.ops import torch_backend
+
+    return torch_backend

@@ -1,0 +1,72 @@
+"""Rotary position embedding in the two pairings that DeepSeek-VL2 uses, and the cache rows that hold its results."""
+
+from __future__ import annotations
+
+import torch
+
+from vl2.ops.norm.reference import rms_norm
+from vl2.ops.rope.table import RopeTable
+from vl2.ops.saturate import to_dtype
+
+
+def rotate_halves(x: torch.Tensor, table: RopeTable) -> torch.Tensor:
+    """MHA (Llama's pairing): dimension i is paired with i + D/2.
+
+    x [T, H, D]; table rows [T, D/2] → [T, H, D] in x's dtype, computed in float32.
+    """
+    first, second = x.float().chunk(2, dim=-1)
+    cos, sin = table.cos[:, None], table.sin[:, None]
+    return to_dtype(torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1), x.dtype)
+
+
+def rotate_pairs(x: torch.Tensor, table: RopeTable) -> torch.Tensor:
+    """MLA: dimensions 2i and 2i+1 are a pair.
+
+    The official code first moves even dimensions to the front; only the order in the result differs, alike for queries
+    and keys, so their products are the same. x [T, H, D]; table rows [T, D/2] → [T, H, D] in x's dtype.
+    """
+    wide = x.float()
+    partner = wide.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
+    cos = table.cos.repeat_interleave(2, -1)[:, None]
+    sin = torch.stack((-table.sin, table.sin), dim=-1).flatten(-2)[:, None]
+    return to_dtype(wide * cos + partner * sin, x.dtype)
+
+
+def write_heads(
+    qkv: torch.Tensor, rope: RopeTable, positions: torch.Tensor, slots: torch.Tensor, pool: torch.Tensor
+) -> torch.Tensor:
+    """`Backend.write_heads` (ops/backend.py)."""
+    kv_heads, head_dim = pool.shape[3:]
+    q, k, v = qkv.unflatten(-1, (-1, head_dim)).tensor_split((-2 * kv_heads, -kv_heads), dim=1)
+    rows = rope.rows(positions)
+    write_rows(pool[0], slots, rotate_halves(k, rows))
+    write_rows(pool[1], slots, v)
+    return rotate_halves(q, rows)
+
+
+def write_latent(
+    latent_and_key: torch.Tensor,
+    norm_weight: torch.Tensor,
+    eps: float,
+    rope: RopeTable,
+    positions: torch.Tensor,
+    slots: torch.Tensor,
+    pool: torch.Tensor,
+) -> None:
+    """`Backend.write_latent` (ops/backend.py)."""
+    rank = len(norm_weight)
+    latent, key = latent_and_key[:, :rank], latent_and_key[:, rank:]
+    key = rotate_pairs(key.unsqueeze(1), rope.rows(positions)).squeeze(1)
+    write_rows(pool, slots, torch.cat((rms_norm(latent, norm_weight, eps), key), dim=-1))
+
+
+def absorb_queries(q: torch.Tensor, keys: torch.Tensor, rope: RopeTable, positions: torch.Tensor) -> torch.Tensor:
+    """`Backend.absorb_queries` (ops/backend.py)."""
+    nope, rotated = q.split((keys.shape[1], q.shape[2] - keys.shape[1]), dim=-1)
+    latent = to_dtype(nope.transpose(0, 1) @ keys, q.dtype).transpose(0, 1)
+    return torch.cat((latent, rotate_pairs(rotated, rope.rows(positions))), dim=-1)
+
+
+def write_rows(pool: torch.Tensor, slots: torch.Tensor, rows: torch.Tensor) -> None:
+    """pool [pages, page size, ...], slots [T] int64, rows [T, ...]: rows[t] goes to slot slots[t]."""
+    pool.flatten(0, 1).index_copy_(0, slots, rows)
