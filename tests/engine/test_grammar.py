@@ -109,11 +109,11 @@ def test_rows_whose_mask_is_late_sit_the_step_out_and_others_do_not_wait():
     gate = threading.Event()
     slow, free = (sequence(text_prompt(0, 1, 2)) for _ in range(2))
     slow.constraint = Constraint(lambda: SlowMatcher(gate), Grammars(Path(), ROWS, 1), ignore_eos=False)
-    batch = StepBatch([Chunk(slow, 0, 3), Chunk(free, 0, 3)], [])
+    batch = StepBatch([Chunk.of(slow, 0, 3), Chunk.of(free, 0, 3)], [])
     late = late_chunks(batch)
     assert late == [batch.chunks[0]]
-    assert batch.without_last_token(late).chunks == [Chunk(slow, 0, 2), Chunk(free, 0, 3)]
-    assert batch.without_last_token(late).sampled == [Chunk(free, 0, 3)]
+    assert batch.without_last_token(late).chunks == [Chunk.of(slow, 0, 2), Chunk.of(free, 0, 3)]
+    assert batch.without_last_token(late).sampled == [Chunk.of(free, 0, 3)]
     gate.set()
     slow.constraint.next_mask.result(5)
     assert late_chunks(batch) == []

@@ -15,7 +15,7 @@ from vl2.engine.sequence import Sequence
 
 
 def choose(logits: list[float], *sequences: Sequence) -> list[int]:
-    chunks = [Chunk(seq, 0, len(seq.token_ids)) for seq in sequences]
+    chunks = [Chunk.of(seq, 0, len(seq.token_ids)) for seq in sequences]
     return sample(torch.tensor([logits] * len(sequences)), sampling_inputs(StepBatch(chunks, []))).token_ids
 
 
@@ -28,6 +28,11 @@ def shares(logits: list[float], draws: int = 2000, **params: float) -> list[floa
         counts[token_id] += 1
         seq.token_ids.append(0)  # next output position, next draw
     return [count / draws for count in counts]
+
+
+def answer(seq: Sequence, token_id: int) -> None:
+    seq.expect()
+    seq.resolve(len(seq.token_ids) - 1, token_id, eos_token_id=9)
 
 
 def test_temperature_zero_takes_the_best_and_of_equal_ones_the_lowest_id():
@@ -72,11 +77,11 @@ def test_repetition_penalty_counts_prompt_and_output():
 def test_presence_and_frequency_penalties_count_the_output_only():
     assert choose([2.0, 1.9], sequence(text_prompt(0), presence_penalty=1.0)) == [0]
     seq = sequence(text_prompt(5), presence_penalty=0.05)
-    seq.append(0, eos_token_id=9)
+    answer(seq, 0)
     assert choose([2.0, 1.9], seq) == [0]
     seq = sequence(text_prompt(5), frequency_penalty=0.06)
     for _ in range(2):
-        seq.append(0, eos_token_id=9)
+        answer(seq, 0)
     assert choose([2.0, 1.9], seq) == [1], "two occurrences cost 0.12"
 
 
@@ -97,7 +102,7 @@ def test_an_ngram_is_not_repeated_but_pictures_do_not_count():
 def test_logprobs_are_those_of_the_raw_logits():
     logits = [1.0, 2.0, 3.0]
     seq = sequence(text_prompt(0), temperature=1.0, top_k=1, logit_bias={0: 50.0}, logprobs=2)
-    output = sample(torch.tensor([logits]), sampling_inputs(StepBatch([Chunk(seq, 0, 1)], [])))
+    output = sample(torch.tensor([logits]), sampling_inputs(StepBatch([Chunk.of(seq, 0, 1)], [])))
     expected = torch.tensor(logits).log_softmax(-1).tolist()
     assert output.token_ids == [0]
     [logprobs] = output.logprobs

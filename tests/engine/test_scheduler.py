@@ -9,6 +9,7 @@ from vl2.engine.sequence import Sequence
 
 def take(scheduler: Scheduler, batch: StepBatch, token_id: int = 7) -> list[TokenEvent]:
     num = len(batch.sampled)
+    scheduler.advance(batch)
     return scheduler.update(batch, StepOutput([token_id] * num, [None] * num))
 
 

@@ -1,4 +1,4 @@
-"""Random traffic against scheduler, pages and tile slots; a model is imagined that answers at once.
+"""Random traffic against scheduler, pages and tile slots; a model is imagined that answers at once or a step later.
 
 Whatever arrives, grows, is cancelled, preempted or fails: nothing leaks, nothing is shared that may not be, no budget
 is exceeded, and every request ends exactly once.
@@ -12,7 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from tests.engine.builders import EOS_ID, PAGE_SIZE, picture_prompt, scheduler, sequence, text_prompt
 from vl2.core.types import QueueOptions
-from vl2.engine.scheduler import Chunk, Scheduler, StepOutput
+from vl2.engine.scheduler import Chunk, Scheduler, StepBatch, StepOutput
 from vl2.engine.sequence import Sequence
 
 MAX_LENGTH = 40  # tokens of a prompt and its answer
@@ -26,8 +26,11 @@ class Traffic(RuleBasedStateMachine):
         sequences=st.integers(1, 6),
         tokens=st.integers(1, 30),
         tiles=st.integers(1, 4),
+        overlaps=st.booleans(),
     )
-    def start(self, pages: int, slots: int, sequences: int, tokens: int, tiles: int) -> None:
+    def start(self, pages: int, slots: int, sequences: int, tokens: int, tiles: int, overlaps: bool) -> None:
+        self.overlaps = overlaps  # a step is sent off before the tokens of the one before it are back
+        self.in_flight: tuple[StepBatch, StepOutput] | None = None
         self.limits = {"tokens": tokens, "tiles": tiles, "sequences": sequences}
         self.scheduler: Scheduler = scheduler(pages=pages, slots=slots, sequences=sequences, tokens=tokens, tiles=tiles)
         self.endings: Counter[str] = Counter()
@@ -49,16 +52,27 @@ class Traffic(RuleBasedStateMachine):
         self.scheduler.add(seq)
         self.asked[seq.request_id] = seq
 
-    @precondition(lambda self: self.scheduler.has_work)
+    @precondition(lambda self: self.scheduler.has_work or self.in_flight)
     @rule(answers=st.lists(st.sampled_from([EOS_ID, 2, 3, 4]), min_size=8, max_size=8))
     def step(self, answers: list[int]) -> None:
         batch = self.scheduler.schedule()
         self.check(batch.chunks)
         assert len(batch.tile_jobs) <= self.limits["tiles"]
-        assert batch, "with work to do, every step does some of it"
+        assert batch or self.in_flight, "with work to do, every step does some of it"
         num = len(batch.sampled)
-        for event in self.scheduler.update(batch, StepOutput((answers * num)[:num], [None] * num)):
-            self.endings[event.request_id] += event.finish_reason is not None
+        self.scheduler.advance(batch)
+        launched = (batch, StepOutput((answers * num)[:num], [None] * num))
+        if not self.overlaps:
+            self.in_flight = launched
+        self.collect()
+        if self.overlaps and batch:
+            self.in_flight = launched
+
+    def collect(self) -> None:
+        if self.in_flight is not None:
+            for event in self.scheduler.update(*self.in_flight):
+                self.endings[event.request_id] += event.finish_reason is not None
+        self.in_flight = None
 
     @precondition(lambda self: self.scheduler.has_work)
     @rule(data=st.data())
@@ -106,7 +120,7 @@ class Traffic(RuleBasedStateMachine):
     def teardown(self) -> None:
         """No starvation: without new arrivals, everything ends; each once, and all room is given back."""
         steps = 0
-        while self.scheduler.has_work:
+        while self.scheduler.has_work or self.in_flight:
             self.step([EOS_ID, 2, 3, 4, 2, 3, 4, 2])
             steps += 1
             assert steps < 4000

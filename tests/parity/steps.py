@@ -92,7 +92,7 @@ def run_prompt(model: DeepseekVL2, prompt: Prompt) -> PromptRun:
             sequence.tile_slots[index] = slots
             features[:-2].unflatten(0, (cache.num_slots, -1))[slots] = encoded[list(tiles)]
     shape = BatchShape(PAGE_SIZE, len(sequence.pages), RowRounding(), model.config.tile_geometry, torch.device("cpu"))
-    step = step_inputs([Chunk(sequence, 0, length)], shape)
+    step = step_inputs([Chunk.of(sequence, 0, length)], shape)
     step = replace(step, last_queries=step.queries)  # hidden states of all tokens
     pool = KVPool(model.config.language, len(sequence.pages), PAGE_SIZE, dtype=torch.float32, device="cpu")
     embeds = model.embed(step, features)

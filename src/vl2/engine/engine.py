@@ -1,10 +1,14 @@
-"""The loop is three calls: schedule, run, update."""
+"""The loop is four calls: schedule, launch, advance, update.
+
+On a GPU a step is launched before the tokens of the one before it are back: the device never waits for the host.
+"""
 
 from __future__ import annotations
 
 import copy
 import logging
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 from vl2.core.config import EngineConfig
@@ -12,14 +16,24 @@ from vl2.core.stats import EngineStats, ModelInfo
 from vl2.core.types import GenerateRequest, TokenEvent
 from vl2.engine.grammar import Grammars, broken_requests
 from vl2.engine.image_cache import TileCache
-from vl2.engine.pacing import Pacer
+from vl2.engine.pacing import Pacer, StepLoad
 from vl2.engine.pages import PagePool
 from vl2.engine.prefix import PageKeys
-from vl2.engine.runner import Progress, Runner
-from vl2.engine.scheduler import Scheduler
+from vl2.engine.runner import PendingStep, Progress, Runner
+from vl2.engine.scheduler import Scheduler, StepBatch
 from vl2.engine.sequence import Sequence
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class InFlight:
+    """A step that was sent to the device and whose tokens are not back yet."""
+
+    batch: StepBatch
+    pending: PendingStep
+    load: StepLoad
+    started_s: float
 
 
 class Engine:
@@ -39,7 +53,8 @@ class Engine:
         self.grammars = Grammars(folder, language.vocab_size, language.eos_token_id)
         self._has_prefix_cache = config.prefix_cache
         self._steps = self._generated_tokens = self._tiles_encoded = 0
-        self._step_seconds = 0.0
+        self._step_seconds = self._collected_s = 0.0
+        self._in_flight: InFlight | None = None
 
     @property
     def info(self) -> ModelInfo:
@@ -47,7 +62,7 @@ class Engine:
 
     @property
     def has_work(self) -> bool:
-        return self.scheduler.has_work
+        return self.scheduler.has_work or self._in_flight is not None
 
     def add(self, request: GenerateRequest) -> None:
         """Queue a request; `client.admit` has checked that it can ever fit."""
@@ -72,34 +87,66 @@ class Engine:
         self.scheduler.abort(request_id, choice_idx)
 
     def step(self) -> list[TokenEvent]:
-        """One step of everything that runs. A failure ends the requests it concerns, each with an error event."""
-        started_s = time.monotonic()
-        late = [
-            TokenEvent(request_id, error="its deadline passed while it waited in the queue", is_expired=True)
-            for request_id in self.scheduler.expire(started_s)
-        ]
+        """Launch one step of everything that runs, and take the result of the one before, or of this one."""
+        events = self._expire()
+        if self._in_flight is not None and self.scheduler.needs_history:
+            events += self._collect()
+        before, self._in_flight = self._in_flight, None
         batch = self.scheduler.schedule()
-        load = batch.load
+        launched = None
+        if batch:
+            try:
+                launched = self._launch(batch)
+            except Exception as error:  # whatever it was, nobody may wait for ever
+                events += self._failed(batch, error)
+        if before is not None:
+            self._in_flight = before
+            events += self._collect()
+        self._in_flight = launched
+        if launched is not None and not self.runner.overlaps:
+            events += self._collect()
+        return events
+
+    def _expire(self) -> list[TokenEvent]:
+        message = "its deadline passed while it waited in the queue"
+        late = self.scheduler.expire(time.monotonic())
+        return [TokenEvent(request_id, error=message, is_expired=True) for request_id in late]
+
+    def _launch(self, batch: StepBatch) -> InFlight:
+        started_s, load = time.monotonic(), batch.load
+        pending = self.runner.launch(batch)
+        batch = batch.without_last_token(pending.late)
+        self.scheduler.advance(batch)
+        return InFlight(batch, pending, load, started_s)
+
+    def _collect(self) -> list[TokenEvent]:
+        """The events of the step in flight. A failure ends the requests it concerns, each with an error event."""
+        flight, self._in_flight = self._in_flight, None
+        assert flight is not None
         try:
-            output = self.runner.run(batch)
-        except Exception as error:  # whatever it was, nobody may wait for ever
-            log.exception("a step failed")
-            message = f"the engine failed at this request: {type(error).__name__}: {error}"
-            return late + [TokenEvent(request_id, error=message) for request_id in self.scheduler.fail(batch)]
-        batch = batch.without_last_token(output.late)
-        broken = broken_requests(batch)
-        events = self.scheduler.update(batch, output)
+            output = flight.pending.result()
+        except Exception as error:
+            return self._failed(flight.batch, error)
+        broken = broken_requests(flight.batch)
+        events = self.scheduler.update(flight.batch, output)
         for request_id, message in broken.items():
             self.scheduler.abort(request_id)
             events = [event for event in events if event.request_id != request_id]
             events.append(TokenEvent(request_id, error=message))
-        seconds = time.monotonic() - started_s
-        self.scheduler.pacer.learn(load, seconds)
+        now_s = time.monotonic()
+        seconds = now_s - max(flight.started_s, self._collected_s)
+        self._collected_s = now_s
+        self.scheduler.pacer.learn(flight.load, seconds)
         self._steps += 1
         self._step_seconds += seconds
         self._generated_tokens += len(events)
-        self._tiles_encoded += load.num_tiles
-        return late + events
+        self._tiles_encoded += flight.load.num_tiles
+        return events
+
+    def _failed(self, batch: StepBatch, error: Exception) -> list[TokenEvent]:
+        log.error("a step failed", exc_info=error)
+        message = f"the engine failed at this request: {type(error).__name__}: {error}"
+        return [TokenEvent(request_id, error=message) for request_id in self.scheduler.fail(batch)]
 
     def stats(self) -> EngineStats:
         scheduler = self.scheduler

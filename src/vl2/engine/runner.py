@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -22,7 +21,7 @@ from vl2.engine.grammar import late_chunks
 from vl2.engine.memory import measure_workspace, num_kv_pages
 from vl2.engine.receipt import system_fingerprint
 from vl2.engine.sampler import sample
-from vl2.engine.scheduler import StepBatch, StepOutput, TileJob
+from vl2.engine.scheduler import Chunk, StepBatch, StepOutput, TileJob
 from vl2.engine.threads import threads_for_step
 from vl2.model.kv_pool import KVPool
 from vl2.model.vl2 import DeepseekVL2
@@ -34,6 +33,19 @@ log = logging.getLogger(__name__)
 SIZES_PER_OCTAVE = 4
 
 Progress = Callable[[int, int], None]
+
+
+class PendingStep:
+    """A step whose tokens may still be on their way from the device."""
+
+    def __init__(self, output: StepOutput, late: list[Chunk] | None = None) -> None:
+        self._output = output
+        self.late = late or []
+        """Chunks whose token was not sampled this time: its grammar was not ready."""
+
+    def result(self) -> StepOutput:
+        """Waits for the device."""
+        return self._output
 
 
 class Runner:
@@ -75,6 +87,8 @@ class Runner:
 
         self.fingerprint = fingerprint_weights(folder)
         self.vision_seconds = 0.0
+        self.overlaps = False
+        """Whether `launch` returns before the step's tokens are there."""
         self._log_what_is_loaded(time.monotonic() - started_s)
 
     def _log_what_is_loaded(self, seconds: float) -> None:
@@ -91,7 +105,8 @@ class Runner:
         )
 
     @torch.inference_mode()
-    def run(self, batch: StepBatch) -> StepOutput:
+    def launch(self, batch: StepBatch) -> PendingStep:
+        """Send a step to the device; on a CPU it is done when this returns."""
         if self.device.type == "cpu":
             num_tokens = sum(chunk.length for chunk in batch.chunks)
             torch.set_num_threads(
@@ -100,21 +115,21 @@ class Runner:
         if batch.tile_jobs:
             self._encode(batch.tile_jobs)
         if not batch.chunks:
-            return StepOutput([], [])
+            return PendingStep(StepOutput([], []))
         logits = self.model(step_inputs(batch.chunks, self.shape), self.features, self.pool)
-        return self._sample(logits, batch) if len(logits) else StepOutput([], [])
+        return self._sample(logits, batch) if len(logits) else PendingStep(StepOutput([], []))
 
-    def _sample(self, logits: torch.Tensor, batch: StepBatch) -> StepOutput:
+    def _sample(self, logits: torch.Tensor, batch: StepBatch) -> PendingStep:
         """Of the rows that are ready to be sampled."""
         if all(chunk.sequence.constraint is None for chunk in batch.sampled):
-            return sample(logits, sampling_inputs(batch))
+            return PendingStep(sample(logits, sampling_inputs(batch)))
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)  # until then it costs nothing to wait for masks
         late = late_chunks(batch)
         ready = [row for row, chunk in enumerate(batch.sampled) if chunk not in late]
         if not ready:
-            return StepOutput([], [], late)
-        return replace(sample(logits[ready], sampling_inputs(batch.without_last_token(late))), late=late)
+            return PendingStep(StepOutput([], []), late)
+        return PendingStep(sample(logits[ready], sampling_inputs(batch.without_last_token(late))), late)
 
     def _encode(self, jobs: list[TileJob]) -> None:
         """Fill feature slots. Out of memory, half as many tiles are encoded at a time: no request fails by it."""

@@ -2,6 +2,9 @@
 
 A step is a list of `Chunk`s. A chunk of one token is decoding, a longer one is prefill or a part of it: one case.
 Running sequences come first, in the order in which they are to be served; prompts fill what the pacer allows beside.
+
+A step ends twice. `advance` takes it as done when it is on its way to the device, so that the next one can be planned;
+`update` takes its tokens when they are back, which may be after the next one was sent off.
 """
 
 from __future__ import annotations
@@ -24,15 +27,15 @@ class Chunk:
     sequence: Sequence
     start: int
     length: int
+    is_last: bool  # whether the sequence's next token is sampled after it
+
+    @classmethod
+    def of(cls, sequence: Sequence, start: int, end: int) -> Chunk:
+        return cls(sequence, start, end - start, end == len(sequence.token_ids))
 
     @property
     def end(self) -> int:
         return self.start + self.length
-
-    @property
-    def is_last(self) -> bool:
-        """Whether the next token can be sampled after it."""
-        return self.end == len(self.sequence.token_ids)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,17 +67,18 @@ class StepBatch:
 
     def without_last_token(self, late: list[Chunk]) -> StepBatch:
         """As if the last token of the `late` chunks had not been computed: it will be, in the next step."""
-        shorter = [replace(chunk, length=chunk.length - 1) if chunk in late else chunk for chunk in self.chunks]
+        shorter = [
+            replace(chunk, length=chunk.length - 1, is_last=False) if chunk in late else chunk for chunk in self.chunks
+        ]
         return StepBatch([chunk for chunk in shorter if chunk.length], self.tile_jobs)
 
 
 @dataclass(frozen=True, slots=True)
 class StepOutput:
-    """For each of `StepBatch.sampled`, but those that are `late`: the token, and logprobs where they were asked for."""
+    """For each of `StepBatch.sampled`: the token, and logprobs where they were asked for."""
 
     token_ids: list[int]
     logprobs: list[TokenLogprobs | None]
-    late: list[Chunk] = field(default_factory=list)  # no token this time: its grammar was not ready
 
 
 @dataclass(slots=True)
@@ -117,6 +121,11 @@ class Scheduler:
     def has_work(self) -> bool:
         return bool(self.waiting or self.running)
 
+    @property
+    def needs_history(self) -> bool:
+        """Whether the next step cannot be prepared before the tokens of the last one are known."""
+        return any(sequence.needs_history for sequence in self.running)
+
     def add(self, sequence: Sequence) -> None:
         _insert(self.waiting, sequence)
 
@@ -130,36 +139,47 @@ class Scheduler:
 
     def schedule(self) -> StepBatch:
         """Chunks and tiles of the next step; empty when there is nothing to do."""
-        decoding = [sequence for sequence in self.running if sequence.is_decoding]
+        decoding = [sequence for sequence in self.running if sequence.is_decoding and not sequence.is_full]
         prefilling = [sequence for sequence in self.running if not sequence.is_decoding]
         num_decodes = len(decoding)
         budget = StepBudget(self.pacer.prefill_tokens(num_decodes), self.pacer.tiles(num_decodes))
         for sequence in decoding:
             if sequence in self.running and self._make_room(sequence):
-                budget.batch.chunks.append(Chunk(sequence, sequence.num_computed, 1))
+                budget.batch.chunks.append(Chunk(sequence, sequence.num_computed, 1, is_last=True))
         for sequence in prefilling:
             if sequence in self.running:
                 self._plan(sequence, budget)
         while budget.prefill_tokens > 0 and self.waiting and len(self.running) < self.max_sequences:
             sequence = self.waiting[0]
-            if not self._admit(sequence):
+            if not sequence.knows_last_token or not self._admit(sequence):
                 break
             self.waiting.pop(0)
             _insert(self.running, sequence)
             self._plan(sequence, budget)
         return budget.batch
 
-    def update(self, batch: StepBatch, output: StepOutput) -> list[TokenEvent]:
-        """Take a step's result. Finished sequences give their pages back here."""
+    def advance(self, batch: StepBatch) -> None:
+        """A step is on its way: what it computes counts as computed, what it samples is expected."""
         for chunk in batch.chunks:
-            self._publish(chunk)
             chunk.sequence.num_computed = chunk.end
             self._unpin_computed(chunk.sequence)
+            if chunk.is_last:
+                chunk.sequence.expect()
+
+    def update(self, batch: StepBatch, output: StepOutput) -> list[TokenEvent]:
+        """Take the result of a step that was advanced. Finished sequences give their pages back here.
+
+        Sequences that ended in the meantime get nothing: the step that had been sent off for them was for nothing.
+        """
+        for chunk in batch.chunks:
+            if not chunk.sequence.is_finished and chunk.end <= chunk.sequence.num_computed:  # not preempted since
+                self._publish(chunk)
         events = []
-        sampled = batch.sampled
-        for chunk, token_id, logprobs in zip(sampled, output.token_ids, output.logprobs, strict=True):
+        for chunk, token_id, logprobs in zip(batch.sampled, output.token_ids, output.logprobs, strict=True):
             sequence = chunk.sequence
-            sequence.append(token_id, self.eos_token_id)
+            if sequence.is_finished:
+                continue
+            is_end = sequence.resolve(chunk.end, token_id, self.eos_token_id)
             events.append(
                 TokenEvent(
                     sequence.request_id,
@@ -170,7 +190,7 @@ class Scheduler:
                     sequence.num_cached_tokens or 0,
                 )
             )
-            if sequence.is_finished:
+            if is_end:
                 self._retire(sequence)
         return events
 
@@ -232,7 +252,7 @@ class Scheduler:
                 end = max(start, span.start)
                 break
         if end > start:
-            budget.add_prefill(Chunk(sequence, start, end - start))
+            budget.add_prefill(Chunk.of(sequence, start, end))
 
     def _encode(self, sequence: Sequence, index: int, budget: StepBudget) -> bool:
         """Pin the span's slots and plan what is not encoded yet; True when all of it will be there."""

@@ -12,6 +12,9 @@ from vl2.engine.prefix import PageKeys
 if TYPE_CHECKING:
     from vl2.engine.grammar import Constraint
 
+UNKNOWN = -1
+"""Stands in `token_ids` for a token that the device has sampled, or will, but that has not come back yet."""
+
 PRIORITY_HEADSTART_S = 10.0
 """One class of priority is worth so much waiting: who waits long enough is served before any later request."""
 
@@ -72,6 +75,22 @@ class Sequence:
         return self.num_pending == 1 and self.num_output_tokens > 0
 
     @property
+    def is_full(self) -> bool:
+        """Whether its last token is on its way, so that nothing is left to compute."""
+        return len(self.token_ids) >= self.max_length
+
+    @property
+    def knows_last_token(self) -> bool:
+        return self.token_ids[-1] != UNKNOWN
+
+    @property
+    def needs_history(self) -> bool:
+        """Whether choosing its next token takes the ids of all before it, on the host."""
+        params = self.params
+        has_penalties = bool(params.presence_penalty or params.frequency_penalty) or params.repetition_penalty != 1.0
+        return has_penalties or self.ngrams is not None or self.constraint is not None
+
+    @property
     def is_finished(self) -> bool:
         return self.finish_reason is not None
 
@@ -88,14 +107,21 @@ class Sequence:
             if span.start < end and start < span.start + span.length
         ]
 
-    def append(self, token_id: int, eos_token_id: int) -> None:
-        """Take a sampled token and see whether it was the last."""
-        self.token_ids.append(token_id)
+    def expect(self) -> None:
+        """Its next token is being sampled: go on with the step after it before the id is known."""
+        self.token_ids.append(UNKNOWN)
+
+    def resolve(self, position: int, token_id: int, eos_token_id: int) -> bool:
+        """Take the sampled token that was expected at `position`; True when it was the last."""
+        self.token_ids[position] = token_id
         self.output_counts[token_id] += 1
         ends_at_eos = not self.params.ignore_eos or self.constraint is not None  # then it comes when nothing else can
         if token_id in self.params.stop_token_ids or (token_id == eos_token_id and ends_at_eos):
             self.finish_reason = FinishReason.STOP
-        elif len(self.token_ids) >= self.max_length:
+        elif position + 1 >= self.max_length:
             self.finish_reason = FinishReason.LENGTH
         elif self.constraint is not None:
             self.constraint.accept(token_id)
+        if self.is_finished:
+            del self.token_ids[position + 1 :]  # what was computed beyond the end
+        return self.is_finished
