@@ -1,5 +1,23 @@
 """For all tests, before torch is imported anywhere: waiting threads do not spin for long, as in the engine."""
 
+import pytest
+
+from tests import device
 from vl2.engine.threads import limit_spinning
 
 limit_spinning()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--device", default="cpu", choices=("cpu", "cuda"), help="where models and kernels run")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    device.DEVICE = config.getoption("--device")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    skip = pytest.mark.skip(reason="about the CPU")
+    for item in items:
+        if config.getoption("--device") != "cpu" and item.get_closest_marker("cpu_only"):
+            item.add_marker(skip)

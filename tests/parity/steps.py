@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from golden_cases import GoldenCase, load_variant
+from tests import device
 from vl2.checkpoint.folder import read_model_config
 from vl2.core.config import EngineConfig, ProcessorConfig
 from vl2.core.types import GenerateRequest, Prompt, SamplingParams, TokenEvent
@@ -32,7 +33,7 @@ PAGE_SIZE = 16
 @functools.cache
 def build_model(variant: str) -> DeepseekVL2:
     folder = load_variant(variant).folder
-    model = DeepseekVL2(read_model_config(folder), 4096, dtype=torch.float32, device="cpu")
+    model = DeepseekVL2(read_model_config(folder), 4096, dtype=torch.float32, device=device.DEVICE)
     load_weights(model, folder)
     return model
 
@@ -54,8 +55,8 @@ def case_prompt(case: GoldenCase) -> Prompt:
 
 def text_step(num_tokens: int, first_position: int = 0) -> StepInputs:
     """One sequence whose pages lie in order; positions may start anywhere, the context starts at the first row."""
-    rows = torch.arange(num_tokens)
-    tables = torch.arange(-(-num_tokens // PAGE_SIZE), dtype=torch.int32)[None]
+    rows = torch.arange(num_tokens, device=device.DEVICE)
+    tables = torch.arange(-(-num_tokens // PAGE_SIZE), dtype=torch.int32, device=device.DEVICE)[None]
     queries = QueryRows(None, AttentionBatch.of([ChunkShape(0, num_tokens, num_tokens)], tables))
     return StepInputs(
         token_ids=rows,
@@ -64,8 +65,8 @@ def text_step(num_tokens: int, first_position: int = 0) -> StepInputs:
         queries=queries,
         last_queries=queries,
         num_logits=num_tokens,
-        image_rows=torch.empty(0, dtype=torch.int64),
-        image_sources=torch.empty(0, dtype=torch.int64),
+        image_rows=rows[:0],
+        image_sources=rows[:0],
         rounding=RowRounding(),
     )
 
@@ -84,17 +85,19 @@ def run_prompt(model: DeepseekVL2, prompt: Prompt) -> PromptRun:
     cache = TileCache(max(1, len(prompt.tiles)))
     features = model.feature_table(cache.num_slots)
     if len(prompt.tiles):
-        encoded = model.encode_tiles(torch.from_numpy(np.ascontiguousarray(prompt.tiles)))
+        encoded = model.encode_tiles(torch.from_numpy(np.ascontiguousarray(prompt.tiles)).to(device.DEVICE))
         for index, span in enumerate(prompt.spans):
             tiles = range(span.first_tile, span.first_tile + span.num_tiles)
             slots = cache.acquire([prompt.tile_keys[tile] for tile in tiles])
             assert slots is not None
             sequence.tile_slots[index] = slots
             features[:-2].unflatten(0, (cache.num_slots, -1))[slots] = encoded[list(tiles)]
-    shape = BatchShape(PAGE_SIZE, len(sequence.pages), RowRounding(), model.config.tile_geometry, torch.device("cpu"))
+    shape = BatchShape(
+        PAGE_SIZE, len(sequence.pages), RowRounding(), model.config.tile_geometry, torch.device(device.DEVICE)
+    )
     step = step_inputs([Chunk.of(sequence, 0, length)], shape)
     step = replace(step, last_queries=step.queries)  # hidden states of all tokens
-    pool = KVPool(model.config.language, len(sequence.pages), PAGE_SIZE, dtype=torch.float32, device="cpu")
+    pool = KVPool(model.config.language, len(sequence.pages), PAGE_SIZE, dtype=torch.float32, device=device.DEVICE)
     embeds = model.embed(step, features)
     return PromptRun(embeds, model.decoder(embeds, step, pool))
 
@@ -123,7 +126,7 @@ def drain(engine: Engine, preempt_every: int = 0) -> Iterator[TokenEvent]:
 
 def build_engine(variant: str, **changes) -> Engine:
     settings = {
-        "device": "cpu",
+        "device": device.DEVICE,
         "dtype": "float32",
         "threads": 1,  # tests often share their cores
         "kv_cache_tokens": 16384,

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from golden_cases import VARIANTS, GoldenCase, load_gates, load_variant, load_variants, read_json
+from tests import device
 from tests.parity.steps import build_model, case_prompt, run_prompt, text_step
 from vl2.core.model_config import MoEConfig
 from vl2.model.kv_pool import KVPool
@@ -18,7 +19,7 @@ TIGHT, LOOSE = 1e-4, 2e-3
 def assert_equal(ours: torch.Tensor, golden: np.ndarray | None, atol: float) -> None:
     """Where the trimmed set left a tensor out there is nothing to compare."""
     if golden is not None:
-        torch.testing.assert_close(ours, torch.from_numpy(golden), atol=atol, rtol=0)
+        torch.testing.assert_close(ours.cpu(), torch.from_numpy(golden), atol=atol, rtol=0)
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
@@ -27,7 +28,7 @@ def test_every_stage_of_a_prompt(case: GoldenCase):
     model, prompt = build_model(case.variant), case_prompt(case)
     assert prompt.token_ids == case.input_ids
     if len(prompt.tiles):
-        features = model.vision(torch.from_numpy(prompt.tiles))
+        features = model.vision(torch.from_numpy(prompt.tiles).to(device.DEVICE))
         golden = case.get("vision_out")
         if golden is not None:
             ends = features[[0, -1]] if len(golden) < len(features) else features
@@ -48,7 +49,7 @@ def test_every_stage_of_a_prompt(case: GoldenCase):
 @torch.inference_mode()
 def test_single_blocks(variant: str):
     golden, model = load_variant(variant).tensors, build_model(variant)
-    x = torch.from_numpy(golden["unit.x"])
+    x = torch.from_numpy(golden["unit.x"]).to(device.DEVICE)
     for name in (name for name in golden if name.startswith("unit.") and name != "unit.x"):
         kind, layer, *rest = name.removeprefix("unit.").split(".")
         block = model.decoder.layers[int(layer.removeprefix("layer"))]
@@ -72,7 +73,7 @@ def test_single_blocks(variant: str):
 def _attention_at(model, attention, x: torch.Tensor, first: int) -> torch.Tensor:
     """One block on rows at positions first, first + 1 …, as if nothing stood before them."""
     step = text_step(len(x), first_position=first)
-    pool = KVPool(model.config.language, 8, 16, dtype=torch.float32, device="cpu")
+    pool = KVPool(model.config.language, 8, 16, dtype=torch.float32, device=device.DEVICE)
     return attention(x, step, step.queries, model.decoder.rope, pool.layers[0])
 
 
