@@ -10,7 +10,6 @@ from vl2.model.linear import Linear, RMSNorm
 from vl2.model.step import QueryRows, StepInputs
 from vl2.ops.backend import Backend
 from vl2.ops.rope.table import RopeTable, yarn_scale
-from vl2.ops.saturate import to_dtype
 
 INNER_NORM_EPS = 1e-6
 """Of MLA's two inner norms, whatever rms_norm_eps says (official code)."""
@@ -78,8 +77,7 @@ class MLA(nn.Module):
         keys, values = self.kv_b.weight.unflatten(0, (self.heads, -1)).split((mla.nope_dim, mla.value_dim), dim=1)
         q = self.ops.absorb_queries(self.queries(queries.take(x)), keys, rope, queries.take(step.positions))
         out = self.ops.attend_latent(q, pool, queries.sequences, mla.kv_lora_rank, self.scale)
-        heads = out.to(x.dtype).transpose(0, 1) @ values.transpose(1, 2)
-        return self.o_proj(to_dtype(heads.transpose(0, 1).flatten(1), x.dtype))
+        return self.o_proj(self.ops.expand_values(out, values))
 
     def queries(self, x: torch.Tensor) -> torch.Tensor:
         """[T, C] → [T, H, Dn + Dr]."""

@@ -21,8 +21,8 @@ class Backend(Protocol):
     """A module with these functions (`ops/torch_backend.py`, `ops/triton_backend.py`).
 
     Unless said otherwise activations and weights share the model's dtype, results in float16 saturate, and sums are
-    accumulated in float32. Axes: T tokens, Q query rows, H heads, K KV heads, D head size (Dn without, Dr with rotation),
-    R latent rank, C hidden, E experts, A active ones, F their width.
+    accumulated in float32. Axes: T tokens, Q query rows, H heads, K KV heads, D head size (Dn without rotation, Dr
+    with, Dv of values), R latent rank, C hidden, E experts, A active ones, F their width.
     """
 
     NAME: str
@@ -111,7 +111,16 @@ class Backend(Protocol):
 
         q        [Q, H, R + Dr]
         pool     [pages, page size, R + Dr]
-        Returns  [Q, H, R] float32; rows of no chunk are finite
+        Returns  [Q, H, R] float32, or already rounded to q's dtype as expand_values does; rows of no chunk are finite
+        """
+        ...
+
+    def expand_values(self, latent: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+        """MLA: take attention's results out of the latent space (latent, rounded to the dtype, · valuesᵀ).
+
+        latent   [Q, H, R] float32 or values' dtype, as attend_latent gives it
+        values   [H, Dv, R], may be strided: kv_b's value half
+        Returns  [Q, H · Dv] values' dtype
         """
         ...
 

@@ -4,11 +4,11 @@ from vl2.ops.attention.reference import attend_heads, attend_latent
 from vl2.ops.experts.reference import mix_experts, swiglu
 from vl2.ops.gate.reference import route
 from vl2.ops.norm.reference import add_rms_norm, rms_norm
-from vl2.ops.rope.reference import absorb_queries, write_heads, write_latent
+from vl2.ops.rope.reference import absorb_queries, expand_values, write_heads, write_latent
 
 NAME = "torch"
 
 __all__ = [
-    "NAME", "absorb_queries", "add_rms_norm", "attend_heads", "attend_latent", "mix_experts", "rms_norm", "route",
-    "swiglu", "write_heads", "write_latent",
+    "NAME", "absorb_queries", "add_rms_norm", "attend_heads", "attend_latent", "expand_values", "mix_experts",
+    "rms_norm", "route", "swiglu", "write_heads", "write_latent",
 ]  # fmt: skip

@@ -67,6 +67,12 @@ def absorb_queries(q: torch.Tensor, keys: torch.Tensor, rope: RopeTable, positio
     return torch.cat((latent, rotate_pairs(rotated, rope.rows(positions))), dim=-1)
 
 
+def expand_values(latent: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """`Backend.expand_values` (ops/backend.py)."""
+    heads = latent.to(values.dtype).transpose(0, 1) @ values.transpose(1, 2)
+    return to_dtype(heads.transpose(0, 1).flatten(1), values.dtype)
+
+
 def write_rows(pool: torch.Tensor, slots: torch.Tensor, rows: torch.Tensor) -> None:
     """pool [pages, page size, ...], slots [T] int64, rows [T, ...]: rows[t] goes to slot slots[t]."""
     pool.flatten(0, 1).index_copy_(0, slots, rows)

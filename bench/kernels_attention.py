@@ -1,0 +1,340 @@
+"""Attention's kernels on a GPU: are they right on the real shapes, how long do they take, how near is the floor?
+
+    python bench/kernels_attention.py [check] [time] [tune]     (nothing named: check and time)
+
+check  errors against float64, beside those of the torch reference (1.00: the same)
+time   each op as in a decode step with 1,024 positions of context, and in a prefill of 16 × 1,024 tokens
+tune   other tiles than the tables of ops/attention/kernel.py
+The floor is bytes over 3.0 TB/s or operations over 770 TFLOP/s, whichever is more. Layers' pools lie side by side, so
+that the cache of the card does not hold them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import statistics
+import sys
+from collections.abc import Callable
+
+import torch
+
+from vl2.ops import torch_backend
+from vl2.ops.attention import kernel as attention
+from vl2.ops.attention.batch import AttentionBatch, ChunkShape
+from vl2.ops.attention.kernel import FLOAT32_TILES, TILES
+from vl2.ops.rope import kernel as rope_kernel
+from vl2.ops.rope.table import rope_table
+
+BYTES_PER_S, FLOPS_PER_S = 3.0e12, 770e12
+PAGE_SIZE, MAX_PAGES = 16, 256
+HEADS = {"Tiny": (10, 10, 128), "grouped": (16, 4, 128)}
+LATENT = {"Small": (16, 512, 64), "base": (32, 512, 64)}
+DECODE_BATCHES, CONTEXT = (1, 8, 32, 128), 1024
+PREFILL = [(1024, 1024)] * 16
+DEVICE = "cuda"
+
+
+def make_batch(shapes: list[tuple[int, int]]) -> tuple[AttentionBatch, int, int]:
+    """(context, rows) of each chunk → batch, query rows, pages."""
+    chunks, start, counts = [], 0, [-(-context // PAGE_SIZE) for context, _ in shapes]
+    for context, rows in shapes:
+        chunks.append(ChunkShape(start, rows, context))
+        start += rows
+    tables = torch.zeros(len(shapes), MAX_PAGES, dtype=torch.int32)
+    order, used = torch.randperm(sum(counts), dtype=torch.int32), 0
+    for table, count in zip(tables, counts, strict=True):
+        table[:count] = order[used : used + count]
+        used += count
+    return AttentionBatch.of(chunks, tables.to(DEVICE)), start, sum(counts)
+
+
+def exact(
+    q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, batch: AttentionBatch, scale: float
+) -> torch.Tensor:
+    """float64. keys and values [pages, page size, K, ·]."""
+    out, group = q.new_zeros(*q.shape[:2], values.shape[-1], dtype=torch.float64), q.shape[1] // keys.shape[2]
+    for table, chunk in zip(batch.block_tables, batch.chunks, strict=True):
+        pages = table[: -(-chunk.context_length // PAGE_SIZE)]
+        k, v = (
+            x[pages].flatten(0, 1)[: chunk.context_length].double().repeat_interleave(group, 1).transpose(0, 1)
+            for x in (keys, values)
+        )
+        rows = slice(chunk.start, chunk.start + chunk.length)
+        scores = q[rows].double().transpose(0, 1) @ k.transpose(1, 2) * scale
+        hidden = torch.ones(scores.shape[1:], dtype=torch.bool, device=q.device).triu(k.shape[1] - chunk.length + 1)
+        out[rows] = (scores.masked_fill(hidden, float("-inf")).softmax(-1) @ v).transpose(0, 1)
+    return out
+
+
+def error(out: torch.Tensor, expected: torch.Tensor) -> float:
+    return float((out.double() - expected).norm() / expected.norm())
+
+
+def check() -> None:
+    mixed = [(1024, 1024), (1500, 300), (700, 1), (64, 64), (1, 1)]
+    decode = [(context, 1) for context in (1, 63, 64, 65, 255, 256, 257, 1024, 2000)]
+    for dtype in (torch.bfloat16, torch.float16, torch.float32):
+        for path, shapes in (("decode", decode), ("mixed", mixed)):
+            batch, rows, pages = make_batch(shapes)
+            for name, (heads, kv_heads, dim) in HEADS.items():
+                q = torch.randn(rows + 3, heads, dim, device=DEVICE).to(dtype)
+                pool = torch.randn(2, pages, PAGE_SIZE, kv_heads, dim, device=DEVICE).to(dtype)
+                arguments = (q, pool, batch, dim**-0.5)
+                wanted = functools.partial(exact, q, pool[0], pool[1], batch, dim**-0.5)
+                judge(f"attend_heads {path} {name}", dtype, "attend_heads", arguments, wanted)
+            for name, (heads, rank, rotated) in LATENT.items():
+                q = torch.randn(rows + 3, heads, rank + rotated, device=DEVICE).to(dtype)
+                pool = torch.randn(pages, PAGE_SIZE, rank + rotated, device=DEVICE).to(dtype)
+                arguments = (q, pool, batch, rank, 0.072)
+                rows_of_pool = pool.unsqueeze(2).expand(-1, -1, heads, -1)
+                wanted = functools.partial(exact, q, rows_of_pool, rows_of_pool[..., :rank], batch, 0.072)
+                judge(f"attend_latent {path} {name}", dtype, "attend_latent", arguments, wanted)
+        for rows in (3, 100, 700):
+            check_rope(rows, dtype)
+
+
+def judge(label: str, dtype: torch.dtype, op: str, arguments: tuple, wanted: Callable[[], torch.Tensor]) -> None:
+    def run() -> str:
+        expected = wanted()
+        reference = error(getattr(torch_backend, op)(*arguments).to(dtype), expected)
+        out = getattr(attention, op)(*arguments)
+        again = getattr(attention, op)(*arguments)
+        return f"{error(out, expected):.2e} / {reference:.2e}" + ("" if torch.equal(out, again) else "  NOT REPEATABLE")
+
+    report(f"{label} {str(dtype)[6:]}", run)
+
+
+def check_rope(rows: int, dtype: torch.dtype) -> None:
+    positions, slots = torch.randint(4096, (rows,), device=DEVICE), torch.randperm(rows, device=DEVICE)
+
+    def compare(op: str, *arguments: object) -> str:
+        out = [getattr(ops, op)(*arguments) for ops in (rope_kernel, torch_backend)]
+        return f"{error(out[0], out[1].double()):.1e}"
+
+    def write(op: str, pool_shape: tuple[int, ...], *arguments: object) -> str:
+        pools = [torch.full(pool_shape, 7.0, device=DEVICE, dtype=dtype) for _ in range(2)]
+        for ops, pool in zip((rope_kernel, torch_backend), pools, strict=True):
+            getattr(ops, op)(*arguments, positions, slots, pool)
+        return f"{error(pools[0], pools[1].double()):.1e}"
+
+    def run() -> str:
+        pages = rows // PAGE_SIZE + 2
+        kv_b = torch.randn(16, 256, 512, device=DEVICE).to(dtype)
+        halves, pairs = rope_table(128, 4096, 1e4, None, DEVICE), rope_table(64, 4096, 1e4, None, DEVICE)
+        qkv = torch.randn(rows, 30 * 128, device=DEVICE).to(dtype)
+        latent = torch.randn(rows, 576, device=DEVICE).to(dtype)
+        weight = torch.randn(512, device=DEVICE).to(dtype)
+        return " ".join(
+            (
+                write("write_heads", (2, pages, PAGE_SIZE, 10, 128), qkv, halves),
+                write("write_latent", (pages, PAGE_SIZE, 576), latent, weight, 1e-6, pairs),
+                compare(
+                    "absorb_queries",
+                    torch.randn(rows, 16, 192, device=DEVICE).to(dtype),
+                    kv_b[:, :128],
+                    pairs,
+                    positions,
+                ),
+                compare("expand_values", torch.randn(rows, 16, 512, device=DEVICE).to(dtype), kv_b[:, 128:]),
+            )
+        )
+
+    report(f"write_heads write_latent absorb expand, {rows} rows {str(dtype)[6:]}", run)
+
+
+def report(label: str, run: Callable[[], str]) -> None:
+    try:
+        result = run()
+    except Exception as exception:  # one failure must not hide the others
+        lines = [line for line in str(exception).splitlines() if line.strip()] or [""]
+        result = f"{type(exception).__name__}: {lines[-1][:150]}"
+    print(f"{label:58} {result}", flush=True)
+
+
+def microseconds(calls: list[Callable[[], object]]) -> float:
+    """Of one call: all are captured in one graph, whose replays are timed."""
+    for call in calls[:2]:
+        call()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for call in calls:
+            call()
+    times = []
+    for _ in range(12):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        graph.replay()
+        end.record()
+        end.synchronize()
+        times.append(start.elapsed_time(end) * 1000 / len(calls))
+    return statistics.median(times[2:])
+
+
+def line(calls: list[Callable[[], object]], num_bytes: float, flops: float) -> str:
+    us = microseconds(calls)
+    floor = max(num_bytes / BYTES_PER_S, flops / FLOPS_PER_S) * 1e6
+    return (
+        f"{us:8.1f} µs {num_bytes / us / 1e3:7.0f} GB/s {flops / us / 1e6:6.1f} TFLOP/s  {floor / us:5.0%} of the floor"
+    )
+
+
+@dataclasses.dataclass
+class Case:
+    """An attention op on one model's shape, with as many layers' pools as the card's cache does not hold."""
+
+    name: str
+    shapes: list[tuple[int, int]]
+
+    def __post_init__(self) -> None:
+        self.is_latent = self.name in LATENT
+        self.batch, self.rows, pages = make_batch(self.shapes)
+        pairs = sum(rows * context - rows * (rows - 1) / 2 for context, rows in self.shapes)
+        if self.is_latent:
+            heads, rank, rotated = LATENT[self.name]
+            width, shape, out_width = rank + rotated, (pages, PAGE_SIZE, rank + rotated), rank
+            self.rest: tuple = (rank, 0.072)
+            self.flops = 2 * heads * (2 * rank + rotated) * pairs
+        else:
+            heads, kv_heads, width = HEADS[self.name]
+            shape, out_width, self.rest = (2, pages, PAGE_SIZE, kv_heads, width), width, (width**-0.5,)
+            self.flops = 4 * heads * width * pairs
+        pool_bytes = 2 * torch.Size(shape).numel()
+        self.num_bytes = pool_bytes + 2 * self.rows * heads * (width + out_width)
+        copies = max(2, min(24, int(4e8 / self.num_bytes)))
+        self.q = torch.randn(self.rows, heads, width, device=DEVICE, dtype=torch.bfloat16)
+        self.pools = [torch.randn(*shape, device=DEVICE, dtype=torch.bfloat16) for _ in range(copies)]
+
+    def line(self) -> str:
+        op = attention.attend_latent if self.is_latent else attention.attend_heads
+        calls = [functools.partial(op, self.q, pool, self.batch, *self.rest) for pool in self.pools]
+        return line(calls, self.num_bytes, self.flops)
+
+
+def time_attention() -> None:
+    for name in ("Tiny", "Small", "base"):
+        for count in DECODE_BATCHES:
+            report(f"{name} decode, batch {count}", lambda: Case(name, [(CONTEXT, 1)] * count).line())  # noqa: B023
+        report(f"{name} prefill 16 × 1,024", lambda: Case(name, PREFILL).line())  # noqa: B023
+        report(f"{name} prefill 1 × 1,024", lambda: Case(name, PREFILL[:1]).line())  # noqa: B023
+    q, k, v = (torch.randn(16, 10, 1024, 128, device=DEVICE, dtype=torch.bfloat16) for _ in range(3))
+    sdpa = functools.partial(torch.nn.functional.scaled_dot_product_attention, q, k, v, is_causal=True)
+    report("Tiny prefill 16 × 1,024, torch's SDPA", lambda: line([sdpa] * 4, 8 * q.numel(), 43e9))
+
+
+def time_rope() -> None:
+    dtype = torch.bfloat16
+    halves, pairs = rope_table(128, 4096, 1e4, None, DEVICE), rope_table(64, 4096, 1e4, None, DEVICE)
+    kv_bs = [torch.randn(16, 256, 512, device=DEVICE, dtype=dtype) for _ in range(24)]
+    for rows in (1, 8, 32, 128, 16384):
+        positions, slots = torch.arange(rows, device=DEVICE) % 1024, torch.arange(rows, device=DEVICE)
+        pages, repeat = rows // PAGE_SIZE + 1, 4 if rows > 1000 else 24
+        pool = torch.empty(2, pages, PAGE_SIZE, 10, 128, device=DEVICE, dtype=dtype)
+        latent_pool = torch.empty(pages, PAGE_SIZE, 576, device=DEVICE, dtype=dtype)
+        qkv = torch.randn(rows, 3840, device=DEVICE, dtype=dtype)
+        latent, weight = qkv[:, :576].contiguous(), qkv[0, :512].contiguous()
+        q, expanded = qkv[:, :3072].reshape(rows, 16, 192), torch.randn(rows, 16, 512, device=DEVICE, dtype=dtype)
+        cases: list[tuple[str, list[Callable[[], object]], float, float]] = [
+            (
+                "write_heads",
+                [functools.partial(rope_kernel.write_heads, qkv, halves, positions, slots, pool)],
+                4 * 3840,
+                0,
+            ),
+            (
+                "write_latent",
+                [
+                    functools.partial(
+                        rope_kernel.write_latent, latent, weight, 1e-6, pairs, positions, slots, latent_pool
+                    )
+                ],
+                4 * 576,
+                0,
+            ),
+            (
+                "absorb_queries",
+                [functools.partial(rope_kernel.absorb_queries, q, b[:, :128], pairs, positions) for b in kv_bs],
+                2 * 16 * (192 + 576),
+                2 * 16 * 128 * 512,
+            ),
+            (
+                "expand_values",
+                [functools.partial(rope_kernel.expand_values, expanded, b[:, 128:]) for b in kv_bs],
+                2 * 16 * (512 + 128),
+                2 * 16 * 128 * 512,
+            ),
+        ]
+        for name, calls, bytes_per_row, flops_per_row in cases:
+            weights = 2 * 16 * 128 * 512 if flops_per_row else 0
+            calls = (calls * repeat)[:repeat]
+            report(
+                f"{name}, {rows} rows",
+                lambda: line(calls, bytes_per_row * rows + weights, flops_per_row * rows),  # noqa: B023
+            )
+
+
+VARIANTS: dict[str, list[dict[str, int]]] = {
+    "decode_heads": [
+        dict(block_n=n, num_warps=w, num_stages=s, split=split)
+        for n, w, s in ((64, 4, 2), (64, 4, 3), (128, 4, 1), (128, 4, 2), (128, 8, 2), (32, 4, 3))
+        for split in (128, 256, 512)
+    ],
+    "decode_latent": [
+        dict(block_n=n, num_warps=w, num_stages=s, split=split)
+        for n, w, s in ((64, 4, 2), (64, 8, 2), (64, 4, 1), (32, 4, 3), (128, 8, 1))
+        for split in (128, 256, 512)
+    ],
+    "prefill_heads": [
+        dict(block_m=m, block_n=n, num_warps=w, num_stages=s, terms=terms)
+        for m, n, w, s in (
+            (64, 64, 4, 3),
+            (64, 64, 4, 2),
+            (128, 64, 8, 2),
+            (128, 64, 8, 3),
+            (128, 128, 8, 2),
+            (128, 64, 4, 2),
+        )
+        for terms in (1, 2)
+    ],
+    "prefill_latent": [
+        dict(block_m=m, block_n=n, num_warps=w, num_stages=s, terms=terms)
+        for m, n, w, s in (
+            (32, 64, 8, 2),
+            (64, 64, 8, 1),
+            (64, 64, 8, 2),
+            (64, 32, 8, 2),
+            (32, 128, 8, 1),
+            (32, 64, 4, 2),
+        )
+        for terms in (1, 2)
+    ],
+}
+
+
+def tune() -> None:
+    for name, kernel, shapes in (
+        ("Tiny", "decode_heads", [[(CONTEXT, 1)] * count for count in DECODE_BATCHES]),
+        ("Small", "decode_latent", [[(CONTEXT, 1)] * count for count in DECODE_BATCHES]),
+        ("Tiny", "prefill_heads", [PREFILL]),
+        ("Small", "prefill_latent", [PREFILL]),
+    ):
+        usual, cases = TILES[kernel], [Case(name, shape) for shape in shapes]
+        for changes in VARIANTS[kernel]:
+            TILES[kernel] = dataclasses.replace(usual, **changes)
+            report(f"{kernel} {changes}", lambda: " | ".join(case.line()[:11] for case in cases))  # noqa: B023
+        TILES[kernel] = usual
+
+
+if __name__ == "__main__":
+    torch.manual_seed(0)
+    torch.backends.cuda.matmul.allow_tf32 = False
+    print(torch.cuda.get_device_name(), torch.__version__, f"tiles {TILES} {FLOAT32_TILES}")
+    modes = sys.argv[1:] or ["check", "time"]
+    if "check" in modes:
+        check()
+    if "time" in modes:
+        time_attention()
+        time_rope()
+    if "tune" in modes:
+        tune()

@@ -1,0 +1,144 @@
+"""Multi-head attention over pages (`Backend.attend_heads`): decode and prefill."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from vl2.ops.attention.kernel_common import FLOOR, find_chunk, load_rows, page_slots, to_out
+
+
+@triton.jit
+def add_weighted(acc, p, v, TERMS: tl.constexpr):
+    """acc + p @ v. p is float32; with two terms what its rounding to v's dtype loses is added by a second product."""
+    rounded = p.to(v.dtype)
+    acc = tl.dot(rounded, v, acc, input_precision="ieee")
+    if TERMS == 2:
+        acc = tl.dot((p - rounded.to(tl.float32)).to(v.dtype), v, acc, input_precision="ieee")
+    return acc
+
+
+@triton.jit
+def add_weighted_t(acc, p, v, TERMS: tl.constexpr):
+    """The same of transposed operands: acc [D, G] + vᵀ [D, N] @ p [N, G]."""
+    rounded = p.to(v.dtype)
+    acc = tl.dot(tl.trans(v), rounded, acc, input_precision="ieee")
+    if TERMS == 2:
+        acc = tl.dot(tl.trans(v), (p - rounded.to(tl.float32)).to(v.dtype), acc, input_precision="ieee")
+    return acc
+
+
+@triton.jit(do_not_specialize=["max_pages", "max_splits"])
+def decode_heads(
+    q, keys, values, block_tables, context_lengths, parts, stats, scale, max_pages, max_splits,
+    HEADS: tl.constexpr, KV_HEADS: tl.constexpr, DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_G: tl.constexpr,
+    PAGE_SIZE: tl.constexpr, SPLIT: tl.constexpr, BLOCK_N: tl.constexpr, TERMS: tl.constexpr,
+):  # fmt: skip
+    """One split of one row for the query heads of one KV head.
+
+    Everything is transposed, positions × heads: the many positions are then the rows of the tensor core's product and
+    the few heads its columns, and keys and values go to it from shared memory without passing through registers.
+    """
+    kv_head, split, row = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    context = tl.load(context_lengths + row)
+    first = split * SPLIT
+    if first >= context:
+        return
+    GROUP: tl.constexpr = HEADS // KV_HEADS
+    columns, group = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_G)
+    heads = row * HEADS + kv_head * GROUP + group
+    in_q = (columns < DIM)[:, None] & (group < GROUP)[None, :]
+    q_t = tl.load(q + heads[None, :] * DIM + columns[:, None], mask=in_q, other=0.0)
+
+    top, total = tl.full([BLOCK_G], FLOOR, tl.float32), tl.zeros([BLOCK_G], tl.float32)
+    acc = tl.zeros([BLOCK_D, BLOCK_G], tl.float32)
+    for start in range(first, tl.minimum(first + SPLIT, context), BLOCK_N):
+        positions = start + tl.arange(0, BLOCK_N)
+        is_seen = positions < context
+        slots = page_slots(block_tables + row * max_pages, positions, is_seen, PAGE_SIZE)
+        offsets = slots * (KV_HEADS * DIM) + kv_head * DIM
+        k = load_rows(keys, offsets, columns, is_seen, DIM, BLOCK_D)
+        v = load_rows(values, offsets, columns, is_seen, DIM, BLOCK_D)
+        scores = tl.dot(k, q_t, input_precision="ieee") * scale
+        scores = tl.where(is_seen[:, None], scores, float("-inf"))
+        highest = tl.maximum(top, tl.max(scores, 0))
+        fade = tl.exp2(top - highest)
+        p = tl.exp2(scores - highest[None, :])
+        acc = add_weighted_t(acc * fade[None, :], p, v, TERMS)
+        total = total * fade + tl.sum(p, 0)
+        top = highest
+
+    parts_of = heads.to(tl.int64) * max_splits + split
+    tl.store(parts + parts_of[None, :] * DIM + columns[:, None], acc, mask=in_q)
+    tl.store(stats + parts_of * 2, top, mask=group < GROUP)
+    tl.store(stats + parts_of * 2 + 1, total, mask=group < GROUP)
+
+
+@triton.jit
+def _attend_block(
+    q, keys, values, block_table, top, total, acc, start, seen, last_seen, kv_head, scale, columns,
+    IS_MASKED: tl.constexpr, KV_HEADS: tl.constexpr, DIM: tl.constexpr, BLOCK_D: tl.constexpr,
+    PAGE_SIZE: tl.constexpr, BLOCK_N: tl.constexpr, TERMS: tl.constexpr,
+):  # fmt: skip
+    """Take BLOCK_N more positions into the running softmax of a tile of rows."""
+    positions = start + tl.arange(0, BLOCK_N)
+    is_seen = positions < seen
+    offsets = page_slots(block_table, positions, is_seen, PAGE_SIZE) * (KV_HEADS * DIM) + kv_head * DIM
+    k = load_rows(keys, offsets, columns, is_seen, DIM, BLOCK_D)
+    scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
+    if IS_MASKED:
+        visible = (positions[None, :] <= last_seen[:, None]) & is_seen[None, :]
+        scores = tl.where(visible, scores, float("-inf"))
+    highest = tl.maximum(top, tl.max(scores, 1))
+    fade = tl.exp2(top - highest)
+    p = tl.exp2(scores - highest[:, None])
+    v = load_rows(values, offsets, columns, is_seen, DIM, BLOCK_D)
+    acc = add_weighted(acc * fade[:, None], p, v, TERMS)
+    return highest, total * fade + tl.sum(p, 1), acc
+
+
+@triton.jit(do_not_specialize=["num_chunks", "num_rows", "max_pages"])
+def prefill_heads(
+    q, keys, values, out, block_tables, query_starts, context_lengths, scale, num_chunks, num_rows, max_pages,
+    HEADS: tl.constexpr, KV_HEADS: tl.constexpr, DIM: tl.constexpr, BLOCK_D: tl.constexpr,
+    PAGE_SIZE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, TERMS: tl.constexpr,
+):  # fmt: skip
+    """A tile of query rows of one chunk, for the query heads of one KV head: tile row m is query row m // group."""
+    GROUP: tl.constexpr = HEADS // KV_HEADS
+    BLOCK_Q: tl.constexpr = BLOCK_M // GROUP
+    tile = tl.num_programs(0) - 1 - tl.program_id(0)  # late rows see most and start first
+    kv_head = tl.program_id(1)
+    chunk = find_chunk(query_starts, num_chunks, tile, BLOCK_Q)
+    begin = tl.load(query_starts + chunk)
+    end = tl.load(query_starts + chunk + 1, mask=chunk < num_chunks, other=num_rows)
+    first_row = begin + (tile - begin // BLOCK_Q - chunk) * BLOCK_Q
+    if first_row >= end:
+        return
+    context = tl.load(context_lengths + chunk, mask=chunk < num_chunks, other=0)
+
+    m, columns = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_D)
+    rows = first_row + m // GROUP
+    is_row = (m // GROUP < BLOCK_Q) & (rows < end)
+    offsets = (rows * HEADS + kv_head * GROUP + m % GROUP).to(tl.int64) * DIM
+    in_tile = is_row[:, None] & (columns < DIM)[None, :]
+    own = tl.load(q + offsets[:, None] + columns[None, :], mask=in_tile, other=0.0)
+
+    first_position = context - end + first_row
+    seen = tl.minimum(context, first_position + BLOCK_Q)
+    seen_by_all = tl.maximum((first_position + 1) // BLOCK_N, 0) * BLOCK_N
+    last_seen = context - end + rows
+    block_table = block_tables + tl.minimum(chunk, num_chunks - 1) * max_pages
+    top, total = tl.full([BLOCK_M], FLOOR, tl.float32), tl.zeros([BLOCK_M], tl.float32)
+    acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+    for start in range(0, tl.minimum(seen_by_all, seen), BLOCK_N):
+        top, total, acc = _attend_block(
+            own, keys, values, block_table, top, total, acc, start, seen, last_seen, kv_head, scale, columns,
+            False, KV_HEADS, DIM, BLOCK_D, PAGE_SIZE, BLOCK_N, TERMS,
+        )  # fmt: skip
+    for start in range(seen_by_all, seen, BLOCK_N):
+        top, total, acc = _attend_block(
+            own, keys, values, block_table, top, total, acc, start, seen, last_seen, kv_head, scale, columns,
+            True, KV_HEADS, DIM, BLOCK_D, PAGE_SIZE, BLOCK_N, TERMS,
+        )  # fmt: skip
+    result = acc / tl.where(total > 0, total, 1.0)[:, None]
+    tl.store(out + offsets[:, None] + columns[None, :], to_out(result, out.dtype.element_ty), mask=in_tile)

@@ -1,0 +1,122 @@
+"""Attention on latent rows (`Backend.attend_latent`): decode and prefill. A row is loaded once, as key and as value.
+
+Everything is transposed, positions × heads and then rank × heads: the tensor core multiplies the tile of rows where it
+lies in shared memory, both times, and the accumulator [R, rows × heads] spreads over all warps.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from vl2.ops.attention.kernel_common import FLOOR, find_chunk, load_rows, page_slots, to_out
+from vl2.ops.attention.kernel_heads import add_weighted_t
+
+
+@triton.jit
+def _attend_block(
+    q_latent, q_rope, pool, block_table, top, total, acc, start, seen, last_seen, scale, ranks, ropes,
+    IS_MASKED: tl.constexpr, RANK: tl.constexpr, ROPE: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_P: tl.constexpr,
+    PAGE_SIZE: tl.constexpr, BLOCK_N: tl.constexpr, TERMS: tl.constexpr,
+):  # fmt: skip
+    """Take BLOCK_N more positions into the running softmax of a tile's columns (rows × heads)."""
+    positions = start + tl.arange(0, BLOCK_N)
+    is_seen = positions < seen
+    offsets = page_slots(block_table, positions, is_seen, PAGE_SIZE) * (RANK + ROPE)
+    latent = load_rows(pool, offsets, ranks, is_seen, RANK, BLOCK_R)
+    rope = load_rows(pool, offsets + RANK, ropes, is_seen, ROPE, BLOCK_P)
+    scores = tl.dot(rope, q_rope, input_precision="ieee")
+    scores = tl.dot(latent, q_latent, scores, input_precision="ieee") * scale
+    if IS_MASKED:
+        visible = (positions[:, None] <= last_seen[None, :]) & is_seen[:, None]
+        scores = tl.where(visible, scores, float("-inf"))
+    highest = tl.maximum(top, tl.max(scores, 0))
+    fade = tl.exp2(top - highest)
+    p = tl.exp2(scores - highest[None, :])
+    acc = add_weighted_t(acc * fade[None, :], p, latent, TERMS)
+    return highest, total * fade + tl.sum(p, 0), acc
+
+
+@triton.jit(do_not_specialize=["max_pages", "max_splits"])
+def decode_latent(
+    q, pool, block_tables, context_lengths, parts, stats, scale, max_pages, max_splits,
+    HEADS: tl.constexpr, RANK: tl.constexpr, ROPE: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_P: tl.constexpr,
+    BLOCK_H: tl.constexpr, PAGE_SIZE: tl.constexpr, SPLIT: tl.constexpr, BLOCK_N: tl.constexpr, TERMS: tl.constexpr,
+):  # fmt: skip
+    """One split of one row for BLOCK_H heads."""
+    head_block, split, row = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    context = tl.load(context_lengths + row)
+    first = split * SPLIT
+    if first >= context:
+        return
+    WIDTH: tl.constexpr = RANK + ROPE
+    ranks, ropes = tl.arange(0, BLOCK_R), tl.arange(0, BLOCK_P)
+    heads = head_block * BLOCK_H + tl.arange(0, BLOCK_H)
+    is_head, rows = heads < HEADS, row * HEADS + heads
+    in_latent = (ranks < RANK)[:, None] & is_head[None, :]
+    in_rope = (ropes < ROPE)[:, None] & is_head[None, :]
+    q_latent = tl.load(q + rows[None, :] * WIDTH + ranks[:, None], mask=in_latent, other=0.0)
+    q_rope = tl.load(q + rows[None, :] * WIDTH + RANK + ropes[:, None], mask=in_rope, other=0.0)
+
+    top, total = tl.full([BLOCK_H], FLOOR, tl.float32), tl.zeros([BLOCK_H], tl.float32)
+    acc = tl.zeros([BLOCK_R, BLOCK_H], tl.float32)
+    last_seen = tl.zeros([BLOCK_H], tl.int32) + context - 1
+    for start in range(first, tl.minimum(first + SPLIT, context), BLOCK_N):
+        top, total, acc = _attend_block(
+            q_latent, q_rope, pool, block_tables + row * max_pages, top, total, acc, start, context, last_seen, scale,
+            ranks, ropes, True, RANK, ROPE, BLOCK_R, BLOCK_P, PAGE_SIZE, BLOCK_N, TERMS,
+        )  # fmt: skip
+
+    parts_of = rows.to(tl.int64) * max_splits + split
+    tl.store(parts + parts_of[None, :] * RANK + ranks[:, None], acc, mask=in_latent)
+    tl.store(stats + parts_of * 2, top, mask=is_head)
+    tl.store(stats + parts_of * 2 + 1, total, mask=is_head)
+
+
+@triton.jit(do_not_specialize=["num_chunks", "num_rows", "max_pages"])
+def prefill_latent(
+    q, pool, out, block_tables, query_starts, context_lengths, scale, num_chunks, num_rows, max_pages,
+    HEADS: tl.constexpr, RANK: tl.constexpr, ROPE: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_P: tl.constexpr,
+    PAGE_SIZE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, TERMS: tl.constexpr,
+):  # fmt: skip
+    """A tile of query rows of one chunk with all heads: its column m is head m % H of query row m // H."""
+    BLOCK_Q: tl.constexpr = BLOCK_M // HEADS
+    WIDTH: tl.constexpr = RANK + ROPE
+    tile = tl.num_programs(0) - 1 - tl.program_id(0)  # late rows see most and start first
+    chunk = find_chunk(query_starts, num_chunks, tile, BLOCK_Q)
+    begin = tl.load(query_starts + chunk)
+    end = tl.load(query_starts + chunk + 1, mask=chunk < num_chunks, other=num_rows)
+    first_row = begin + (tile - begin // BLOCK_Q - chunk) * BLOCK_Q
+    if first_row >= end:
+        return
+    context = tl.load(context_lengths + chunk, mask=chunk < num_chunks, other=0)
+
+    m, ranks, ropes = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_R), tl.arange(0, BLOCK_P)
+    rows = first_row + m // HEADS
+    is_row = (m // HEADS < BLOCK_Q) & (rows < end)
+    row_heads = (rows * HEADS + m % HEADS).to(tl.int64)
+    in_latent = (ranks < RANK)[:, None] & is_row[None, :]
+    in_rope = (ropes < ROPE)[:, None] & is_row[None, :]
+    q_latent = tl.load(q + row_heads[None, :] * WIDTH + ranks[:, None], mask=in_latent, other=0.0)
+    q_rope = tl.load(q + row_heads[None, :] * WIDTH + RANK + ropes[:, None], mask=in_rope, other=0.0)
+
+    first_position = context - end + first_row
+    seen = tl.minimum(context, first_position + BLOCK_Q)
+    seen_by_all = tl.maximum((first_position + 1) // BLOCK_N, 0) * BLOCK_N
+    last_seen = context - end + rows
+    block_table = block_tables + tl.minimum(chunk, num_chunks - 1) * max_pages
+    top, total = tl.full([BLOCK_M], FLOOR, tl.float32), tl.zeros([BLOCK_M], tl.float32)
+    acc = tl.zeros([BLOCK_R, BLOCK_M], tl.float32)
+    for start in range(0, tl.minimum(seen_by_all, seen), BLOCK_N):
+        top, total, acc = _attend_block(
+            q_latent, q_rope, pool, block_table, top, total, acc, start, seen, last_seen, scale, ranks, ropes,
+            False, RANK, ROPE, BLOCK_R, BLOCK_P, PAGE_SIZE, BLOCK_N, TERMS,
+        )  # fmt: skip
+    for start in range(seen_by_all, seen, BLOCK_N):
+        top, total, acc = _attend_block(
+            q_latent, q_rope, pool, block_table, top, total, acc, start, seen, last_seen, scale, ranks, ropes,
+            True, RANK, ROPE, BLOCK_R, BLOCK_P, PAGE_SIZE, BLOCK_N, TERMS,
+        )  # fmt: skip
+    result = acc / tl.where(total > 0, total, 1.0)[None, :]
+    pointers = out + row_heads[None, :] * RANK + ranks[:, None]
+    tl.store(pointers, to_out(result, out.dtype.element_ty), mask=in_latent)

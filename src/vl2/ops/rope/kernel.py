@@ -1,0 +1,207 @@
+"""What surrounds attention, in Triton: rotation and cache rows in one pass; MLA's products before and after it."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+from vl2.ops.rope.table import RopeTable
+
+
+@triton.jit
+def _to(x, dtype: tl.constexpr):
+    """Cast, saturating where the target is float16."""
+    if dtype == tl.float16:
+        x = tl.clamp(x, -65504.0, 65504.0)
+    return x.to(dtype)
+
+
+@triton.jit
+def _write_heads(
+    qkv, cos, sin, positions, slots, keys, values, out,
+    HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HALF: tl.constexpr,
+    BLOCK_HALF: tl.constexpr, BLOCK_HEADS: tl.constexpr,
+):  # fmt: skip
+    """BLOCK_HEADS heads of one token, whichever of queries, keys and values they are: only the keys' and values' goal
+    is a page, and values are not rotated.
+    """
+    DIM: tl.constexpr = 2 * HALF
+    token = tl.program_id(0).to(tl.int64)
+    heads = tl.program_id(1) * BLOCK_HEADS + tl.arange(0, BLOCK_HEADS)[:, None]
+    dims = tl.arange(0, BLOCK_HALF)[None, :]
+    has = (heads < HEADS + 2 * KV_HEADS) & (dims < HALF)
+    source = qkv + token * ((HEADS + 2 * KV_HEADS) * DIM) + heads * DIM + dims
+    first = tl.load(source, mask=has, other=0.0).to(tl.float32)
+    second = tl.load(source + HALF, mask=has, other=0.0).to(tl.float32)
+    row = tl.load(positions + token) * HALF + dims
+    c = tl.load(cos + row, mask=dims < HALF, other=0.0)
+    s = tl.load(sin + row, mask=dims < HALF, other=0.0)
+    is_value = heads >= HEADS + KV_HEADS
+    rotated = _to(tl.where(is_value, first, first * c - second * s), out.dtype.element_ty)
+    rotated_2 = _to(tl.where(is_value, second, second * c + first * s), out.dtype.element_ty)
+
+    is_query = heads < HEADS
+    target = out + (token * HEADS + heads) * DIM + dims
+    tl.store(target, rotated, mask=has & is_query)
+    tl.store(target + HALF, rotated_2, mask=has & is_query)
+    cached = tl.load(slots + token) * (KV_HEADS * DIM) + dims
+    target = keys + cached + (heads - HEADS) * DIM
+    tl.store(target, rotated, mask=has & ~is_query & ~is_value)
+    tl.store(target + HALF, rotated_2, mask=has & ~is_query & ~is_value)
+    target = values + cached + (heads - HEADS - KV_HEADS) * DIM
+    tl.store(target, rotated, mask=has & is_value)
+    tl.store(target + HALF, rotated_2, mask=has & is_value)
+
+
+def write_heads(
+    qkv: torch.Tensor, rope: RopeTable, positions: torch.Tensor, slots: torch.Tensor, pool: torch.Tensor
+) -> torch.Tensor:
+    """`Backend.write_heads` (ops/backend.py)."""
+    assert qkv.is_contiguous() and pool.is_contiguous() and rope.cos.is_contiguous() and rope.sin.is_contiguous()
+    kv_heads, dim = pool.shape[3:]
+    num_tokens, all_heads = len(qkv), qkv.shape[1] // dim
+    out = torch.empty(num_tokens, all_heads - 2 * kv_heads, dim, dtype=qkv.dtype, device=qkv.device)
+    block_heads = min(32, triton.next_power_of_2(all_heads))
+    if num_tokens:
+        _write_heads[num_tokens, triton.cdiv(all_heads, block_heads)](
+            qkv, rope.cos, rope.sin, positions, slots, pool[0], pool[1], out,
+            HEADS=out.shape[1], KV_HEADS=kv_heads, HALF=dim // 2, BLOCK_HALF=triton.next_power_of_2(dim // 2),
+            BLOCK_HEADS=block_heads, num_warps=4,
+        )  # fmt: skip
+    return out
+
+
+@triton.jit
+def _rotate_pairs(source, target, cos, sin, row, pairs, has):
+    """Rotate dimensions 2i and 2i + 1 of what lies at `source`, to `target`."""
+    even = tl.load(source + 2 * pairs, mask=has, other=0.0).to(tl.float32)
+    odd = tl.load(source + 2 * pairs + 1, mask=has, other=0.0).to(tl.float32)
+    c, s = tl.load(cos + row + pairs, mask=has, other=0.0), tl.load(sin + row + pairs, mask=has, other=0.0)
+    tl.store(target + 2 * pairs, _to(even * c - odd * s, target.dtype.element_ty), mask=has)
+    tl.store(target + 2 * pairs + 1, _to(odd * c + even * s, target.dtype.element_ty), mask=has)
+
+
+@triton.jit(do_not_specialize=["stride"])
+def _write_latent(
+    latent_and_key, stride, weight, eps, cos, sin, positions, slots, pool,
+    RANK: tl.constexpr, PAIRS: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_PAIRS: tl.constexpr,
+):  # fmt: skip
+    """One token: norm its latent, rotate its key, write both as one row."""
+    token = tl.program_id(0).to(tl.int64)
+    source = latent_and_key + token * stride
+    target = pool + tl.load(slots + token) * (RANK + 2 * PAIRS)
+    pairs = tl.arange(0, BLOCK_PAIRS)
+    row = tl.load(positions + token) * PAIRS
+    _rotate_pairs(source + RANK, target + RANK, cos, sin, row, pairs, pairs < PAIRS)
+    ranks = tl.arange(0, BLOCK_R)
+    x = tl.load(source + ranks, mask=ranks < RANK, other=0.0).to(tl.float32)
+    w = tl.load(weight + ranks, mask=ranks < RANK, other=0.0).to(tl.float32)
+    normed = x * tl.rsqrt(tl.sum(x * x, 0) / RANK + eps) * w
+    tl.store(target + ranks, _to(normed, pool.dtype.element_ty), mask=ranks < RANK)
+
+
+def write_latent(
+    latent_and_key: torch.Tensor,
+    norm_weight: torch.Tensor,
+    eps: float,
+    rope: RopeTable,
+    positions: torch.Tensor,
+    slots: torch.Tensor,
+    pool: torch.Tensor,
+) -> None:
+    """`Backend.write_latent` (ops/backend.py)."""
+    assert latent_and_key.stride(1) == 1 and pool.is_contiguous()
+    rank, pairs = len(norm_weight), rope.cos.shape[1]
+    if len(latent_and_key):
+        _write_latent[(len(latent_and_key),)](
+            latent_and_key, latent_and_key.stride(0), norm_weight, eps, rope.cos, rope.sin, positions, slots, pool,
+            RANK=rank, PAIRS=pairs, BLOCK_R=triton.next_power_of_2(rank), BLOCK_PAIRS=triton.next_power_of_2(pairs),
+            num_warps=2,
+        )  # fmt: skip
+
+
+@triton.jit(do_not_specialize=["num_rows"])
+def _absorb_queries(
+    q, keys, cos, sin, positions, out, num_rows, head_stride, dim_stride,
+    HEADS: tl.constexpr, DIM: tl.constexpr, PAIRS: tl.constexpr, RANK: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_PAIRS: tl.constexpr,
+):  # fmt: skip
+    """BLOCK_M queries of one head times BLOCK_R columns of its key matrix; the last column block rotates instead."""
+    column_block, head = tl.program_id(1), tl.program_id(2)
+    rows = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    is_row = (rows < num_rows)[:, None]
+    row_heads = (rows * HEADS + head).to(tl.int64)[:, None]
+    source, target = q + row_heads * (DIM + 2 * PAIRS), out + row_heads * (RANK + 2 * PAIRS)
+    if column_block == tl.num_programs(1) - 1:
+        pairs = tl.arange(0, BLOCK_PAIRS)[None, :]
+        row = tl.load(positions + rows, mask=rows < num_rows, other=0)[:, None] * PAIRS
+        _rotate_pairs(source + DIM, target + RANK, cos, sin, row, pairs, is_row & (pairs < PAIRS))
+        return
+    dims, ranks = tl.arange(0, BLOCK_D), column_block * BLOCK_R + tl.arange(0, BLOCK_R)
+    own = tl.load(source + dims[None, :], mask=is_row & (dims < DIM)[None, :], other=0.0)
+    in_keys = (dims < DIM)[:, None] & (ranks < RANK)[None, :]
+    key = tl.load(keys + head * head_stride + dims[:, None] * dim_stride + ranks[None, :], mask=in_keys, other=0.0)
+    latent = tl.dot(own, key, input_precision="ieee")
+    tl.store(target + ranks[None, :], _to(latent, out.dtype.element_ty), mask=is_row & (ranks < RANK)[None, :])
+
+
+def absorb_queries(q: torch.Tensor, keys: torch.Tensor, rope: RopeTable, positions: torch.Tensor) -> torch.Tensor:
+    """`Backend.absorb_queries` (ops/backend.py)."""
+    assert q.is_contiguous() and keys.stride(2) == 1
+    (num_rows, heads, width), (dim, rank) = q.shape, keys.shape[1:]
+    out = torch.empty(num_rows, heads, rank + width - dim, dtype=q.dtype, device=q.device)
+    block_m, block_r = _tile(num_rows, q.dtype)
+    if num_rows:
+        _absorb_queries[triton.cdiv(num_rows, block_m), triton.cdiv(rank, block_r) + 1, heads](
+            q, keys, rope.cos, rope.sin, positions, out, num_rows, keys.stride(0), keys.stride(1),
+            HEADS=heads, DIM=dim, PAIRS=rope.cos.shape[1], RANK=rank, BLOCK_M=block_m,
+            BLOCK_D=max(16, triton.next_power_of_2(dim)), BLOCK_R=block_r,
+            BLOCK_PAIRS=triton.next_power_of_2(rope.cos.shape[1]), num_warps=4,
+        )  # fmt: skip
+    return out
+
+
+@triton.jit(do_not_specialize=["num_rows"])
+def _expand_values(
+    latent, values, out, num_rows, head_stride, value_stride,
+    HEADS: tl.constexpr, RANK: tl.constexpr, DIM: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """BLOCK_M rows of one head's result times BLOCK_D rows of its value matrix."""
+    head = tl.program_id(2)
+    rows = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    dims = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
+    is_row, is_dim = (rows < num_rows)[:, None], (dims < DIM)[None, :]
+    row_heads = (rows * HEADS + head).to(tl.int64)[:, None]
+    acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+    for start in range(0, RANK, BLOCK_R):
+        ranks = start + tl.arange(0, BLOCK_R)
+        x = tl.load(latent + row_heads * RANK + ranks[None, :], mask=is_row & (ranks < RANK)[None, :], other=0.0)
+        pointers = values + head * head_stride + dims[None, :] * value_stride + ranks[:, None]
+        value = tl.load(pointers, mask=is_dim & (ranks < RANK)[:, None], other=0.0)
+        acc = tl.dot(_to(x, value.dtype), value, acc, input_precision="ieee")
+    tl.store(out + row_heads * DIM + dims[None, :], _to(acc, out.dtype.element_ty), mask=is_row & is_dim)
+
+
+def expand_values(latent: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """`Backend.expand_values` (ops/backend.py)."""
+    assert latent.is_contiguous() and values.stride(2) == 1
+    (num_rows, heads, rank), dim = latent.shape, values.shape[1]
+    out = torch.empty(num_rows, heads * dim, dtype=values.dtype, device=latent.device)
+    block_m, block_d = _tile(num_rows, values.dtype)
+    block_d = min(block_d, max(16, triton.next_power_of_2(dim)))
+    if num_rows:
+        _expand_values[triton.cdiv(num_rows, block_m), triton.cdiv(dim, block_d), heads](
+            latent, values, out, num_rows, values.stride(0), values.stride(1),
+            HEADS=heads, RANK=rank, DIM=dim, BLOCK_M=block_m, BLOCK_D=block_d,
+            BLOCK_R=min(64 if block_m > 16 else 128, max(16, triton.next_power_of_2(rank))), num_warps=4, num_stages=3,
+        )  # fmt: skip
+    return out
+
+
+def _tile(num_rows: int, dtype: torch.dtype) -> tuple[int, int]:
+    """(rows, columns) of a block. Few rows: small blocks, so that enough of them read the weights."""
+    if dtype == torch.float32:
+        return 16, 32
+    return (16, 32) if num_rows <= 16 else (64, 64) if num_rows <= 256 else (128, 128)
