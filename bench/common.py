@@ -70,14 +70,18 @@ def report(name: str, results: dict[str, Any]) -> None:
     """The table and the JSON line."""
     for key, value in results.items():
         print(f"{key:60} {value:10.4g}" if isinstance(value, float) else f"{key:60} {value}")
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
-    circumstances = {
+    print(json.dumps({**circumstances(name), **results}))
+
+
+def circumstances(name: str) -> dict[str, Any]:
+    """What a figure depends on beside the code."""
+    git = ["git", "rev-parse", "--short", "HEAD"]
+    return {
         "benchmark": name,
         "date": time.strftime("%Y-%m-%d"),
-        "commit": commit,
+        "commit": subprocess.run(git, capture_output=True, text=True).stdout.strip(),
         "command": " ".join(sys.argv),
         "cpu": platform.processor() or platform.machine(),
         "cores": len(os.sched_getaffinity(0)),
         "torch": torch.__version__,
     }
-    print(json.dumps({**circumstances, **results}))

@@ -8,15 +8,20 @@ import pytest
 import torch
 
 from tests.engine.builders import picture_prompt, sequence, text_prompt
+from vl2.engine import sampler
 from vl2.engine.batch import sampling_inputs
-from vl2.engine.sampler import sample
-from vl2.engine.scheduler import Chunk, StepBatch
+from vl2.engine.scheduler import Chunk, StepBatch, StepOutput
 from vl2.engine.sequence import Sequence
+from vl2.ops import torch_backend
 
 
 def choose(logits: list[float], *sequences: Sequence) -> list[int]:
     chunks = [Chunk.of(seq, 0, len(seq.token_ids)) for seq in sequences]
-    return sample(torch.tensor([logits] * len(sequences)), sampling_inputs(StepBatch(chunks, []))).token_ids
+    return sample(torch.tensor([logits] * len(sequences)), StepBatch(chunks, [])).token_ids
+
+
+def sample(logits: torch.Tensor, batch: StepBatch) -> StepOutput:
+    return sampler.choose(torch_backend, logits, sampling_inputs(batch, logits.device))
 
 
 def shares(logits: list[float], draws: int = 2000, **params: float) -> list[float]:
@@ -102,7 +107,7 @@ def test_an_ngram_is_not_repeated_but_pictures_do_not_count():
 def test_logprobs_are_those_of_the_raw_logits():
     logits = [1.0, 2.0, 3.0]
     seq = sequence(text_prompt(0), temperature=1.0, top_k=1, logit_bias={0: 50.0}, logprobs=2)
-    output = sample(torch.tensor([logits]), sampling_inputs(StepBatch([Chunk.of(seq, 0, 1)], [])))
+    output = sample(torch.tensor([logits]), StepBatch([Chunk.of(seq, 0, 1)], []))
     expected = torch.tensor(logits).log_softmax(-1).tolist()
     assert output.token_ids == [0]
     [logprobs] = output.logprobs

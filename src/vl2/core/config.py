@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from vl2.core.errors import SetupError
+from vl2.core.secret import Secret
 
 
 @dataclass(frozen=True)
@@ -29,11 +30,9 @@ def at_least(least: float) -> Rule:
     return Rule(lambda value: least <= value, f"at least {least}")
 
 
-def option(
-    default: Any, help: str, *, rule: Rule | None = None, choices: tuple[str, ...] = (), secret: bool = False
-) -> Any:
+def option(default: Any, help: str, *, rule: Rule | None = None, choices: tuple[str, ...] = ()) -> Any:
     """A dataclass field that carries what its flag needs. Tuples are flags that may be repeated."""
-    return field(default=default, metadata={"help": help, "rule": rule, "choices": choices, "secret": secret})
+    return field(default=default, metadata={"help": help, "rule": rule, "choices": choices})
 
 
 def check_options(*configs: Any) -> None:
@@ -97,6 +96,9 @@ class EngineConfig:
         None,
         "Same request and seed, same tokens and logprobs to the last bit, whatever else runs. Default: on a CPU.",
     )
+    random_weights: bool = option(
+        False, "Draw the weights at random instead of reading them: only to measure speed and memory."
+    )
     replicas: int = option(
         1,
         "Engines that share the work, each a process with the whole model: one per GPU. Other limits are for each.",
@@ -118,11 +120,27 @@ class EngineConfig:
 
 @dataclass(frozen=True)
 class ProcessorConfig:
-    """Limits on pictures."""
+    """How pictures and texts are read, and limits on them."""
 
     max_image_bytes: int = option(20 * 2**20, "Largest encoded picture, bytes.", rule=at_least(1))
     max_image_pixels: int = option(
         50_000_000, "Largest picture, width × height; more is refused before it is decoded.", rule=at_least(1)
+    )
+    max_pdf_pages: int = option(16, "Pages of one PDF that are taken as pictures.", rule=between(1, 1000))
+    decode_timeout_s: float = option(
+        10.0, "Time to decode a PDF, TIFF or GIF, seconds; then its process is killed.", rule=between(0.1, 600)
+    )
+    decode_memory_bytes: int = option(
+        2**30, "Memory of a process that decodes PDF, TIFF and GIF, bytes.", rule=at_least(256 * 2**20)
+    )
+    exif: str = option(
+        "apply", "Turn pictures as their EXIF orientation says; official: do not.", choices=("apply", "official")
+    )
+    special_tokens: str = option(
+        "text",
+        "What the text of role, begin, end and padding tokens in a message becomes: text, or, as in the official "
+        "code, those tokens.",
+        choices=("text", "official"),
     )
 
 
@@ -132,11 +150,48 @@ class ServerConfig:
 
     host: str = option("127.0.0.1", "Address to listen on; 0.0.0.0 for all interfaces.")
     port: int = option(8000, "Port to listen on; 0 takes a free one.", rule=between(0, 65535))
-    api_key: tuple[str, ...] = option((), "Key that clients must send as Bearer token (may be repeated).", secret=True)
+    tls_cert: str | None = option(None, "File of the certificate chain (PEM); with --tls-key the server speaks https.")
+    tls_key: str | None = option(None, "File of the certificate's private key (PEM).")
+    api_key: tuple[Secret, ...] = option((), "Key that clients must send as Bearer token (may be repeated).")
+    keys_file: str | None = option(
+        None, "File of hashed keys, each of a tenant, as `vl2 key` writes it; read again when it changes."
+    )
+    scrape_key: Secret | None = option(None, "Key that opens /metrics, and nothing else.")
+    admin_port: int | None = option(
+        None, "A second port for /metrics and the probes, without keys.", rule=between(0, 65535)
+    )
+    admin_host: str = option("127.0.0.1", "Address of the --admin-port.")
+    allow_without_keys: bool = option(False, "Listen beyond this machine though there are no keys.")
+    allowed_host: tuple[str, ...] = option(
+        (),
+        "Name in the Host header that is taken besides localhost, this machine's name and addresses; * takes any "
+        "(may be repeated). Default: any where keys are needed.",
+    )
+    allowed_origin: tuple[str, ...] = option(
+        (), "Origin of web pages that may use the API, as https://app.example; * takes any (may be repeated)."
+    )
+    shared_cache: bool = option(
+        False, "Tenants share the caches of prefixes, pictures and results. One can then time what another has sent."
+    )
     served_model_name: str | None = option(None, "Name of the model in the API. Default: the last part of MODEL.")
-    allowed_image_folder: str | None = option(None, "Folder below which file:// pictures and image_path may be read.")
+    allow_dir: str | None = option(None, "Folder below which file:// pictures and image_path may be read.")
     max_body_bytes: int = option(100 * 2**20, "Largest request body, bytes.", rule=at_least(1))
+    max_json_depth: int = option(64, "Deepest nesting of lists and objects in a body.", rule=between(4, 500))
+    max_json_values: int = option(200_000, "Most values in a body.", rule=at_least(100))
+    max_pictures: int | None = option(
+        None, "Pictures in one request, at most (and by default) what the context holds.", rule=at_least(0)
+    )
+    fetch: bool = option(True, "Fetch pictures by http(s) URL.")
     fetch_timeout_s: float = option(10.0, "Time to fetch a picture by URL, seconds.", rule=between(0.1, 3600))
+    fetch_allow_cidr: tuple[str, ...] = option(
+        (), "Network that may be fetched from though it is not public, as 10.1.0.0/16 (may be repeated)."
+    )
+    fetch_allow_domain: tuple[str, ...] = option(
+        (), "Domain that may be fetched from, with all below it; others are refused then (may be repeated)."
+    )
+    fetch_proxy: str | None = option(
+        None, "Proxy for fetching, as http://proxy.example:3128; it then looks names up. Proxy variables are ignored."
+    )
     drain_timeout_s: float = option(
         30.0, "On SIGTERM, time for running requests to end, seconds.", rule=between(0, 86400)
     )
@@ -149,9 +204,7 @@ class HubOptions:
 
     hub: str = option("huggingface", "Where models are downloaded from.", choices=("huggingface", "modelscope"))
     hub_endpoint: str | None = option(None, "Address of a mirror. Default: HF_ENDPOINT, or the hub itself.")
-    hub_token: str | None = option(
-        None, "Token for private models. Default: HF_TOKEN, or the stored login.", secret=True
-    )
+    hub_token: Secret | None = option(None, "Token for private models. Default: HF_TOKEN, or the stored login.")
     revision: str | None = option(None, "Branch, tag or commit of the model.")
     cache_folder: str | None = option(None, "Where downloads are kept. Default: the hub's usual cache.")
     offline: bool = option(False, "Use what is already downloaded; open no connection.")

@@ -10,11 +10,14 @@ import numpy as np
 import torch
 
 from vl2.core.tiling import TileGeometry, image_layout
+from vl2.engine.device_rows import DeviceRows
 from vl2.engine.scheduler import Chunk, StepBatch, TileJob
-from vl2.engine.sequence import Sequence
+from vl2.engine.sequence import UNKNOWN, Sequence
+from vl2.engine.staging import send
 from vl2.model.step import QueryRows, StepInputs
 from vl2.ops.attention.batch import AttentionBatch, ChunkShape
 from vl2.ops.rows import RowRounding
+from vl2.ops.sampling.rows import SamplingRows
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,8 +31,8 @@ class BatchShape:
     device: torch.device
 
 
-def step_inputs(chunks: list[Chunk], shape: BatchShape) -> StepInputs:
-    """Pack the chunks' tokens one after the other."""
+def step_inputs(chunks: list[Chunk], shape: BatchShape, rows: DeviceRows | None = None) -> StepInputs:
+    """Pack the chunks' tokens one after the other. Tokens that are not known here yet are in `rows`."""
     size = shape.page_size
     token_ids: list[int] = []
     positions, kv_slots, shapes, logit_rows = [], [], [], []
@@ -53,30 +56,38 @@ def step_inputs(chunks: list[Chunk], shape: BatchShape) -> StepInputs:
     positions.append(np.zeros(num_spare, np.int64))
     kv_slots.append(np.full(num_spare, shape.spare_page * size))
     logit_rows += [0] * (shape.rounding.up(max(1, num_logits)) - num_logits)
-
-    tables = torch.as_tensor(_block_tables([chunk.sequence for chunk in chunks]), device=shape.device)
     last = [idx for idx, chunk in enumerate(chunks) if chunk.is_last]
-    multiple = shape.rounding.multiple
+    last_shapes = [ChunkShape(row, 1, chunks[idx].end) for row, idx in enumerate(last)]
+    unknown = [(shapes[i].start, chunks[i].sequence.row) for i in last if token_ids[shapes[i].start] == UNKNOWN]
 
-    def tensor(values: np.ndarray | list[int]) -> torch.Tensor:
-        return torch.as_tensor(np.asarray(values, dtype=np.int64), device=shape.device)
-
+    arrays = [np.asarray(token_ids), np.concatenate(positions), np.concatenate(kv_slots), np.asarray(logit_rows)]
+    arrays += [np.concatenate(image_rows), np.concatenate(image_sources), np.asarray(unknown, np.int64).reshape(-1, 2)]
+    arrays += [_block_tables([chunk.sequence for chunk in chunks]), *_lengths(shapes), *_lengths(last_shapes)]
+    ids, positions_, slots, last_rows, *rest = send(arrays, shape.device)
+    of_images, sources_, of_unknown, tables, starts, lengths, last_starts, last_lengths = rest
+    if rows is not None and unknown:
+        ids[of_unknown[:, 0]] = rows.last_tokens[of_unknown[:, 1]]
+    multiple, longest = shape.rounding.multiple, max(chunk.length for chunk in chunks)
+    every = AttentionBatch(tuple(shapes), tables, starts, lengths, longest, multiple)
+    last_tables = tables if len(last) == len(chunks) else tables[last]
+    ends = AttentionBatch(tuple(last_shapes), last_tables, last_starts, last_lengths, 1, multiple)
     return StepInputs(
-        token_ids=tensor(token_ids),
-        positions=tensor(np.concatenate(positions)),
-        kv_slots=tensor(np.concatenate(kv_slots)),
-        queries=QueryRows(None, AttentionBatch.of(shapes, tables, multiple)),
-        last_queries=QueryRows(
-            tensor(logit_rows),
-            AttentionBatch.of(
-                [ChunkShape(row, 1, chunks[idx].end) for row, idx in enumerate(last)], tables[last], multiple
-            ),
-        ),
+        token_ids=ids,
+        positions=positions_,
+        kv_slots=slots,
+        queries=QueryRows(None, every),
+        last_queries=QueryRows(last_rows, ends),
         num_logits=num_logits,
-        image_rows=tensor(np.concatenate(image_rows)),
-        image_sources=tensor(np.concatenate(image_sources)),
+        image_rows=of_images,
+        image_sources=sources_,
         rounding=shape.rounding,
     )
+
+
+def _lengths(shapes: list[ChunkShape]) -> tuple[np.ndarray, np.ndarray]:
+    """(first query row of each chunk and the end of the last, context lengths), int32."""
+    ends = [shape.start + shape.length for shape in shapes]
+    return np.asarray([0, *ends], np.int32), np.asarray([shape.context_length for shape in shapes], np.int32)
 
 
 def _block_tables(sequences: list[Sequence]) -> np.ndarray:
@@ -98,23 +109,30 @@ def _image_tokens(chunk: Chunk, geometry: TileGeometry) -> Iterable[tuple[np.nda
         yield np.arange(first, last), np.where(layout < 0, layout, sources)
 
 
-def tile_pixels(jobs: list[TileJob], device: torch.device | str) -> torch.Tensor:
+def tile_pixels(jobs: list[TileJob]) -> np.ndarray:
     """[N, side, side, 3] uint8 of the tiles to encode."""
-    return torch.from_numpy(np.stack([job.sequence.prompt.tiles[job.tile_idx] for job in jobs])).to(device)
+    return np.stack([job.sequence.prompt.tiles[job.tile_idx] for job in jobs])
+
+
+def sampling_rows(sequences: list[Sequence], device: torch.device) -> SamplingRows:
+    """Temperatures, cut-offs and draws of the sequences."""
+    params = [sequence.params for sequence in sequences]
+    floats = [[p.temperature for p in params], [p.top_p for p in params], [p.min_p for p in params]]
+    draws = [uniform(sequence) if sequence.params.temperature else 0.0 for sequence in sequences]
+    arrays = [np.asarray(values, np.float32) for values in (*floats, draws)]
+    temperatures, top_ps, min_ps, uniforms, top_ks = send(
+        [*arrays, np.asarray([p.top_k for p in params], np.int32)], device
+    )
+    return SamplingRows(temperatures, top_ks, top_ps, min_ps, uniforms)
 
 
 @dataclass(frozen=True, slots=True)
 class SamplingInputs:
-    """How to choose the next token of L sequences. Row lists name the rows that a stage concerns: most touch none."""
+    """How to choose the next token of L sequences: what concerns single rows, then what concerns all."""
 
     edits: tuple[LogitEdit, ...]  # bias, penalties and bans of single rows
     masks: tuple[tuple[int, np.ndarray], ...]  # (row, [V] bool): tokens that its grammar allows
-    random_rows: list[int]
-    uniforms: list[float]  # one draw in [0, 1) for each random row
-    temperatures: list[float]  # of each random row, like the next three
-    min_ps: list[float]
-    top_ks: list[int]
-    top_ps: list[float]
+    rows: SamplingRows
     logprob_rows: list[int]
     num_logprobs: list[int]  # alternatives wanted, of each logprob row
 
@@ -133,10 +151,8 @@ class LogitEdit:
     banned_ids: list[int]
 
 
-def sampling_inputs(batch: StepBatch) -> SamplingInputs:
+def sampling_inputs(batch: StepBatch, device: torch.device) -> SamplingInputs:
     sequences = [chunk.sequence for chunk in batch.sampled]
-    random_rows = [row for row, sequence in enumerate(sequences) if sequence.params.temperature > 0]
-    random = [sequences[row] for row in random_rows]
     logprob_rows = [row for row, sequence in enumerate(sequences) if sequence.params.logprobs is not None]
     return SamplingInputs(
         edits=tuple(edit for row, sequence in enumerate(sequences) if (edit := _edit(row, sequence)) is not None),
@@ -145,12 +161,7 @@ def sampling_inputs(batch: StepBatch) -> SamplingInputs:
             for row, sequence in enumerate(sequences)
             if sequence.constraint is not None
         ),
-        random_rows=random_rows,
-        uniforms=[_uniform(sequence) for sequence in random],
-        temperatures=[sequence.params.temperature for sequence in random],
-        min_ps=[sequence.params.min_p for sequence in random],
-        top_ks=[sequence.params.top_k for sequence in random],
-        top_ps=[sequence.params.top_p for sequence in random],
+        rows=sampling_rows(sequences, device),
         logprob_rows=logprob_rows,
         num_logprobs=[sequences[row].params.logprobs or 0 for row in logprob_rows],
     )
@@ -174,7 +185,7 @@ def _edit(row: int, sequence: Sequence) -> LogitEdit | None:
     )
 
 
-def _uniform(sequence: Sequence) -> float:
+def uniform(sequence: Sequence) -> float:
     """A number in [0, 1) that depends on (seed, choice, output position) alone, never on the batch or on history."""
     key = f"{sequence.params.seed}/{sequence.choice_idx}/{sequence.num_output_tokens}".encode()
     return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "big") / 2**64

@@ -18,8 +18,9 @@ from vl2.engine.grammar import Grammars, broken_requests
 from vl2.engine.image_cache import TileCache
 from vl2.engine.pacing import Pacer, StepLoad
 from vl2.engine.pages import PagePool
+from vl2.engine.pending import PendingStep
 from vl2.engine.prefix import PageKeys
-from vl2.engine.runner import PendingStep, Progress, Runner
+from vl2.engine.runner import Progress, Runner
 from vl2.engine.scheduler import Scheduler, StepBatch
 from vl2.engine.sequence import Sequence
 

@@ -15,17 +15,21 @@ from vl2.core.config import EngineConfig
 from vl2.core.errors import SetupError
 from vl2.core.model_config import ModelConfig
 from vl2.core.stats import ModelInfo
-from vl2.engine.batch import BatchShape, sampling_inputs, step_inputs, tile_pixels
+from vl2.engine.batch import BatchShape, sampling_inputs, sampling_rows, step_inputs, tile_pixels
+from vl2.engine.decode_graphs import DecodeGraphs
 from vl2.engine.device import choose_device, choose_dtype, choose_num_threads
+from vl2.engine.device_rows import DeviceRows
 from vl2.engine.grammar import late_chunks
 from vl2.engine.memory import measure_workspace, num_kv_pages
+from vl2.engine.pending import FinishedStep, FlyingStep, PendingStep
 from vl2.engine.receipt import system_fingerprint
-from vl2.engine.sampler import sample
+from vl2.engine.sampler import choose
 from vl2.engine.scheduler import Chunk, StepBatch, StepOutput, TileJob
 from vl2.engine.threads import threads_for_step
+from vl2.engine.vision_graphs import VisionGraphs
 from vl2.model.kv_pool import KVPool
 from vl2.model.vl2 import DeepseekVL2
-from vl2.model.weights import load_weights
+from vl2.model.weights import draw_weights, load_weights
 from vl2.ops.rows import RowRounding, find_row_multiple
 
 log = logging.getLogger(__name__)
@@ -33,19 +37,6 @@ log = logging.getLogger(__name__)
 SIZES_PER_OCTAVE = 4
 
 Progress = Callable[[int, int], None]
-
-
-class PendingStep:
-    """A step whose tokens may still be on their way from the device."""
-
-    def __init__(self, output: StepOutput, late: list[Chunk] | None = None) -> None:
-        self._output = output
-        self.late = late or []
-        """Chunks whose token was not sampled this time: its grammar was not ready."""
-
-    def result(self) -> StepOutput:
-        """Waits for the device."""
-        return self._output
 
 
 class Runner:
@@ -64,7 +55,10 @@ class Runner:
             torch.cuda.set_device(self.device)
         self.max_context_tokens = config.max_context_tokens or model_config.language.max_position_embeddings
         self.model = DeepseekVL2(model_config, self.max_context_tokens, dtype=self.dtype, device=self.device)
-        load_weights(self.model, folder, on_progress)
+        if config.random_weights:
+            draw_weights(self.model)
+        else:
+            load_weights(self.model, folder, on_progress)
         self.weights_bytes = sum(parameter.nbytes for parameter in self.model.parameters())
         self.num_tile_slots = max(config.image_cache_tiles, max_span_tiles(model_config))
         self.features = self.model.feature_table(self.num_tile_slots)
@@ -85,10 +79,15 @@ class Runner:
             device=self.device,
         )
 
-        self.fingerprint = fingerprint_weights(folder)
+        self.fingerprint = b"random weights" if config.random_weights else fingerprint_weights(folder)
         self.vision_seconds = 0.0
-        self.overlaps = False
-        """Whether `launch` returns before the step's tokens are there."""
+        self.rows: DeviceRows | None = None
+        self.decode_graphs: DecodeGraphs | None = None
+        self.vision_graphs: VisionGraphs | None = None
+        if self.device.type == "cuda":
+            max_pages = -(-self.max_context_tokens // page_size)
+            self.rows = DeviceRows(config.max_sequences, max_pages, self.device)
+            self._capture_graphs()
         self._log_what_is_loaded(time.monotonic() - started_s)
 
     def _log_what_is_loaded(self, seconds: float) -> None:
@@ -104,6 +103,17 @@ class Runner:
             sum(layer.nbytes for layer in self.pool.layers) / 2**20,
         )
 
+    @property
+    def overlaps(self) -> bool:
+        """Whether `launch` returns before the step's tokens are there."""
+        return self.rows is not None
+
+    @torch.inference_mode()
+    def _capture_graphs(self) -> None:
+        assert self.rows is not None
+        self.decode_graphs = DecodeGraphs(self.model, self.features, self.pool, self.rows, self.config.max_sequences)
+        self.vision_graphs = VisionGraphs(self.model, self.features, self.config.max_step_tiles)
+
     @torch.inference_mode()
     def launch(self, batch: StepBatch) -> PendingStep:
         """Send a step to the device; on a CPU it is done when this returns."""
@@ -115,27 +125,46 @@ class Runner:
         if batch.tile_jobs:
             self._encode(batch.tile_jobs)
         if not batch.chunks:
-            return PendingStep(StepOutput([], []))
-        logits = self.model(step_inputs(batch.chunks, self.shape), self.features, self.pool)
-        return self._sample(logits, batch) if len(logits) else PendingStep(StepOutput([], []))
+            return FinishedStep(StepOutput([], []))
+        if self.decode_graphs is not None and batch.is_decode:
+            logits, tokens = self.decode_graphs.run(batch.chunks)
+            return FlyingStep(tokens) if batch.needs_only_draws else self._sample(logits, batch)
+        logits = self.model(step_inputs(batch.chunks, self.shape, self.rows), self.features, self.pool)
+        if not len(logits):
+            return FinishedStep(StepOutput([], []))
+        if self.rows is None or not batch.needs_only_draws:
+            return self._sample(logits, batch)
+        sequences = [chunk.sequence for chunk in batch.sampled]
+        tokens = self.model.ops.sample(logits, sampling_rows(sequences, self.device))
+        self.rows.keep_tokens(sequences, tokens)
+        return FlyingStep(tokens)
 
     def _sample(self, logits: torch.Tensor, batch: StepBatch) -> PendingStep:
         """Of the rows that are ready to be sampled."""
-        if all(chunk.sequence.constraint is None for chunk in batch.sampled):
-            return PendingStep(sample(logits, sampling_inputs(batch)))
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)  # until then it costs nothing to wait for masks
-        late = late_chunks(batch)
+        late: list[Chunk] = []
+        if any(chunk.sequence.constraint is not None for chunk in batch.sampled):
+            if self.device.type == "cuda":
+                torch.cuda.synchronize(self.device)  # until then it costs nothing to wait for masks
+            late = late_chunks(batch)
         ready = [row for row, chunk in enumerate(batch.sampled) if chunk not in late]
         if not ready:
-            return PendingStep(StepOutput([], []), late)
-        return PendingStep(sample(logits[ready], sampling_inputs(batch.without_last_token(late))), late)
+            return FinishedStep(StepOutput([], []), late)
+        rest = batch.without_last_token(late) if late else batch
+        output = choose(self.model.ops, logits[ready] if late else logits, sampling_inputs(rest, self.device))
+        if self.rows is not None:
+            sequences = [chunk.sequence for chunk in rest.sampled]
+            self.rows.keep_tokens(sequences, torch.tensor(output.token_ids, device=self.device))
+        return FinishedStep(output, late)
 
     def _encode(self, jobs: list[TileJob]) -> None:
         """Fill feature slots. Out of memory, half as many tiles are encoded at a time: no request fails by it."""
         started_s = time.monotonic()
+        tiles, slots = tile_pixels(jobs), [job.slot for job in jobs]
+        if self.vision_graphs is not None:
+            self.vision_graphs.encode(tiles, slots)
+            return
         try:
-            encoded = self.model.encode_tiles(tile_pixels(jobs, self.device))
+            encoded = self.model.encode_tiles(torch.from_numpy(tiles).to(self.device))
         except torch.OutOfMemoryError:
             if len(jobs) == 1:
                 raise
@@ -148,8 +177,7 @@ class Runner:
             self._encode(jobs[:half])
             self._encode(jobs[half:])
             return
-        slots = torch.tensor([job.slot for job in jobs], device=self.device)
-        self.features[:-2].unflatten(0, (self.num_tile_slots, -1))[slots] = encoded
+        self.features[:-2].unflatten(0, (self.num_tile_slots, -1))[torch.tensor(slots, device=self.device)] = encoded
         self.vision_seconds += time.monotonic() - started_s
 
     def _choose_row_multiple(self) -> int:

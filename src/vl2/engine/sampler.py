@@ -10,9 +10,10 @@ import torch
 from vl2.core.types import TokenLogprobs
 from vl2.engine.batch import LogitEdit, SamplingInputs
 from vl2.engine.scheduler import StepOutput
+from vl2.ops.backend import Backend
 
 
-def sample(logits: torch.Tensor, inputs: SamplingInputs) -> StepOutput:
+def choose(ops: Backend, logits: torch.Tensor, inputs: SamplingInputs) -> StepOutput:
     """logits [L, V] float32 → a token for each row. Rows do not influence each other."""
     edited = logits
     if inputs.edits or inputs.masks:
@@ -21,9 +22,7 @@ def sample(logits: torch.Tensor, inputs: SamplingInputs) -> StepOutput:
             _apply(edited[edit.row], edit)
         for row, allowed in inputs.masks:
             _constrain(edited[row], logits[row], torch.from_numpy(allowed).to(logits.device))
-    chosen = edited.argmax(-1)
-    if inputs.random_rows:
-        chosen[inputs.random_rows] = _draw(edited[inputs.random_rows], inputs)
+    chosen = ops.sample(edited, inputs.rows)
     return StepOutput(chosen.tolist(), _logprobs(logits, chosen, inputs))
 
 
@@ -50,28 +49,6 @@ def _constrain(row: torch.Tensor, raw: torch.Tensor, allowed: torch.Tensor) -> N
     """Only what the grammar allows, in place. Where a ban has left nothing of that, the ban does not count."""
     row.masked_fill_(~allowed, float("-inf"))
     row.copy_(torch.where(row.isneginf().all(), raw.masked_fill(~allowed, float("-inf")), row))
-
-
-def _draw(logits: torch.Tensor, inputs: SamplingInputs) -> torch.Tensor:
-    """Inverse transform sampling over tokens sorted by probability (equal ones by id): [R, V] → [R] int64."""
-
-    def column(values: list[float] | list[int]) -> torch.Tensor:
-        return torch.tensor(values, dtype=torch.float64, device=logits.device).unsqueeze(1)
-
-    probs, order = (
-        (logits.double() / column(inputs.temperatures)).softmax(-1).sort(dim=-1, descending=True, stable=True)
-    )
-    ranks = torch.arange(probs.shape[1], device=probs.device)
-    top_ks = column(inputs.top_ks)
-    kept = (probs >= column(inputs.min_ps) * probs[:, :1]) & ((ranks < top_ks) | (top_ks == 0))
-    probs = probs * kept
-    mass = probs.cumsum(-1)
-    # The smallest set of tokens whose mass reaches top_p: those before which less than top_p has been collected.
-    probs = probs * (mass - probs < column(inputs.top_ps) * mass[:, -1:])
-    mass = probs.cumsum(-1)
-    picked = (mass <= column(inputs.uniforms) * mass[:, -1:]).sum(-1, keepdim=True)
-    last = (probs > 0).sum(-1, keepdim=True) - 1
-    return order.gather(1, torch.minimum(picked, last)).squeeze(1)
 
 
 def _logprobs(logits: torch.Tensor, chosen: torch.Tensor, inputs: SamplingInputs) -> list[TokenLogprobs | None]:

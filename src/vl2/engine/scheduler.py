@@ -10,6 +10,7 @@ A step ends twice. `advance` takes it as done when it is on its way to the devic
 from __future__ import annotations
 
 import bisect
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
@@ -60,6 +61,16 @@ class StepBatch:
         num_decodes = sum(chunk.sequence.is_decoding for chunk in self.chunks)
         num_tokens = sum(chunk.length for chunk in self.chunks)
         return StepLoad(num_decodes, num_tokens - num_decodes, len(self.tile_jobs))
+
+    @property
+    def is_decode(self) -> bool:
+        """Whether every chunk is one generated token."""
+        return all(chunk.length == 1 and chunk.sequence.is_decoding for chunk in self.chunks)
+
+    @property
+    def needs_only_draws(self) -> bool:
+        """Whether all tokens can be sampled on the device: no logprobs, bias, penalties or grammars."""
+        return all(chunk.sequence.needs_only_draw for chunk in self.sampled)
 
     @property
     def sampled(self) -> list[Chunk]:
@@ -115,6 +126,8 @@ class Scheduler:
         self.max_sequences, self.eos_token_id = max_sequences, eos_token_id
         self.waiting: list[Sequence] = []
         self.running: list[Sequence] = []
+        self._admissions = itertools.count(1)
+        self._free_rows = list(range(max_sequences - 1, -1, -1))
         self.counts = SchedulerCounts()
 
     @property
@@ -228,6 +241,8 @@ class Scheduler:
             self.pages.release(sequence.pages)
             return False
         sequence.num_computed = num_known
+        sequence.row = self._free_rows.pop()
+        sequence.admission = next(self._admissions)
         if sequence.is_new:
             sequence.num_cached_tokens = num_known
             self.counts.prompt_tokens += num_tokens
@@ -290,6 +305,9 @@ class Scheduler:
         self._free(sequence)
 
     def _free(self, sequence: Sequence) -> None:
+        if sequence.row >= 0:
+            self._free_rows.append(sequence.row)
+            sequence.row = -1
         self.pages.release(sequence.pages)
         for slots in sequence.tile_slots.values():
             self.tiles.release(slots)

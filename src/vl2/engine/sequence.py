@@ -49,6 +49,8 @@ class Sequence:
         self.num_cached_tokens: int | None = None  # of the prompt, found at its first admission
         self.num_computed = 0
         self.pages: list[int] = []
+        self.row = -1  # of what the device keeps of it while it runs (engine/device_rows.py)
+        self.admission = 0  # which admission of all it runs by; a new number each time
         self.tile_slots: dict[int, list[int]] = {}  # span index → feature slots, pinned while the span is computed
         self.output_counts: Counter[int] = Counter()
         self.finish_reason: FinishReason | None = None
@@ -89,6 +91,10 @@ class Sequence:
         params = self.params
         has_penalties = bool(params.presence_penalty or params.frequency_penalty) or params.repetition_penalty != 1.0
         return has_penalties or self.ngrams is not None or self.constraint is not None
+
+    @property
+    def needs_only_draw(self) -> bool:
+        return not (self.needs_history or self.params.logit_bias or self.params.logprobs is not None)
 
     @property
     def is_finished(self) -> bool:

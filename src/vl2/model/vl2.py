@@ -22,7 +22,7 @@ class DeepseekVL2(nn.Module):
         self, config: ModelConfig, max_positions: int, *, dtype: torch.dtype, device: torch.device | str
     ) -> None:
         super().__init__()
-        ops = choose_backend(torch.device(device))
+        self.ops = ops = choose_backend(torch.device(device))
         self.config, self.dtype, self.device = config, dtype, torch.device(device)
         self.vision = VisionTower(config.vision, dtype=dtype, device=device)
         self.projector = Projector(config.projector, dtype=dtype, device=device)

@@ -50,6 +50,20 @@ def load_weights(model: DeepseekVL2, folder: Path, on_progress: Callable[[int, i
                 on_progress(done, total)
 
 
+@torch.no_grad()
+def draw_weights(model: DeepseekVL2, seed: int = 0) -> None:
+    """Random weights for measuring: N(0, 0.02), norms 1, biases 0. Their routing spreads over the experts."""
+    generator = torch.Generator(model.device).manual_seed(seed)
+    for name, parameter in model.named_parameters():
+        if "norm" in name and name.endswith("weight"):
+            parameter.fill_(1.0)
+        elif parameter.dim() < 2:
+            parameter.zero_()
+        else:
+            for part in parameter.split(1) if parameter.dim() == 3 else (parameter,):
+                part.normal_(0.0, 0.02, generator=generator)
+
+
 def _check_names(folder: Path, infos: dict[str, TensorInfo], targets: dict[str, torch.Tensor]) -> None:
     missing = [name for name in targets if name not in infos]
     extra = [name for name in infos if name not in targets]

@@ -15,6 +15,7 @@ from vl2.ops.attention.batch import AttentionBatch
 from vl2.ops.experts.weights import ExpertWeights
 from vl2.ops.rope.table import RopeTable
 from vl2.ops.rows import RowRounding
+from vl2.ops.sampling.rows import SamplingRows
 
 
 class Backend(Protocol):
@@ -150,6 +151,16 @@ class Backend(Protocol):
         ids       [T, A] as route gives them; weights [T, A] float32
         rounding  of the row count of each GEMM (ops/rows.py); the reference's alone
         Returns   [T, C] x's dtype; summed in float32, each expert's result rounded to the dtype before
+        """
+        ...
+
+    def sample(self, logits: torch.Tensor, rows: SamplingRows) -> torch.Tensor:
+        """A token for each row: temperature → min-p, top-k → top-p → draw, or the best one, of equals the lowest id.
+
+        The draw is inverse transform sampling over the kept tokens in order of probability, equal ones by id.
+
+        logits   [L, V] float32
+        Returns  [L] int64
         """
         ...
 

@@ -1,0 +1,40 @@
+"""What the device keeps of each running sequence, so that a decoding step has to be told a few numbers only."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from vl2.engine.sequence import Sequence
+
+
+class DeviceRows:
+    """One row for each sequence that may run, and a spare one for what only fills up a step."""
+
+    def __init__(self, num_rows: int, max_pages: int, device: torch.device) -> None:
+        self.spare_row, self.device = num_rows, device
+        self.block_tables = torch.zeros(num_rows + 1, max_pages, dtype=torch.int32, device=device)
+        self.last_tokens = torch.zeros(num_rows + 1, dtype=torch.int64, device=device)
+        self._entered = [0] * num_rows  # the admission that each row was written for
+
+    def enter(self, sequences: list[Sequence]) -> None:
+        """Write the rows of sequences that begin to decode: their pages, and the last token where the host knows it.
+
+        From then on a decoding step adds the page that it writes to, and the token that it samples, by itself.
+        """
+        new = [s for s in sequences if self._entered[s.row] != s.admission]
+        if not new:
+            return
+        tables = np.zeros((len(new), self.block_tables.shape[1]), np.int32)
+        for table, sequence in zip(tables, new, strict=True):
+            table[: len(sequence.pages)] = sequence.pages
+            self._entered[sequence.row] = sequence.admission
+        rows = torch.tensor([s.row for s in new], device=self.device)
+        self.block_tables[rows] = torch.from_numpy(tables).to(self.device)
+        known = [s for s in new if s.knows_last_token]
+        if known:
+            self.keep_tokens(known, torch.tensor([s.token_ids[-1] for s in known], device=self.device))
+
+    def keep_tokens(self, sequences: list[Sequence], tokens: torch.Tensor) -> None:
+        """tokens [L] int64: what was sampled for each of the sequences."""
+        self.last_tokens[torch.tensor([s.row for s in sequences], device=self.device)] = tokens

@@ -1,0 +1,52 @@
+"""The vision tower and projector as CUDA graphs, for a few numbers of tiles; between them a batch is filled up."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from vl2.model.vl2 import DeepseekVL2
+
+SIZES = (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 56, 64)
+
+
+class VisionGraphs:
+    """Captured at the start, from the largest to the smallest, so that all share the largest one's memory."""
+
+    def __init__(self, model: DeepseekVL2, features: torch.Tensor, max_tiles: int) -> None:
+        """features [slots · Q + 2, C]: the table that encoded tiles go to."""
+        self.model, self.max_tiles = model, min(max_tiles, SIZES[-1])
+        self._slots_table = features[:-2].unflatten(0, (-1, model.config.tile_geometry.tokens_per_tile))
+        self._memory = torch.cuda.graph_pool_handle()
+        self._graphs: dict[int, tuple[torch.Tensor, torch.Tensor, torch.cuda.CUDAGraph]] = {}
+        for num_tiles in sorted({*(size for size in SIZES if size < self.max_tiles), self.max_tiles}, reverse=True):
+            self._capture(num_tiles)
+
+    def encode(self, tiles: np.ndarray, slots: list[int]) -> None:
+        """tiles [N, side, side, 3] uint8 → feature slots; returns at once."""
+        for start in range(0, len(slots), self.max_tiles):
+            self._encode(tiles[start : start + self.max_tiles], slots[start : start + self.max_tiles])
+
+    def _encode(self, tiles: np.ndarray, slots: list[int]) -> None:
+        size = min(size for size in self._graphs if size >= len(slots))
+        static_tiles, static_slots, graph = self._graphs[size]
+        static_tiles[: len(slots)].copy_(torch.from_numpy(tiles).pin_memory(), non_blocking=True)
+        if size > len(slots):  # the last tile again, into its own slot
+            static_tiles[len(slots) :].copy_(static_tiles[len(slots) - 1].expand(size - len(slots), -1, -1, -1))
+            slots = slots + slots[-1:] * (size - len(slots))
+        static_slots.copy_(torch.tensor(slots).pin_memory(), non_blocking=True)
+        graph.replay()
+
+    def _capture(self, num_tiles: int) -> None:
+        side, device = self.model.config.tile_geometry.side, self.model.device
+        tiles = torch.zeros(num_tiles, side, side, 3, dtype=torch.uint8, device=device)
+        slots = torch.arange(num_tiles, device=device) % len(self._slots_table)
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            self.model.encode_tiles(tiles)
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._memory):
+            self._slots_table[slots] = self.model.encode_tiles(tiles)
+        self._graphs[num_tiles] = tiles, slots, graph
