@@ -6,9 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from vl2.ops.activation import gelu_tanh
 from vl2.ops.backend import Backend
 from vl2.ops.rows import pad_rows, round_up
-from vl2.ops.saturate import saturate, to_dtype
+from vl2.ops.saturate import saturate
 
 
 def empty(*shape: int, dtype: torch.dtype, device: torch.device | str) -> nn.Parameter:
@@ -36,6 +37,21 @@ class Linear(nn.Module):
         return saturate(out).view(*x.shape[:-1], -1)
 
 
+class GeluLinear(Linear):
+    """gelu(x Wᵀ + b), the tanh form."""
+
+    def __init__(
+        self, in_width: int, out_width: int, ops: Backend, *, dtype: torch.dtype, device: torch.device | str
+    ) -> None:
+        super().__init__(in_width, out_width, bias=True, dtype=dtype, device=device)
+        self.ops = ops
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.row_multiple == 1 and self.bias is not None:
+            return self.ops.linear_gelu(x, self.weight, self.bias)
+        return gelu_tanh(super().forward(x))
+
+
 class RMSNorm(nn.Module):
     def __init__(self, width: int, eps: float, ops: Backend, *, dtype: torch.dtype, device: torch.device | str) -> None:
         super().__init__()
@@ -53,13 +69,14 @@ class RMSNorm(nn.Module):
 
 
 class LayerNorm(nn.Module):
-    """SigLIP's norm, eps 1e-6; statistics in float32."""
+    """SigLIP's norm."""
 
-    def __init__(self, width: int, *, dtype: torch.dtype, device: torch.device | str) -> None:
+    def __init__(self, width: int, ops: Backend, *, dtype: torch.dtype, device: torch.device | str) -> None:
         super().__init__()
+        self.ops = ops
         self.weight = empty(width, dtype=dtype, device=device)
         self.bias = empty(width, dtype=dtype, device=device)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        normed = F.layer_norm(x.float(), x.shape[-1:], self.weight.float(), self.bias.float(), eps=1e-6)
-        return to_dtype(normed, self.weight.dtype)
+    def add(self, x: torch.Tensor, delta: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+        """(x + delta, normed); no delta is zero."""
+        return self.ops.add_layer_norm(x, delta, self.weight, self.bias)

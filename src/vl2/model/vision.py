@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from vl2.core.model_config import VisionConfig
-from vl2.model.linear import LayerNorm, Linear, empty
-from vl2.ops.activation import gelu_tanh
+from vl2.model.linear import GeluLinear, LayerNorm, Linear, empty
+from vl2.ops.backend import Backend
 from vl2.ops.saturate import saturate, to_dtype
 
 PIXEL_MEAN = PIXEL_STD = 0.5
@@ -22,21 +22,22 @@ PIXEL_MEAN = PIXEL_STD = 0.5
 class VisionBlock(nn.Module):
     """Pre-norm transformer block, full attention inside a tile."""
 
-    def __init__(self, config: VisionConfig, *, dtype: torch.dtype, device: torch.device | str) -> None:
+    def __init__(self, config: VisionConfig, ops: Backend, *, dtype: torch.dtype, device: torch.device | str) -> None:
         super().__init__()
         width = config.width
         self.heads = config.heads
-        self.norm1 = LayerNorm(width, dtype=dtype, device=device)
+        self.norm1 = LayerNorm(width, ops, dtype=dtype, device=device)
         self.qkv = Linear(width, 3 * width, bias=True, dtype=dtype, device=device)
         self.proj = Linear(width, width, bias=True, dtype=dtype, device=device)
-        self.norm2 = LayerNorm(width, dtype=dtype, device=device)
-        self.fc1 = Linear(width, config.mlp_width, bias=True, dtype=dtype, device=device)
+        self.norm2 = LayerNorm(width, ops, dtype=dtype, device=device)
+        self.fc1 = GeluLinear(width, config.mlp_width, ops, dtype=dtype, device=device)
         self.fc2 = Linear(config.mlp_width, width, bias=True, dtype=dtype, device=device)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """x [N, patches, W] in the residual's dtype → the same."""
-        x = x + self.attention(self.norm1(x))
-        return x + self.fc2(gelu_tanh(self.fc1(self.norm2(x))))
+    def forward(self, x: torch.Tensor, delta: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+        """x [N, patches, W] in the residual's dtype, and what the block before still has to add to it → the same."""
+        x, normed = self.norm1.add(x, delta)
+        x, normed = self.norm2.add(x, self.attention(normed))
+        return x, self.fc2(self.fc1(normed))
 
     def attention(self, x: torch.Tensor) -> torch.Tensor:
         q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
@@ -45,22 +46,23 @@ class VisionBlock(nn.Module):
 
 
 class VisionTower(nn.Module):
-    def __init__(self, config: VisionConfig, *, dtype: torch.dtype, device: torch.device | str) -> None:
+    def __init__(self, config: VisionConfig, ops: Backend, *, dtype: torch.dtype, device: torch.device | str) -> None:
         super().__init__()
         self.config = config
         patch_width = 3 * config.patch_size**2
         self.patch_embed = Linear(patch_width, config.width, bias=True, dtype=dtype, device=device)
         self.pos_embed = empty(config.grid**2, config.width, dtype=dtype, device=device)
-        self.blocks = nn.ModuleList(VisionBlock(config, dtype=dtype, device=device) for _ in range(config.layers))
-        self.norm = LayerNorm(config.width, dtype=dtype, device=device)
+        self.blocks = nn.ModuleList(VisionBlock(config, ops, dtype=dtype, device=device) for _ in range(config.layers))
+        self.norm = LayerNorm(config.width, ops, dtype=dtype, device=device)
 
     def forward(self, tiles: torch.Tensor) -> torch.Tensor:
         """tiles [N, side, side, 3] uint8 → [N, patches, W] model dtype."""
         x = self.patch_embed(self.patches(tiles))
         x = (x.float() if x.dtype == torch.float16 else x) + self.pos_embed
+        delta = None
         for block in self.blocks:
-            x = block(x)
-        return self.norm(x)
+            x, delta = block(x, delta)
+        return self.norm.add(x, delta)[1]
 
     def patches(self, tiles: torch.Tensor) -> torch.Tensor:
         """Pixels as the rows of a matrix, so that the patch embedding is a plain GEMM.

@@ -24,7 +24,7 @@ class DeepseekVL2(nn.Module):
         super().__init__()
         self.ops = ops = choose_backend(torch.device(device))
         self.config, self.dtype, self.device = config, dtype, torch.device(device)
-        self.vision = VisionTower(config.vision, dtype=dtype, device=device)
+        self.vision = VisionTower(config.vision, ops, dtype=dtype, device=device)
         self.projector = Projector(config.projector, dtype=dtype, device=device)
         width = config.language.hidden_size
         self.image_newline = empty(width, dtype=dtype, device=device)

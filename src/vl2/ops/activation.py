@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from vl2.ops.rows import round_up
+from vl2.ops.saturate import saturate
 
 LANES = 32
 """Elements of the widest vector: 64 bytes of bfloat16."""
@@ -24,6 +25,11 @@ GELU_GRAIN = 16384
 def gelu_tanh(x: torch.Tensor) -> torch.Tensor:
     """The vision tower's GELU."""
     return _in_full_vectors(lambda values: F.gelu(values, approximate="tanh"), x, GELU_GRAIN)
+
+
+def linear_gelu(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    """`Backend.linear_gelu` (ops/backend.py)."""
+    return gelu_tanh(saturate(F.linear(x, weight, bias)))
 
 
 def gelu_erf(x: torch.Tensor) -> torch.Tensor:

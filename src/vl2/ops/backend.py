@@ -48,6 +48,21 @@ class Backend(Protocol):
         """
         ...
 
+    def add_layer_norm(
+        self, x: torch.Tensor, delta: torch.Tensor | None, weight: torch.Tensor, bias: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """(x + delta, its layer norm with eps 1e-6): what follows each block of the vision tower. No delta is zero.
+
+        x       [..., W]  the residual stream: the model's dtype, float32 where that is float16
+        delta   [..., W]  the model's dtype
+        Returns ([..., W] x's dtype, rounded to it before the norm; [..., W] weight's dtype), statistics in float32
+        """
+        ...
+
+    def linear_gelu(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        """gelu(x Wᵀ + b), the tanh form: [..., In] → [..., Out]."""
+        ...
+
     def swiglu(self, gate_up: torch.Tensor) -> torch.Tensor:
         """silu(gate) · up, the halves of the last axis: [..., 2F] → [..., F]."""
         ...

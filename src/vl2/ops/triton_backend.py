@@ -1,15 +1,17 @@
-"""The reference of every op: plain torch, on any device."""
+"""Kernels for CUDA; where cuBLAS wins, its GEMMs."""
 
 from vl2.ops.attention.kernel import attend_heads, attend_latent
+from vl2.ops.cublas import linear_gelu
 from vl2.ops.experts.reference import mix_experts, swiglu
 from vl2.ops.gate.reference import route
+from vl2.ops.norm.layer_kernel import add_layer_norm
 from vl2.ops.norm.reference import add_rms_norm, rms_norm
 from vl2.ops.rope.kernel import absorb_queries, expand_values, write_heads, write_latent
 from vl2.ops.sampling.reference import sample
 
-NAME = "torch"
+NAME = "triton"
 
 __all__ = [
-    "NAME", "absorb_queries", "add_rms_norm", "attend_heads", "attend_latent", "expand_values", "mix_experts",
-    "rms_norm", "route", "sample", "swiglu", "write_heads", "write_latent",
+    "NAME", "absorb_queries", "add_layer_norm", "add_rms_norm", "attend_heads", "attend_latent", "expand_values",
+    "linear_gelu", "mix_experts", "rms_norm", "route", "sample", "swiglu", "write_heads", "write_latent",
 ]  # fmt: skip

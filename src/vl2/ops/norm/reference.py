@@ -1,8 +1,9 @@
-"""Root-mean-square norm (arXiv:1910.07467)."""
+"""Root-mean-square norm (arXiv:1910.07467) of the decoder, layer norm (arXiv:1607.06450) of the vision tower."""
 
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 
 from vl2.ops.saturate import to_dtype
 
@@ -20,3 +21,15 @@ def add_rms_norm(
     """`Backend.add_rms_norm` (ops/backend.py)."""
     x = x + delta
     return x, rms_norm(x, weight, eps)
+
+
+LAYER_NORM_EPS = 1e-6
+
+
+def add_layer_norm(
+    x: torch.Tensor, delta: torch.Tensor | None, weight: torch.Tensor, bias: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`Backend.add_layer_norm` (ops/backend.py)."""
+    x = x if delta is None else x + delta
+    normed = F.layer_norm(x.float(), x.shape[-1:], weight.float(), bias.float(), eps=LAYER_NORM_EPS)
+    return x, to_dtype(normed, weight.dtype)

@@ -1,0 +1,42 @@
+"""The vision tower's layer norm, fused with the addition before it."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+from vl2.ops.norm.reference import LAYER_NORM_EPS
+
+
+def add_layer_norm(
+    x: torch.Tensor, delta: torch.Tensor | None, weight: torch.Tensor, bias: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`Backend.add_layer_norm` (ops/backend.py)."""
+    x = x.contiguous()
+    width = x.shape[-1]
+    total = x if delta is None else torch.empty_like(x)
+    normed = torch.empty(x.shape, dtype=weight.dtype, device=x.device)
+    block = triton.next_power_of_2(width)
+    _add_layer_norm[(x.numel() // width,)](
+        x, x if delta is None else delta.contiguous(), weight, bias, total, normed, width, LAYER_NORM_EPS,
+        HAS_DELTA=delta is not None, BLOCK=block, num_warps=4 if block <= 2048 else 8,
+    )  # fmt: skip
+    return total, normed
+
+
+@triton.jit
+def _add_layer_norm(x, delta, weight, bias, total, normed, width, eps, HAS_DELTA: tl.constexpr, BLOCK: tl.constexpr):
+    """One row a program."""
+    columns = tl.arange(0, BLOCK)
+    inside = columns < width
+    at = tl.program_id(0).to(tl.int64) * width + columns
+    row = tl.load(x + at, mask=inside, other=0.0)
+    if HAS_DELTA:
+        row = (row.to(tl.float32) + tl.load(delta + at, mask=inside, other=0.0).to(tl.float32)).to(row.dtype)
+        tl.store(total + at, row, mask=inside)
+    wide = row.to(tl.float32)
+    centred = tl.where(inside, wide - tl.sum(wide, 0) / width, 0.0)
+    scale = 1.0 / tl.sqrt_rn(tl.sum(centred * centred, 0) / width + eps)
+    w, b = (tl.load(p + columns, mask=inside, other=0.0).to(tl.float32) for p in (weight, bias))
+    tl.store(normed + at, (centred * scale * w + b).to(normed.dtype.element_ty), mask=inside)

@@ -1,0 +1,34 @@
+"""What the vision tower takes from the kernels, against the references."""
+
+import pytest
+import torch
+
+from vl2.ops import cublas
+from vl2.ops.activation import linear_gelu
+from vl2.ops.norm import layer_kernel, reference
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("width", [1152, 40])
+def test_layer_norm_after_an_addition(device: torch.device, dtype: torch.dtype, width: int):
+    stream = torch.float32 if dtype == torch.float16 else dtype
+    x = torch.randn(2, 3, width, device=device).to(stream) * 5 + 2
+    delta, weight, bias = (
+        torch.randn(*shape, device=device).to(dtype) for shape in ((2, 3, width), (width,), (width,))
+    )
+    for added in (delta, None):
+        total, normed = layer_kernel.add_layer_norm(x, added, weight, bias)
+        expected_total, expected = reference.add_layer_norm(x, added, weight, bias)
+        assert torch.equal(total, expected_total) and normed.dtype == dtype
+        tolerance = 1e-5 if dtype == torch.float32 else 1e-2
+        torch.testing.assert_close(normed, expected, atol=tolerance, rtol=tolerance)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_gelu_in_the_epilogue(device: torch.device, dtype: torch.dtype):
+    x, weight, bias = (torch.randn(*shape, device=device).to(dtype) for shape in ((2, 5, 64), (96, 64), (96,)))
+    ours, expected = cublas.linear_gelu(x, weight, bias), linear_gelu(x, weight, bias)
+    assert ours.shape == (2, 5, 96) and ours.dtype == dtype
+    exact = linear_gelu(x.double(), weight.double(), bias.double())
+    error, allowed = (value.double() - exact for value in (ours, expected))
+    assert error.square().mean() <= 1.2**2 * allowed.square().mean() + 1e-12
