@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -15,28 +16,46 @@ from vl2.model.step import QueryRows, StepInputs
 from vl2.model.vl2 import DeepseekVL2
 from vl2.ops.attention.batch import AttentionBatch, ChunkShape
 from vl2.ops.rows import RowRounding
+from vl2.ops.sampling.rows import SamplingRows
 
 CPU_MEMORY_SHARE = 0.25
 """Of the memory that is available when the engine starts; pages are only touched as they are used."""
 
 
 def measure_workspace(model: DeepseekVL2, config: EngineConfig) -> int:
-    """Bytes that the largest tile batch and the largest step take beside weights and cache, by running both once."""
+    """Bytes that steps take beside weights and cache, by running the largest of each kind once.
+
+    The largest tile batch, the largest step and the sampling of all rows are added up: two of them keep their memory in
+    CUDA graphs of their own.
+    """
     device, geometry = model.device, model.config.tile_geometry
     tiles = torch.zeros(config.max_step_tiles, geometry.side, geometry.side, 3, dtype=torch.uint8, device=device)
     step = _largest_step(model, config)
+    num_pages = step.queries.sequences.block_tables.shape[1]
+    pool = KVPool(model.config.language, num_pages, config.page_size_tokens, dtype=model.dtype, device=device)
+    table = model.feature_table(1)
+    hidden = torch.zeros(config.max_sequences, model.config.language.hidden_size, dtype=model.dtype, device=device)
+    rows = (torch.ones(config.max_sequences, device=device), torch.zeros(len(hidden), dtype=torch.int32, device=device))
+    sampling = SamplingRows(rows[0], rows[1], rows[0], 0 * rows[0], 0 * rows[0])
+
+    def sample_all() -> None:
+        model.ops.sample(model.decoder.logits(hidden), sampling)
+
+    parts = (lambda: model.encode_tiles(tiles), lambda: model(step, table, pool), sample_all)
+    return sum(_peak_bytes(part, device) for part in parts)
+
+
+@torch.inference_mode()
+def _peak_bytes(run: Callable[[], object], device: torch.device) -> int:
+    """The most that `run` allocates at a time."""
+    torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats(device)
     before = torch.cuda.memory_allocated(device)
-    with torch.inference_mode():
-        model.encode_tiles(tiles)
-        num_pages = step.queries.sequences.block_tables.shape[1]
-        pool = KVPool(model.config.language, num_pages, config.page_size_tokens, dtype=model.dtype, device=device)
-        pool_bytes = sum(layer.nbytes for layer in pool.layers)
-        logits = model(step, model.feature_table(1), pool)
-        logits.double().sort(dim=-1)  # what sampling all rows at once takes
+    run()
+    torch.cuda.synchronize(device)
     peak = torch.cuda.max_memory_allocated(device) - before
     torch.cuda.empty_cache()
-    return max(0, peak - pool_bytes)
+    return peak
 
 
 def _largest_step(model: DeepseekVL2, config: EngineConfig) -> StepInputs:
