@@ -1,0 +1,149 @@
+"""Attention's kernels against the torch reference: in Triton's interpreter, or on the GPU where there is one."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from vl2.ops.attention import reference
+from vl2.ops.attention.batch import AttentionBatch, ChunkShape
+
+kernel = pytest.importorskip("vl2.ops.attention.kernel", reason="Triton is not installed")
+
+PAGE_SIZE, SPLIT = 4, 32
+SPARE_ROWS = 3  # rows after the last chunk
+TOLERANCES = {
+    torch.float32: dict(atol=2e-6, rtol=1e-5),
+    torch.float16: dict(atol=2e-3, rtol=2e-3),
+    torch.bfloat16: dict(atol=2e-2, rtol=2e-2),  # the interpreter cuts off where a GPU rounds
+}
+DECODE = [(context, 1) for context in (1, 5, 31, 32, 33, 64, 97)]
+MIXED = [(40, 1), (70, 37), (33, 33), (1, 1), (9, 2)]
+
+
+@pytest.fixture(autouse=True)
+def short_splits(monkeypatch):
+    torch.manual_seed(0)
+    for tiles in (kernel.TILES, kernel.FLOAT32_TILES):
+        for name, tile in tiles.items():
+            changes = {"split": SPLIT} if tile.split else {}
+            monkeypatch.setitem(tiles, name, dataclasses.replace(tile, block_n=16, **changes))
+
+
+def make_batch(shapes: list[tuple[int, int]], device: torch.device) -> tuple[AttentionBatch, torch.Tensor, int]:
+    """(context, rows) of each chunk → batch, the slot of every position, pages. Pages lie in no order."""
+    counts = [-(-context // PAGE_SIZE) for context, _ in shapes]
+    pages, num_pages = torch.randperm(sum(counts) + 2)[: sum(counts)], sum(counts) + 2
+    tables = torch.full((len(shapes), max(counts) + 1), num_pages + 1000, dtype=torch.int32)  # no such page
+    chunks, slots, row = [], [], 0
+    for table, own, (context, rows) in zip(tables, pages.split(counts), shapes, strict=True):
+        table[: len(own)] = own
+        slots.append((own[:, None] * PAGE_SIZE + torch.arange(PAGE_SIZE)).flatten()[:context])
+        chunks.append(ChunkShape(row, rows, context))
+        row += rows
+    return AttentionBatch.of(chunks, tables.to(device)), torch.cat(slots).to(device), num_pages
+
+
+def poisoned(num_pages: int, slots: torch.Tensor, *shape: int, dtype: torch.dtype) -> torch.Tensor:
+    """A pool whose rows are NaN but at the slots of some sequence."""
+    pool = torch.full((num_pages, PAGE_SIZE, *shape), float("nan"), device=slots.device, dtype=dtype)
+    pool.flatten(0, 1)[slots] = torch.randn(len(slots), *shape, device=slots.device).to(dtype)
+    return pool
+
+
+def head_case(shapes, heads, kv_heads, dim, dtype, device):
+    batch, slots, num_pages = make_batch(shapes, device)
+    pool = torch.stack([poisoned(num_pages, slots, kv_heads, dim, dtype=dtype) for _ in range(2)])
+    q = torch.randn(sum(rows for _, rows in shapes) + SPARE_ROWS, heads, dim, device=device).to(dtype)
+    return q, pool, batch
+
+
+def latent_case(shapes, heads, rank, rope, dtype, device):
+    batch, slots, num_pages = make_batch(shapes, device)
+    pool = poisoned(num_pages, slots, rank + rope, dtype=dtype)
+    q = torch.randn(sum(rows for _, rows in shapes) + SPARE_ROWS, heads, rank + rope, device=device).to(dtype)
+    return q, pool, batch
+
+
+@pytest.mark.parametrize("shapes", [DECODE, MIXED], ids=["decode", "mixed"])
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "dim", "dtype"),
+    [
+        (4, 4, 12, torch.float32),
+        (6, 2, 16, torch.float32),  # grouped, and no power of two
+        (2, 1, 24, torch.bfloat16),
+        (2, 2, 8, torch.float16),
+    ],
+)
+def test_attend_heads_equals_the_reference(shapes, heads, kv_heads, dim, dtype, device):
+    q, pool, batch = head_case(shapes, heads, kv_heads, dim, dtype, device)
+    out = kernel.attend_heads(q, pool, batch, dim**-0.5)
+    expected = reference.attend_heads(q, pool, batch, dim**-0.5)
+    assert out.dtype == dtype
+    torch.testing.assert_close(out[:-SPARE_ROWS], expected[:-SPARE_ROWS], **TOLERANCES[dtype])
+    assert not out[-SPARE_ROWS:].any()
+
+
+@pytest.mark.parametrize("shapes", [DECODE, MIXED], ids=["decode", "mixed"])
+@pytest.mark.parametrize(
+    ("heads", "rank", "rope", "dtype"),
+    [(4, 24, 6, torch.float32), (3, 32, 8, torch.float32), (4, 16, 8, torch.bfloat16), (4, 16, 16, torch.float16)],
+)
+def test_attend_latent_equals_the_reference(shapes, heads, rank, rope, dtype, device):
+    q, pool, batch = latent_case(shapes, heads, rank, rope, dtype, device)
+    out = kernel.attend_latent(q, pool, batch, rank, 0.2)
+    expected = reference.attend_latent(q, pool, batch, rank, 0.2).to(out.dtype)
+    torch.testing.assert_close(out[:-SPARE_ROWS], expected[:-SPARE_ROWS], **TOLERANCES[dtype])
+    assert not out[-SPARE_ROWS:].any()
+
+
+@pytest.mark.parametrize("is_latent", [False, True])
+def test_a_step_of_decoding_rows_gives_the_same_by_the_prefill_kernel(is_latent, device):
+    if is_latent:
+        q, pool, batch = latent_case(DECODE, 4, 16, 8, torch.float32, device)
+        attend = lambda batch: kernel.attend_latent(q, pool, batch, 16, 0.2)
+    else:
+        q, pool, batch = head_case(DECODE, 4, 2, 16, torch.float32, device)
+        attend = lambda batch: kernel.attend_heads(q, pool, batch, 0.2)
+    by_prefill = attend(dataclasses.replace(batch, max_query_rows=2))
+    torch.testing.assert_close(attend(batch), by_prefill, **TOLERANCES[torch.float32])
+
+
+@pytest.mark.parametrize("max_query_rows", [1, 2])
+def test_a_row_has_the_same_bits_alone_and_among_others(max_query_rows, device):
+    q, pool, batch = head_case(DECODE, 2, 2, 16, torch.float32, device)
+    whole = kernel.attend_heads(q, pool, dataclasses.replace(batch, max_query_rows=max_query_rows), 0.2)
+    for idx, (context, _) in enumerate(DECODE):
+        alone = AttentionBatch.of([ChunkShape(0, 1, context)], batch.block_tables[idx : idx + 1].contiguous())
+        out = kernel.attend_heads(
+            q[idx : idx + 1], pool, dataclasses.replace(alone, max_query_rows=max_query_rows), 0.2
+        )
+        assert torch.equal(out[0], whole[idx])
+
+
+@pytest.mark.parametrize("max_query_rows", [1, 2])
+def test_chunks_without_a_context_do_nothing(max_query_rows, device):
+    """As in a captured graph that has room for more sequences than a step holds."""
+    q, pool, batch = head_case(DECODE, 2, 2, 16, torch.float32, device)
+    lengths = batch.context_lengths.clone()
+    lengths[3:] = 0
+    out = kernel.attend_heads(
+        q, pool, dataclasses.replace(batch, context_lengths=lengths, max_query_rows=max_query_rows), 0.2
+    )
+    expected = reference.attend_heads(q, pool, batch, 0.2)
+    torch.testing.assert_close(out[:3], expected[:3], **TOLERANCES[torch.float32])
+    assert not out[3:].any()
+
+
+def test_rows_of_no_chunk_alone_are_zeros(device):
+    tables = torch.zeros(0, 1, dtype=torch.int32, device=device)
+    batch = AttentionBatch.of([], tables)
+    pool = torch.full((2, 2, PAGE_SIZE, 2, 16), float("nan"), device=device)
+    assert not kernel.attend_heads(torch.randn(2, 2, 16, device=device), pool, batch, 0.2).any()
+
+
+def test_float16_results_stay_finite(device):
+    q, pool, batch = head_case([(20, 1), (20, 1)], 2, 2, 16, torch.float16, device)
+    pool = torch.where(pool.isnan(), pool, 65504.0)
+    assert kernel.attend_heads(q, pool, batch, 0.2)[:2].isfinite().all()
+    assert kernel.attend_heads(q, pool, dataclasses.replace(batch, max_query_rows=2), 0.2)[:2].isfinite().all()
