@@ -1,7 +1,8 @@
 """Attention over a paged cache: one case for decoding (a chunk of one token), prefill and chunked prefill.
 
-Each sequence is computed by itself, in float32 from the cache's dtype on, in blocks of query rows that bound the memory
-of the scores. Pages of a sequence are gathered by its block table; the pool itself is never copied.
+Each sequence is computed by itself, in blocks of query rows whose scores stay in the processor's cache. Pages of a
+sequence are gathered by its block table; the pool itself is never copied. Scores, softmax and sums are float32; a
+bfloat16 model's probabilities are rounded to bfloat16 for the product with the values, which is then four times as fast.
 
 A row's bits depend on its own context alone: contexts are filled up to a multiple of `KV_SPLIT` positions (a masked
 position adds exact zeros) and values are summed split by split, so it does not matter how long the context of the other
@@ -10,7 +11,10 @@ rows in its chunk is.
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -18,24 +22,41 @@ import torch.nn.functional as F
 from vl2.ops.attention.batch import AttentionBatch, ChunkShape
 from vl2.ops.rows import pad_rows, round_up
 
-MAX_SCORES = 1 << 24
-"""Scores [H, rows, context] held at once, elements of float32 (64 MiB)."""
+MAX_SCORES = 1 << 19
+"""Scores [H, rows, context] held at once, elements of float32 (2 MiB): larger ones are new memory each time."""
 
-MAX_QUERY_ROWS = 256
+MAX_QUERY_ROWS = 128
 """A block of rows reads the context up to its own last row only, so smaller blocks skip more of what is hidden."""
 
 KV_SPLIT = 256
+SCORED_MULTIPLE = 64
+"""Scores are computed for so many positions at a time; the others up to KV_SPLIT are hidden anyway."""
+
+
+@dataclass(frozen=True, slots=True)
+class QueryBlock:
+    """Some query rows of a chunk."""
+
+    rows: slice  # of the step
+    num_padded: int  # their number with zero rows: few sizes, as kernels are compiled for each
+    first_position: int  # of the first row
+    num_scored: int  # positions up to that of the last row, aligned
+    context: int  # the same, aligned to KV_SPLIT
+
+    @property
+    def num_rows(self) -> int:
+        return self.rows.stop - self.rows.start
 
 
 def gather_pages(pool: torch.Tensor, block_table: torch.Tensor, context_length: int) -> torch.Tensor:
-    """The rows of a sequence, as float32, with zero rows up to a multiple of KV_SPLIT.
+    """The rows of a sequence, with zero rows up to a multiple of KV_SPLIT.
 
     pool         [pages, page size, ...]
     block_table  [max pages] int32
-    Returns      [aligned context, ...] float32
+    Returns      [aligned context, ...]
     """
     num_pages = -(-context_length // pool.shape[1])
-    rows = pool[block_table[:num_pages]].flatten(0, 1)[:context_length].float()
+    rows = pool[block_table[:num_pages]].flatten(0, 1)[:context_length]
     return F.pad(rows, (0, 0) * (rows.dim() - 1) + (0, -context_length % KV_SPLIT))
 
 
@@ -44,17 +65,16 @@ def attend_heads(q: torch.Tensor, pool: torch.Tensor, batch: AttentionBatch, sca
     out = torch.zeros_like(q)
     heads_per_kv = q.shape[1] // pool.shape[3]
     for block_table, chunk in zip(batch.block_tables, batch.chunks, strict=True):
-        k = gather_pages(pool[0], block_table, chunk.context_length).permute(1, 2, 0)
-        v = gather_pages(pool[1], block_table, chunk.context_length).transpose(0, 1)
+        keys = gather_pages(pool[0], block_table, chunk.context_length).float().permute(1, 2, 0)
+        values = _summable(gather_pages(pool[1], block_table, chunk.context_length)).transpose(0, 1)
         if heads_per_kv > 1:
-            k, v = k.repeat_interleave(heads_per_kv, 0), v.repeat_interleave(heads_per_kv, 0)
-        for rows, first, seen in _query_blocks(chunk, q.shape[1], batch.row_multiple):
-            own = (q[rows].float() * scale).transpose(0, 1)
-            own = pad_rows(own, round_up(own.shape[1], batch.row_multiple), dim=1)
-            scores = own @ k[..., :seen]
-            probs = scores.masked_fill_(_hidden(first, own.shape[1], seen, q.device), float("-inf")).softmax(-1)
-            result = _weighted_sum(probs, v[:, :seen])
-            out[rows] = result[:, : rows.stop - rows.start].transpose(0, 1).to(out.dtype)
+            keys, values = (x.repeat_interleave(heads_per_kv, 0) for x in (keys, values))
+        for block in _query_blocks(chunk, q.shape[1], batch.row_multiple):
+            own = pad_rows((q[block.rows].float() * scale).transpose(0, 1), block.num_padded, dim=1)
+            scores = _scores(own, keys, block)
+            _hide(scores, block)
+            result = _weighted_sum(scores.softmax(-1), values[:, : block.context])
+            out[block.rows] = result[:, : block.num_rows].transpose(0, 1).to(out.dtype)
     return out
 
 
@@ -62,40 +82,63 @@ def attend_latent(q: torch.Tensor, pool: torch.Tensor, batch: AttentionBatch, ra
     """`Backend.attend_latent` (ops/backend.py)."""
     heads = q.shape[1]
     out = torch.zeros(*q.shape[:2], rank, dtype=torch.float32, device=q.device)
+    multiple = batch.row_multiple // math.gcd(batch.row_multiple, heads)  # heads are rows of the products too
     for block_table, chunk in zip(batch.block_tables, batch.chunks, strict=True):
-        kv = gather_pages(pool, block_table, chunk.context_length)
-        for rows, first, seen in _query_blocks(chunk, heads, batch.row_multiple):
-            own = q[rows].float() * scale
-            own = pad_rows(own, round_up(len(own), batch.row_multiple))
-            scores = (own.flatten(0, 1) @ kv[:seen].T).unflatten(0, (-1, heads))  # heads are rows too
-            hidden = _hidden(first, len(own), seen, q.device).unsqueeze(1)
-            probs = scores.masked_fill_(hidden, float("-inf")).softmax(-1).flatten(0, 1)
-            result = _weighted_sum(probs, kv[:seen, :rank]).unflatten(0, (-1, heads))
-            out[rows] = result[: rows.stop - rows.start]
+        rows = gather_pages(pool, block_table, chunk.context_length)
+        keys, values = rows.float().T, _summable(rows[:, :rank])
+        for block in _query_blocks(chunk, heads, multiple):
+            own = pad_rows(q[block.rows].float() * scale, block.num_padded).flatten(0, 1)
+            scores = _scores(own, keys, block)
+            _hide(scores.unflatten(0, (-1, heads)).transpose(0, 1), block)
+            result = _weighted_sum(scores.softmax(-1), values[: block.context]).unflatten(0, (-1, heads))
+            out[block.rows] = result[: block.num_rows]
     return out
 
 
-def _query_blocks(chunk: ChunkShape, heads: int, row_multiple: int) -> Iterator[tuple[slice, int, int]]:
-    """(query rows, position of the first of them, aligned context that they see) in blocks of bounded size."""
-    step = min(MAX_QUERY_ROWS, round_up(max(1, MAX_SCORES // (heads * chunk.context_length)), row_multiple))
+def _query_blocks(chunk: ChunkShape, heads: int, row_multiple: int) -> Iterator[QueryBlock]:
+    affordable = MAX_SCORES // (heads * chunk.context_length)
+    step = round_up(1 << min(max(affordable, 1), MAX_QUERY_ROWS).bit_length() - 1, row_multiple)
     first_position = chunk.context_length - chunk.length
     for offset in range(0, chunk.length, step):
         end = min(offset + step, chunk.length)
-        seen = round_up(first_position + end, KV_SPLIT)
-        yield slice(chunk.start + offset, chunk.start + end), first_position + offset, seen
+        yield QueryBlock(
+            rows=slice(chunk.start + offset, chunk.start + end),
+            num_padded=round_up(1 << (end - offset - 1).bit_length(), row_multiple),
+            first_position=first_position + offset,
+            num_scored=round_up(first_position + end, SCORED_MULTIPLE),
+            context=round_up(first_position + end, KV_SPLIT),
+        )
 
 
-def _hidden(first_position: int, num_rows: int, context: int, device: torch.device) -> torch.Tensor:
-    """[rows, context] bool: what row i, at first_position + i, must not see."""
-    positions = torch.arange(first_position, first_position + num_rows, device=device)
-    return torch.arange(context, device=device) > positions[:, None]
+def _scores(own: torch.Tensor, keys: torch.Tensor, block: QueryBlock) -> torch.Tensor:
+    """own [..., rows, D] · keys [..., D, positions] → [..., rows, context], undefined from `num_scored` on."""
+    scores = own.new_empty(*own.shape[:-1], block.context)
+    torch.matmul(own, keys[..., : block.num_scored], out=scores[..., : block.num_scored])
+    return scores
+
+
+def _hide(scores: torch.Tensor, block: QueryBlock) -> None:
+    """Take from each row of scores [..., rows, context] what comes after its own position."""
+    after = scores[..., block.first_position :]
+    after.masked_fill_(_later(scores.device)[: after.shape[-2], : after.shape[-1]], float("-inf"))
+
+
+@functools.cache
+def _later(device: torch.device) -> torch.Tensor:
+    """[rows, positions after that of the first row] bool: whether the position comes after that of the row."""
+    return torch.ones(MAX_QUERY_ROWS, MAX_QUERY_ROWS + KV_SPLIT, dtype=torch.bool, device=device).triu(1)
+
+
+def _summable(values: torch.Tensor) -> torch.Tensor:
+    """In the format in which they are summed up."""
+    return values if values.dtype == torch.bfloat16 else values.float()
 
 
 def _weighted_sum(probs: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-    """probs [..., rows, context] @ values [..., context, width], added up split by split in order."""
-    splits = zip(probs.split(KV_SPLIT, dim=-1), values.split(KV_SPLIT, dim=-2), strict=True)
+    """probs [..., rows, context] float32 @ values [..., context, width], added up split by split in order, in float32."""
+    splits = zip(probs.to(values.dtype).split(KV_SPLIT, dim=-1), values.split(KV_SPLIT, dim=-2), strict=True)
     first_probs, first_values = next(splits)
-    total = first_probs @ first_values
+    total = (first_probs @ first_values).float()
     for split_probs, split_values in splits:
         total += split_probs @ split_values
     return total
