@@ -18,6 +18,7 @@ from vl2.model.vl2 import DeepseekVL2
 from vl2.ops.attention.batch import AttentionBatch
 from vl2.ops.rows import RowRounding
 from vl2.ops.sampling.rows import SamplingRows
+from vl2.ops.step.rows import DecodeRows
 
 log = logging.getLogger(__name__)
 
@@ -35,10 +36,8 @@ def graph_sizes(max_sequences: int) -> list[int]:
 class DecodeGraphs:
     """Captured at the start, from the largest to the smallest, so that all share the largest one's memory."""
 
-    def __init__(
-        self, model: DeepseekVL2, features: torch.Tensor, pool: KVPool, rows: DeviceRows, max_sequences: int
-    ) -> None:
-        self.model, self.features, self.pool, self.rows = model, features, pool, rows
+    def __init__(self, model: DeepseekVL2, pool: KVPool, rows: DeviceRows, max_sequences: int) -> None:
+        self.model, self.pool, self.rows = model, pool, rows
         self.sizes = graph_sizes(max_sequences)
         self._graphs: dict[int, tuple[torch.Tensor, torch.cuda.CUDAGraph, torch.Tensor, torch.Tensor]] = {}
         started_s = time.monotonic()
@@ -100,23 +99,26 @@ class DecodeGraphs:
     def _step(self, inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         rows, positions, pages, contexts, top_ks = inputs[:NUM_INTS]
         temperatures, top_ps, min_ps, uniforms = inputs[NUM_INTS:].view(torch.float32)
-        rows, positions, pages = rows.long(), positions.long(), pages.long()
-        page_size, tables = self.pool.page_size, self.rows.block_tables
-        tables[rows, positions // page_size] = pages.int()
-        starts = torch.arange(len(rows) + 1, dtype=torch.int32, device=rows.device)
-        queries = QueryRows(None, AttentionBatch((), tables[rows], starts, contexts, max_query_rows=1))
+        ops, decoder, kept = self.model.ops, self.model.decoder, self.rows
+        step_rows = DecodeRows(rows, positions, pages)
+        start = ops.begin_decode(
+            step_rows, kept.block_tables, kept.last_tokens, decoder.embed_tokens, self.pool.page_size
+        )
+        row_starts = torch.arange(len(rows) + 1, dtype=torch.int32, device=rows.device)
+        queries = QueryRows(None, AttentionBatch((), start.block_tables, row_starts, contexts, max_query_rows=1))
+        nothing = start.positions[:0]
         step = StepInputs(
-            token_ids=self.rows.last_tokens[rows],
-            positions=positions,
-            kv_slots=pages * page_size + positions % page_size,
+            token_ids=nothing,  # already looked up
+            positions=start.positions,
+            kv_slots=start.slots,
             queries=queries,
             last_queries=queries,
             num_logits=len(rows),
-            image_rows=rows[:0],
-            image_sources=rows[:0],
+            image_rows=nothing,
+            image_sources=nothing,
             rounding=RowRounding(),
         )
-        logits = self.model(step, self.features, self.pool)
-        tokens = self.model.ops.sample(logits, SamplingRows(temperatures, top_ks, top_ps, min_ps, uniforms))
-        self.rows.last_tokens[rows] = tokens
+        logits = decoder.logits(decoder(start.embeds, step, self.pool))
+        tokens = ops.sample(logits, SamplingRows(temperatures, top_ks, top_ps, min_ps, uniforms))
+        kept.last_tokens[rows.long()] = tokens
         return logits, tokens

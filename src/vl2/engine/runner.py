@@ -111,7 +111,7 @@ class Runner:
     @torch.inference_mode()
     def _capture_graphs(self) -> None:
         assert self.rows is not None
-        self.decode_graphs = DecodeGraphs(self.model, self.features, self.pool, self.rows, self.config.max_sequences)
+        self.decode_graphs = DecodeGraphs(self.model, self.pool, self.rows, self.config.max_sequences)
         self.vision_graphs = VisionGraphs(self.model, self.features, self.config.max_step_tiles)
 
     @torch.inference_mode()

@@ -16,6 +16,7 @@ from vl2.ops.experts.weights import ExpertWeights
 from vl2.ops.rope.table import RopeTable
 from vl2.ops.rows import RowRounding
 from vl2.ops.sampling.rows import SamplingRows
+from vl2.ops.step.rows import DecodeRows, DecodeStart
 
 
 class Backend(Protocol):
@@ -166,6 +167,22 @@ class Backend(Protocol):
         ids       [T, A] as route gives them; weights [T, A] float32
         rounding  of the row count of each GEMM (ops/rows.py); the reference's alone
         Returns   [T, C] x's dtype; summed in float32, each expert's result rounded to the dtype before
+        """
+        ...
+
+    def begin_decode(
+        self,
+        step: DecodeRows,
+        kept_tables: torch.Tensor,
+        last_tokens: torch.Tensor,
+        embedding: torch.Tensor,
+        page_size: int,
+    ) -> DecodeStart:
+        """Look up what the device keeps of each sequence; its page for this token is added to its table first.
+
+        kept_tables  [rows, max pages] int32, changed in place
+        last_tokens  [rows] int64: the token sampled last, computed now
+        embedding    [V, C]
         """
         ...
 

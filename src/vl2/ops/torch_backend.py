@@ -7,10 +7,12 @@ from vl2.ops.gate.reference import route
 from vl2.ops.norm.reference import add_layer_norm, add_rms_norm, rms_norm
 from vl2.ops.rope.reference import absorb_queries, expand_values, write_heads, write_latent
 from vl2.ops.sampling.reference import sample
+from vl2.ops.step.reference import begin_decode
 
 NAME = "torch"
 
 __all__ = [
-    "NAME", "absorb_queries", "add_layer_norm", "add_rms_norm", "attend_heads", "attend_latent", "expand_values",
-    "linear_gelu", "mix_experts", "rms_norm", "route", "sample", "swiglu", "write_heads", "write_latent",
+    "NAME", "absorb_queries", "add_layer_norm", "add_rms_norm", "attend_heads", "attend_latent", "begin_decode",
+    "expand_values", "linear_gelu", "mix_experts", "rms_norm", "route", "sample", "swiglu", "write_heads",
+    "write_latent",
 ]  # fmt: skip

@@ -8,10 +8,12 @@ from vl2.ops.norm.layer_kernel import add_layer_norm
 from vl2.ops.norm.reference import add_rms_norm, rms_norm
 from vl2.ops.rope.kernel import absorb_queries, expand_values, write_heads, write_latent
 from vl2.ops.sampling.reference import sample
+from vl2.ops.step.kernel import begin_decode
 
 NAME = "triton"
 
 __all__ = [
-    "NAME", "absorb_queries", "add_layer_norm", "add_rms_norm", "attend_heads", "attend_latent", "expand_values",
-    "linear_gelu", "mix_experts", "rms_norm", "route", "sample", "swiglu", "write_heads", "write_latent",
+    "NAME", "absorb_queries", "add_layer_norm", "add_rms_norm", "attend_heads", "attend_latent", "begin_decode",
+    "expand_values", "linear_gelu", "mix_experts", "rms_norm", "route", "sample", "swiglu", "write_heads",
+    "write_latent",
 ]  # fmt: skip
