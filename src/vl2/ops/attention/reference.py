@@ -2,7 +2,7 @@
 
 Each sequence is computed by itself, in blocks of query rows whose scores stay in the processor's cache. Pages of a
 sequence are gathered by its block table; the pool itself is never copied. Scores, softmax and sums are float32; a
-bfloat16 model's probabilities are rounded to bfloat16 for the product with the values, which is then four times as fast.
+bfloat16 model's probabilities are rounded to bfloat16 for the product with the values, then four times as fast.
 
 A row's bits depend on its own context alone: contexts are filled up to a multiple of `KV_SPLIT` positions (a masked
 position adds exact zeros) and values are summed split by split, so it does not matter how long the context of the other
@@ -135,7 +135,7 @@ def _summable(values: torch.Tensor) -> torch.Tensor:
 
 
 def _weighted_sum(probs: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-    """probs [..., rows, context] float32 @ values [..., context, width], added up split by split in order, in float32."""
+    """probs [..., rows, context] @ values [..., context, width] → float32, added up split by split in order."""
     splits = zip(probs.to(values.dtype).split(KV_SPLIT, dim=-1), values.split(KV_SPLIT, dim=-2), strict=True)
     first_probs, first_values = next(splits)
     total = (first_probs @ first_values).float()
