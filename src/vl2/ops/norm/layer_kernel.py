@@ -38,5 +38,6 @@ def _add_layer_norm(x, delta, weight, bias, total, normed, width, eps, HAS_DELTA
     wide = row.to(tl.float32)
     centred = tl.where(inside, wide - tl.sum(wide, 0) / width, 0.0)
     scale = 1.0 / tl.sqrt_rn(tl.sum(centred * centred, 0) / width + eps)
-    w, b = (tl.load(p + columns, mask=inside, other=0.0).to(tl.float32) for p in (weight, bias))
+    w = tl.load(weight + columns, mask=inside, other=0.0).to(tl.float32)
+    b = tl.load(bias + columns, mask=inside, other=0.0).to(tl.float32)
     tl.store(normed + at, (centred * scale * w + b).to(normed.dtype.element_ty), mask=inside)
