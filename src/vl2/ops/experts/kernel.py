@@ -1,0 +1,225 @@
+"""Routed and shared experts as grouped GEMMs: sort, gate-up with SwiGLU, down, weighted sum.
+
+A *pair* is one token at one expert. Shared experts join as further experts that every token takes with weight 1, as
+many as their width is multiples of a routed expert's. Pairs are sorted by expert into blocks of `block_m` rows; each
+program multiplies one block by one tile of its expert's weights, so an active expert is read once however few tokens
+took it. Every result has its own place until the weighted sum, whose order is fixed: nothing depends on other rows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+
+from vl2.ops.experts.align import align
+from vl2.ops.experts.weights import ExpertWeights
+from vl2.ops.rows import RowRounding
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """Rows of a block, columns of a tile, and the step along the inner dimension; for gate-up, then for down."""
+
+    block_m: int
+    up_n: int
+    up_k: int
+    down_n: int
+    down_k: int
+    num_warps: int
+    num_stages: int
+
+
+FEW, SOME, MANY = (
+    Tile(16, 32, 128, 32, 128, 4, 4),
+    Tile(64, 64, 64, 128, 64, 4, 4),
+    Tile(128, 128, 64, 128, 64, 8, 3),
+)
+FLOAT32 = Tile(16, 32, 32, 32, 32, 4, 2)
+GROUP_BLOCKS = 8
+"""Neighbouring blocks that share a tile of weights in the cache before the next tile is begun."""
+
+
+def choose_tile(num_pairs: int, num_experts: int, dtype: torch.dtype) -> Tile:
+    """By the mean number of pairs an expert has."""
+    if dtype == torch.float32:
+        return FLOAT32
+    mean = num_pairs / num_experts
+    return FEW if mean <= 24 else SOME if mean <= 96 else MANY
+
+
+def mix_experts(
+    x: torch.Tensor,
+    ids: torch.Tensor,
+    weights: torch.Tensor,
+    experts: ExpertWeights,
+    rounding: RowRounding = RowRounding(),
+) -> torch.Tensor:
+    """`Backend.mix_experts` (ops/backend.py)."""
+    num_tokens, width = x.shape
+    num_routed, inner = experts.gate_up.shape[0], experts.gate_up.shape[1] // 2
+    shared_up, shared_down = experts.shared_gate_up, experts.shared_down
+    num_shared = 0 if shared_up is None else shared_up.shape[0] // 2 // inner
+    num_active = ids.shape[1] + num_shared
+    tile = choose_tile(num_tokens * num_active, num_routed + num_shared, x.dtype)
+    blocks = align(ids, num_routed, num_shared, tile.block_m)
+
+    hidden = torch.empty(num_tokens * num_active, inner, dtype=x.dtype, device=x.device)
+    grid = (len(blocks.experts) * triton.cdiv(inner, tile.up_n),)
+    _gate_up[grid](
+        x, experts.gate_up, shared_up if shared_up is not None else x, hidden, blocks.pairs, blocks.experts,
+        len(blocks.experts), num_tokens * num_active, num_routed, width, inner, inner * num_shared, x.stride(0),
+        NUM_ACTIVE=num_active, BLOCK_M=tile.block_m, BLOCK_N=tile.up_n, BLOCK_K=tile.up_k, GROUP=GROUP_BLOCKS,
+        PRECISION=_precision(x), num_warps=tile.num_warps, num_stages=tile.num_stages,
+    )  # fmt: skip
+    results = torch.empty(num_tokens * num_active, width, dtype=x.dtype, device=x.device)
+    grid = (len(blocks.experts) * triton.cdiv(width, tile.down_n),)
+    _down[grid](
+        hidden, experts.down, shared_down if shared_down is not None else x, results, blocks.pairs, blocks.experts,
+        len(blocks.experts), num_tokens * num_active, num_routed, width, inner, inner * num_shared,
+        BLOCK_M=tile.block_m, BLOCK_N=tile.down_n, BLOCK_K=tile.down_k, GROUP=GROUP_BLOCKS,
+        PRECISION=_precision(x), num_warps=tile.num_warps, num_stages=tile.num_stages,
+    )  # fmt: skip
+    out = torch.empty_like(x, memory_format=torch.contiguous_format)
+    block_c = 1024 if num_tokens > 64 else 256
+    _weighted_sum[(num_tokens, triton.cdiv(width, block_c))](
+        results, weights, out, width, NUM_ROUTED=ids.shape[1], NUM_ACTIVE=num_active, BLOCK_C=block_c
+    )
+    return out
+
+
+def swiglu(gate_up: torch.Tensor) -> torch.Tensor:
+    """`Backend.swiglu` (ops/backend.py)."""
+    inner = gate_up.shape[-1] // 2
+    rows = gate_up.reshape(-1, 2 * inner)
+    out = torch.empty(*gate_up.shape[:-1], inner, dtype=gate_up.dtype, device=gate_up.device)
+    block = 1024
+    _swiglu[(len(rows), triton.cdiv(inner, block))](rows, out, inner, BLOCK=block)
+    return out
+
+
+def _precision(x: torch.Tensor) -> str:
+    return "ieee" if x.dtype == torch.float32 else "tf32"  # of 16-bit types it says nothing
+
+
+@triton.jit
+def _saturated(x, dtype: tl.constexpr):
+    """float32 → dtype; float16 keeps its largest number instead of inf."""
+    if dtype == tl.float16:
+        x = tl.clamp(x, -65504.0, 65504.0)
+    return x.to(dtype)
+
+
+@triton.jit
+def _swish(gate, up, dtype: tl.constexpr):
+    """silu(gate) · up of accumulators, with the roundings of a model that computes them one by one."""
+    gate, up = _saturated(gate, dtype).to(tl.float32), _saturated(up, dtype).to(tl.float32)
+    return _saturated(_saturated(gate / (1.0 + tl.exp(-gate)), dtype).to(tl.float32) * up, dtype)
+
+
+@triton.jit
+def _block_and_tile(num_blocks, num_tiles, GROUP: tl.constexpr):
+    """Program → (block of rows, tile of columns), so that GROUP blocks in a row share a tile."""
+    program = tl.program_id(0)
+    first = program // (GROUP * num_tiles) * GROUP
+    size = min(num_blocks - first, GROUP)
+    inside = program % (GROUP * num_tiles)
+    return first + inside % size, inside // size
+
+
+@triton.jit
+def _gate_up(
+    x, gate_up, shared_gate_up, hidden, pairs, block_experts, num_blocks, num_pairs, num_routed, width, inner,
+    shared_inner, row_stride, NUM_ACTIVE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr, GROUP: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    block, tile = _block_and_tile(num_blocks, tl.cdiv(inner, BLOCK_N), GROUP)
+    expert = tl.load(block_experts + block)
+    if expert < 0:
+        return
+    pair = tl.load(pairs + block * BLOCK_M + tl.arange(0, BLOCK_M))
+    is_pair = pair < num_pairs
+    rows = x + (pair // NUM_ACTIVE).to(tl.int64)[:, None] * row_stride
+    column = tile * BLOCK_N + tl.arange(0, BLOCK_N)
+    is_column = column < inner
+    if expert < num_routed:
+        weights = gate_up + expert.to(tl.int64) * (2 * inner * width)
+        up_rows = inner
+    else:
+        weights = shared_gate_up + (expert - num_routed).to(tl.int64) * inner * width
+        up_rows = shared_inner
+    gates = weights + column.to(tl.int64)[None, :] * width
+    ups = gates + up_rows.to(tl.int64) * width
+    gate, up = tl.zeros((BLOCK_M, BLOCK_N), tl.float32), tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    for start in range(0, width, BLOCK_K):
+        k = start + tl.arange(0, BLOCK_K)
+        is_k = k < width
+        a = tl.load(rows + k[None, :], mask=is_pair[:, None] & is_k[None, :], other=0.0)
+        mask = is_column[None, :] & is_k[:, None]
+        gate = tl.dot(a, tl.load(gates + k[:, None], mask=mask, other=0.0), gate, input_precision=PRECISION)
+        up = tl.dot(a, tl.load(ups + k[:, None], mask=mask, other=0.0), up, input_precision=PRECISION)
+    at = hidden + pair.to(tl.int64)[:, None] * inner + column[None, :]
+    tl.store(at, _swish(gate, up, hidden.dtype.element_ty), mask=is_pair[:, None] & is_column[None, :])
+
+
+@triton.jit
+def _down(
+    hidden, down, shared_down, results, pairs, block_experts, num_blocks, num_pairs, num_routed, width, inner,
+    shared_inner, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    block, tile = _block_and_tile(num_blocks, tl.cdiv(width, BLOCK_N), GROUP)
+    expert = tl.load(block_experts + block)
+    if expert < 0:
+        return
+    pair = tl.load(pairs + block * BLOCK_M + tl.arange(0, BLOCK_M))
+    is_pair = pair < num_pairs
+    rows = hidden + pair.to(tl.int64)[:, None] * inner
+    column = tile * BLOCK_N + tl.arange(0, BLOCK_N)
+    is_column = column < width
+    if expert < num_routed:
+        weights = down + expert.to(tl.int64) * (inner * width)
+        stride = inner
+    else:
+        weights = shared_down + (expert - num_routed).to(tl.int64) * inner
+        stride = shared_inner
+    columns = weights + column.to(tl.int64)[None, :] * stride
+    total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    for start in range(0, inner, BLOCK_K):
+        k = start + tl.arange(0, BLOCK_K)
+        is_k = k < inner
+        a = tl.load(rows + k[None, :], mask=is_pair[:, None] & is_k[None, :], other=0.0)
+        b = tl.load(columns + k[:, None], mask=is_column[None, :] & is_k[:, None], other=0.0)
+        total = tl.dot(a, b, total, input_precision=PRECISION)
+    at = results + pair.to(tl.int64)[:, None] * width + column[None, :]
+    tl.store(at, _saturated(total, results.dtype.element_ty), mask=is_pair[:, None] & is_column[None, :])
+
+
+@triton.jit
+def _weighted_sum(
+    results, weights, out, width, NUM_ROUTED: tl.constexpr, NUM_ACTIVE: tl.constexpr, BLOCK_C: tl.constexpr
+):  # fmt: skip
+    """Σ weight · result of a token's experts in the router's order, then the shared ones."""
+    token = tl.program_id(0).to(tl.int64)
+    column = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    inside = column < width
+    total = tl.zeros((BLOCK_C,), tl.float32)
+    for k in tl.static_range(NUM_ACTIVE):
+        result = tl.load(results + (token * NUM_ACTIVE + k) * width + column, mask=inside, other=0.0).to(tl.float32)
+        if k < NUM_ROUTED:
+            total += result * tl.load(weights + token * NUM_ROUTED + k)
+        else:
+            total += result
+    tl.store(out + token * width + column, _saturated(total, out.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _swiglu(gate_up, out, inner, BLOCK: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    inside = column < inner
+    gate = tl.load(gate_up + row * 2 * inner + column, mask=inside, other=0.0).to(tl.float32)
+    up = tl.load(gate_up + row * 2 * inner + inner + column, mask=inside, other=0.0).to(tl.float32)
+    tl.store(out + row * inner + column, _swish(gate, up, out.dtype.element_ty), mask=inside)

@@ -1,0 +1,81 @@
+"""Experts as grouped GEMMs, against the reference and float64."""
+
+import pytest
+import torch
+
+from vl2.ops.experts import align as align_module
+from vl2.ops.experts import kernel, reference
+from vl2.ops.experts.weights import ExpertWeights
+
+WIDTH, INNER, EXPERTS, ACTIVE = 40, 24, 6, 2
+
+
+def weights_of(device: torch.device, dtype: torch.dtype, num_shared: int) -> ExpertWeights:
+    def draw(*shape: int) -> torch.Tensor:
+        return (torch.randn(*shape, device=device) * 0.3).to(dtype)
+
+    shared = (draw(2 * num_shared * INNER, WIDTH), draw(WIDTH, num_shared * INNER)) if num_shared else (None, None)
+    return ExpertWeights(draw(EXPERTS, 2 * INNER, WIDTH), draw(EXPERTS, WIDTH, INNER), *shared)
+
+
+def routes(num_tokens: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    ids = torch.stack([torch.randperm(EXPERTS)[:ACTIVE] for _ in range(num_tokens)]).int()
+    return ids.to(device), torch.rand(num_tokens, ACTIVE, device=device)
+
+
+@pytest.mark.parametrize("num_shared", [0, 1, 2])
+@pytest.mark.parametrize("num_tokens", [1, 5, 33])
+def test_float32_equals_the_reference(device: torch.device, num_tokens: int, num_shared: int):
+    torch.manual_seed(num_tokens)
+    x, experts = torch.randn(num_tokens, WIDTH, device=device), weights_of(device, torch.float32, num_shared)
+    ids, weights = routes(num_tokens, device)
+    torch.testing.assert_close(
+        kernel.mix_experts(x, ids, weights, experts),
+        reference.mix_experts(x, ids.long(), weights, experts),
+        atol=1e-5,
+        rtol=1e-5,
+    )
+
+
+@pytest.mark.parametrize("limit", [0, align_module.ONE_LAUNCH_PAIRS])
+@pytest.mark.parametrize("num_tokens", [1, 7, 50])
+def test_blocks_hold_every_pair_once_beside_its_own_kind(device, num_tokens: int, limit: int, monkeypatch):
+    monkeypatch.setattr(align_module, "ONE_LAUNCH_PAIRS", limit)
+    ids, _ = routes(num_tokens, device)
+    ids[:, 0] = 3  # a popular expert, and others that nobody took
+    ids[ids == 1] = 4
+    blocks = align_module.align(ids, EXPERTS, 2, block_m=4)
+    pairs, seen = blocks.pairs.view(-1, 4).tolist(), []
+    for expert, block in zip(blocks.experts.tolist(), pairs, strict=True):
+        real = [pair for pair in block if pair < num_tokens * (ACTIVE + 2)] if expert >= 0 else []
+        assert (expert < 0) == (not real)
+        for pair in real:
+            token, choice = divmod(pair, ACTIVE + 2)
+            assert expert == (ids[token, choice] if choice < ACTIVE else EXPERTS + choice - ACTIVE)
+        seen += real
+    assert sorted(seen) == list(range(num_tokens * (ACTIVE + 2)))
+
+
+def test_a_row_does_not_depend_on_the_others(device: torch.device):
+    x, experts = torch.randn(9, WIDTH, device=device), weights_of(device, torch.float32, 2)
+    ids, weights = routes(9, device)
+    whole = kernel.mix_experts(x, ids, weights, experts)
+    for row in range(9):
+        part = slice(row, row + 1)
+        alone = kernel.mix_experts(x[part], ids[part], weights[part], experts)
+        if device.type == "cuda":
+            assert torch.equal(alone, whole[part])
+        else:  # NumPy's products, which the interpreter takes, do depend on the row
+            torch.testing.assert_close(alone, whole[part], atol=1e-6, rtol=1e-5)
+
+
+def test_float16_stays_finite(device: torch.device):
+    x, experts = torch.full((3, WIDTH), 6e4, device=device).half(), weights_of(device, torch.float16, 1)
+    ids, weights = routes(3, device)
+    assert bool(torch.isfinite(kernel.mix_experts(x, ids, weights * 100, experts)).all())
+    assert bool(torch.isfinite(kernel.swiglu(torch.full((2, 16), 6e4, device=device).half())).all())
+
+
+def test_swiglu(device: torch.device):
+    gate_up = torch.randn(3, 5, 60, device=device)
+    torch.testing.assert_close(kernel.swiglu(gate_up), reference.swiglu(gate_up), atol=1e-6, rtol=1e-6)

@@ -1,0 +1,32 @@
+"""The router's kernels choose what the reference chooses."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from tests.ops.test_ops import moe_config
+from vl2.ops.gate import kernel, reference
+
+
+@pytest.mark.parametrize("num_tokens", [1, 5, 40])
+@pytest.mark.parametrize("scoring", ["softmax", "sigmoid"])
+@pytest.mark.parametrize("has_bias", [False, True])
+def test_ids_and_weights(device: torch.device, num_tokens: int, scoring: str, has_bias: bool):
+    torch.manual_seed(1)
+    config = dataclasses.replace(
+        moe_config(num_experts=11, num_active=3, norm_topk_prob=has_bias, routed_scaling_factor=2.0),
+        scoring_func=scoring,
+        topk_method="noaux_tc" if has_bias else "greedy",
+    )
+    x, weight = torch.randn(num_tokens, 48, device=device), torch.randn(11, 48, device=device)
+    bias = torch.randn(11, device=device) if has_bias else None
+    ids, weights = kernel.route(x, weight, bias, config)
+    expected_ids, expected = reference.route(x, weight, bias, config)
+    assert ids.tolist() == expected_ids.tolist()
+    torch.testing.assert_close(weights, expected, atol=1e-6, rtol=1e-5)
+
+
+def test_equal_scores_go_to_the_lower_expert(device: torch.device):
+    ids, _ = kernel.route(torch.ones(2, 4, device=device), torch.ones(6, 4, device=device), None, moe_config())
+    assert ids.tolist() == [[0, 1]] * 2
