@@ -4,10 +4,10 @@ from vl2.ops.attention.kernel import attend_heads, attend_latent
 from vl2.ops.cublas import linear_gelu
 from vl2.ops.experts.kernel import mix_experts, swiglu
 from vl2.ops.gate.kernel import route
-from vl2.ops.norm.layer_kernel import add_layer_norm
 from vl2.ops.norm.kernel import add_rms_norm, rms_norm
+from vl2.ops.norm.layer_kernel import add_layer_norm
 from vl2.ops.rope.kernel import absorb_queries, expand_values, write_heads, write_latent
-from vl2.ops.sampling.reference import sample
+from vl2.ops.sampling.kernel import sample
 from vl2.ops.step.kernel import begin_decode
 
 NAME = "triton"
