@@ -18,6 +18,7 @@ from vl2.ops.rope.reference import rotate_halves, rotate_pairs
 from vl2.ops.rope.table import rope_table
 from vl2.ops.rows import RowRounding, find_row_multiple, pad_rows, round_up
 from vl2.ops.saturate import saturate, to_dtype
+from vl2.ops.wide_product import multiply
 
 PAGE_SIZE = 4
 
@@ -180,3 +181,19 @@ def test_logits_of_a_bfloat16_model_are_not_rounded_to_bfloat16():
     hidden, weight = torch.randn(2, 16).bfloat16(), torch.randn(9000, 16).bfloat16()
     logits = project_logits(hidden, weight)
     torch.testing.assert_close(logits.double(), hidden.double() @ weight.double().T, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(), (3,)])
+def test_a_wide_product_of_bfloat16_keeps_seventeen_bits(shape):
+    x, y = torch.randn(*shape, 5, 64).bfloat16(), torch.randn(*shape, 64, 300).bfloat16()
+    product, exact = multiply(x, y), x.double() @ y.double()
+    assert product.dtype == torch.float32
+    assert ((product - exact).abs() / exact.abs().clamp(0.1)).max() < 2**-16
+    assert ((x @ y - exact).abs() / exact.abs().clamp(0.1)).max() > 2**-10
+
+
+def test_a_row_of_a_wide_product_has_the_same_bits_in_every_batch():
+    x, y = torch.randn(64, 64).bfloat16(), torch.randn(300, 64).bfloat16().T
+    whole = multiply(x, y)
+    for count in (2, 4, 8, 12, 32):
+        assert torch.equal(multiply(x[:count], y), whole[:count])

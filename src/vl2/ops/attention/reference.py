@@ -1,8 +1,8 @@
 """Attention over a paged cache: one case for decoding (a chunk of one token), prefill and chunked prefill.
 
-Each sequence is computed by itself, in blocks of query rows whose scores stay in the processor's cache. Pages of a
-sequence are gathered by its block table; the pool itself is never copied. Scores, softmax and sums are float32; a
-bfloat16 model's probabilities are rounded to bfloat16 for the product with the values, then four times as fast.
+Each sequence is computed by itself, in blocks of query rows that bound the memory of the scores. Pages of a sequence
+are gathered by its block table; the pool itself is never copied. Scores, softmax and sums are float32; a bfloat16
+model's probabilities are rounded to bfloat16 for the product with the values, which is four times as fast then.
 
 A row's bits depend on its own context alone: contexts are filled up to a multiple of `KV_SPLIT` positions (a masked
 position adds exact zeros) and values are summed split by split, so it does not matter how long the context of the other
@@ -21,16 +21,15 @@ import torch.nn.functional as F
 
 from vl2.ops.attention.batch import AttentionBatch, ChunkShape
 from vl2.ops.rows import pad_rows, round_up
+from vl2.ops.wide_product import multiply
 
-MAX_SCORES = 1 << 19
-"""Scores [H, rows, context] held at once, elements of float32 (2 MiB): larger ones are new memory each time."""
+MAX_SCORES = 1 << 21
+"""Scores [H, rows, context] held at once, elements of float32 (8 MiB)."""
 
 MAX_QUERY_ROWS = 128
 """A block of rows reads the context up to its own last row only, so smaller blocks skip more of what is hidden."""
 
 KV_SPLIT = 256
-SCORED_MULTIPLE = 64
-"""Scores are computed for so many positions at a time; the others up to KV_SPLIT are hidden anyway."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +39,7 @@ class QueryBlock:
     rows: slice  # of the step
     num_padded: int  # their number with zero rows: few sizes, as kernels are compiled for each
     first_position: int  # of the first row
-    num_scored: int  # positions up to that of the last row, aligned
-    context: int  # the same, aligned to KV_SPLIT
+    context: int  # positions up to that of the last row, aligned to KV_SPLIT
 
     @property
     def num_rows(self) -> int:
@@ -65,13 +63,11 @@ def attend_heads(q: torch.Tensor, pool: torch.Tensor, batch: AttentionBatch, sca
     out = torch.zeros_like(q)
     heads_per_kv = q.shape[1] // pool.shape[3]
     for block_table, chunk in zip(batch.block_tables, batch.chunks, strict=True):
-        keys = gather_pages(pool[0], block_table, chunk.context_length).float().permute(1, 2, 0)
-        values = _summable(gather_pages(pool[1], block_table, chunk.context_length)).transpose(0, 1)
-        if heads_per_kv > 1:
-            keys, values = (x.repeat_interleave(heads_per_kv, 0) for x in (keys, values))
+        gathered = (gather_pages(half, block_table, chunk.context_length).transpose(0, 1) for half in pool)
+        keys, values = (x.repeat_interleave(heads_per_kv, 0) if heads_per_kv > 1 else x.contiguous() for x in gathered)
         for block in _query_blocks(chunk, q.shape[1], batch.row_multiple):
-            own = pad_rows((q[block.rows].float() * scale).transpose(0, 1), block.num_padded, dim=1)
-            scores = _scores(own, keys, block)
+            own = pad_rows(q[block.rows].transpose(0, 1), block.num_padded, dim=1).contiguous()
+            scores = multiply(own, keys[:, : block.context].transpose(1, 2)).mul_(scale)
             _hide(scores, block)
             result = _weighted_sum(scores.softmax(-1), values[:, : block.context])
             out[block.rows] = result[:, : block.num_rows].transpose(0, 1).to(out.dtype)
@@ -84,13 +80,13 @@ def attend_latent(q: torch.Tensor, pool: torch.Tensor, batch: AttentionBatch, ra
     out = torch.zeros(*q.shape[:2], rank, dtype=torch.float32, device=q.device)
     multiple = batch.row_multiple // math.gcd(batch.row_multiple, heads)  # heads are rows of the products too
     for block_table, chunk in zip(batch.block_tables, batch.chunks, strict=True):
-        rows = gather_pages(pool, block_table, chunk.context_length)
-        keys, values = rows.float().T, _summable(rows[:, :rank])
+        keys = gather_pages(pool, block_table, chunk.context_length)
         for block in _query_blocks(chunk, heads, multiple):
-            own = pad_rows(q[block.rows].float() * scale, block.num_padded).flatten(0, 1)
-            scores = _scores(own, keys, block)
+            own = pad_rows(q[block.rows], block.num_padded).flatten(0, 1)
+            seen = keys[: block.context]
+            scores = multiply(own, seen.T).mul_(scale)
             _hide(scores.unflatten(0, (-1, heads)).transpose(0, 1), block)
-            result = _weighted_sum(scores.softmax(-1), values[: block.context]).unflatten(0, (-1, heads))
+            result = _weighted_sum(scores.softmax(-1), seen[:, :rank]).unflatten(0, (-1, heads))
             out[block.rows] = result[: block.num_rows]
     return out
 
@@ -105,33 +101,20 @@ def _query_blocks(chunk: ChunkShape, heads: int, row_multiple: int) -> Iterator[
             rows=slice(chunk.start + offset, chunk.start + end),
             num_padded=round_up(1 << (end - offset - 1).bit_length(), row_multiple),
             first_position=first_position + offset,
-            num_scored=round_up(first_position + end, SCORED_MULTIPLE),
             context=round_up(first_position + end, KV_SPLIT),
         )
-
-
-def _scores(own: torch.Tensor, keys: torch.Tensor, block: QueryBlock) -> torch.Tensor:
-    """own [..., rows, D] · keys [..., D, positions] → [..., rows, context], undefined from `num_scored` on."""
-    scores = own.new_empty(*own.shape[:-1], block.context)
-    torch.matmul(own, keys[..., : block.num_scored], out=scores[..., : block.num_scored])
-    return scores
 
 
 def _hide(scores: torch.Tensor, block: QueryBlock) -> None:
     """Take from each row of scores [..., rows, context] what comes after its own position."""
     after = scores[..., block.first_position :]
-    after.masked_fill_(_later(scores.device)[: after.shape[-2], : after.shape[-1]], float("-inf"))
+    after += _later(scores.device)[: after.shape[-2], : after.shape[-1]]
 
 
 @functools.cache
 def _later(device: torch.device) -> torch.Tensor:
-    """[rows, positions after that of the first row] bool: whether the position comes after that of the row."""
-    return torch.ones(MAX_QUERY_ROWS, MAX_QUERY_ROWS + KV_SPLIT, dtype=torch.bool, device=device).triu(1)
-
-
-def _summable(values: torch.Tensor) -> torch.Tensor:
-    """In the format in which they are summed up."""
-    return values if values.dtype == torch.bfloat16 else values.float()
+    """[rows, positions after that of the first row]: -inf where the position comes after that of the row, else 0."""
+    return torch.full((MAX_QUERY_ROWS, MAX_QUERY_ROWS + KV_SPLIT), float("-inf"), device=device).triu(1)
 
 
 def _weighted_sum(probs: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
