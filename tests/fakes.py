@@ -8,9 +8,24 @@ import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
+import numpy as np
+from PIL import Image
+
 from vl2.core.errors import SetupError
 from vl2.core.stats import EngineStats, ModelInfo, ReplicaStats
-from vl2.core.types import Delta, FinishReason, GroundedObject, Message, QueueOptions, SamplingParams, TokenText, Usage
+from vl2.core.types import (
+    IMAGE_TAG,
+    Delta,
+    FinishReason,
+    GroundedObject,
+    ImageSpan,
+    Message,
+    Prompt,
+    QueueOptions,
+    SamplingParams,
+    TokenText,
+    Usage,
+)
 
 Step = Delta | BaseException | asyncio.Event
 """What a script does next: give a delta, raise an error, or be silent until the event is set."""
@@ -72,6 +87,18 @@ class FakeModel:
 
     async def replica_stats(self) -> list[ReplicaStats]:
         return [ReplicaStats(self.is_ready, self.current_stats)]
+
+    async def process(self, messages: Sequence[Message]) -> Prompt:
+        """A token for each word, and 10 for each picture of 64 × 32 pixels in two tiles."""
+        words = [word for message in messages for word in message.content.replace(IMAGE_TAG, " ").split()]
+        num_pictures = sum(len(message.images) for message in messages)
+        spans = tuple(ImageSpan(1 + 10 * idx, 10, 2 * idx, 2, 1, 1, 64, 32) for idx in range(num_pictures))
+        token_ids = [0] + [9] * 10 * num_pictures + [20 + idx for idx in range(len(words))]
+        return Prompt(token_ids, spans, np.empty((0, 8, 8, 3), np.uint8), ())
+
+    async def pdf_pages(self, data: bytes, pages: str | None = None) -> list[Image.Image]:
+        """Each page is one pixel: its number, as grey."""
+        return [Image.new("RGB", (1, 1), (int(number),) * 3) for number in (pages or "1,2").split(",")]
 
     async def stream(
         self,

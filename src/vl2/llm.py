@@ -12,12 +12,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
+import hashlib
 import queue
 import threading
 import uuid
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from vl2.checkpoint.folder import read_model_config
 from vl2.checkpoint.source import resolve_model
@@ -47,8 +49,12 @@ from vl2.engine.transport import ProcessTransport, ThreadTransport
 from vl2.processing.constrain import check_grammar, check_prompt
 from vl2.processing.detokenizer import Detokenizer
 from vl2.processing.grounding import parse_grounding
+from vl2.processing.isolated import render_pdf
 from vl2.processing.processor import Processor
 from vl2.processing.tokenizer import DET, DET_END, REF, REF_END, Tokenizer
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 T = TypeVar("T")
 MAX_PROCESSOR_THREADS = 8
@@ -128,10 +134,16 @@ class LLM:
     async def replica_stats(self) -> list[ReplicaStats]:
         return await self.client.replica_stats()
 
-    async def process(self, messages: Conversation) -> Prompt:
+    async def process(self, messages: Conversation, tenant: str = "") -> Prompt:
         """What the model would see, with exact token counts. Raises: RequestError."""
         turns = as_messages(messages)
-        return await asyncio.get_running_loop().run_in_executor(self._pool, self.processor.process, turns)
+        return await asyncio.get_running_loop().run_in_executor(self._pool, self.processor.process, turns, tenant)
+
+    async def pdf_pages(self, data: bytes, pages: str | None = None) -> list[Image.Image]:
+        """Pages of a PDF as pictures, for `Message`s; `pages` as "1-3,5". Raises: InvalidImage, InvalidRequest."""
+        return await asyncio.get_running_loop().run_in_executor(
+            self._pool, render_pdf, data, pages, self.processor.limits
+        )
 
     async def stream(
         self,
@@ -147,7 +159,9 @@ class LLM:
         """
         params = params or SamplingParams()
         messages = as_messages(messages)
-        prompt = await self._process_for(params, messages)
+        prompt = await self._process_for(params, messages, options.tenant)
+        if options.tenant:
+            prompt, options = _of_tenant(prompt, options)
         request = self.client.admit(request_id or uuid.uuid4().hex, prompt, params, options)
         begun = messages[-1].content.strip() if messages[-1].role == "assistant" else ""
         answer = _Answer(prompt, params, self.processor.tokenizer, begun)
@@ -158,12 +172,12 @@ class LLM:
                     self.client.close_choice(request.request_id, event.choice_idx)
                 yield delta
 
-    async def _process_for(self, params: SamplingParams, messages: Sequence[Message]) -> Prompt:
+    async def _process_for(self, params: SamplingParams, messages: Sequence[Message], tenant: str) -> Prompt:
         """`process`, with a grammar checked before the pictures and against the prompt. Raises: RequestError."""
         grammar = params.grammar
         if grammar is not None:
             await asyncio.get_running_loop().run_in_executor(self._pool, check_grammar, grammar)
-        prompt = await self.process(messages)
+        prompt = await self.process(messages, tenant)
         if grammar is not None:
             check_prompt(grammar, prompt, self.processor.tokenizer)
         return prompt
@@ -206,6 +220,14 @@ def _check_context(engine: EngineConfig, model: ModelConfig) -> None:
             f"--max-context-tokens is {wanted}, but this model was trained for {trained}; lower it, or leave it out",
             param="max_context_tokens",
         )
+
+
+def _of_tenant(prompt: Prompt, options: QueueOptions) -> tuple[Prompt, QueueOptions]:
+    """Keys of tiles and prefixes that no other tenant's request can have."""
+    secret = options.tenant.encode()
+    keys = tuple(hashlib.blake2b(key, key=secret[:64], digest_size=32).digest() for key in prompt.tile_keys)
+    salt = f"{len(secret)}:{options.tenant}:{options.cache_salt}"
+    return dataclasses.replace(prompt, tile_keys=keys), dataclasses.replace(options, cache_salt=salt)
 
 
 class _Answer:

@@ -16,6 +16,7 @@ from vl2.checkpoint import modelscope, source
 from vl2.checkpoint.source import resolve_model
 from vl2.core.config import HubOptions
 from vl2.core.errors import SetupError
+from vl2.core.secret import Secret
 
 FILES = {
     "config.json": b'{"model_type": "deepseek_vl_v2"}',
@@ -135,8 +136,8 @@ def test_other_bytes_than_announced_are_an_error_and_removed(options: HubOptions
 def test_a_private_model_needs_the_token(options: HubOptions, hub: FakeHub) -> None:
     hub.token = "hf_secret"
     with pytest.raises(SetupError, match=r"private|token is wrong"):
-        resolve_model(REPOSITORY, options=replace(options, hub_token="hf_wrong"))
-    assert resolve_model(REPOSITORY, options=replace(options, hub_token="hf_secret")).is_dir()
+        resolve_model(REPOSITORY, options=replace(options, hub_token=Secret("hf_wrong")))
+    assert resolve_model(REPOSITORY, options=replace(options, hub_token=Secret("hf_secret"))).is_dir()
 
 
 @pytest.mark.parametrize(

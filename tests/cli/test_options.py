@@ -14,6 +14,7 @@ from vl2.cli.options import SAMPLING_HELP, describe, options, sampling_options
 from vl2.cli.reference import render
 from vl2.core.config import EngineConfig, HubOptions, ProcessorConfig, ServerConfig, check_options, option
 from vl2.core.errors import SetupError
+from vl2.core.secret import Secret
 from vl2.core.types import SamplingParams
 
 
@@ -23,7 +24,7 @@ class Toy:
     share: float = option(0.5, "How much.")
     name: str | None = option(None, "Who.")
     colour: str = option("red", "Which.", choices=("red", "blue"))
-    key: tuple[str, ...] = option((), "Keys.", secret=True)
+    key: tuple[Secret, ...] = option((), "Keys.")
     is_loud: bool = option(False, "Whether.")
 
 
@@ -50,12 +51,12 @@ def test_without_flags_all_are_defaults(toy: Callable[..., Toy]) -> None:
 
 def test_every_kind_of_field_has_a_flag(toy: Callable[..., Toy]) -> None:
     flags = "--size 4 --share 0.25 --name ada --colour blue --key a --key b --is-loud".split()
-    assert toy(*flags) == Toy(4, 0.25, "ada", "blue", ("a", "b"), True)
+    assert toy(*flags) == Toy(4, 0.25, "ada", "blue", (Secret("a"), Secret("b")), True)
 
 
 def test_every_kind_of_field_has_a_variable(toy: Callable[..., Toy]) -> None:
     variables = dict(VL2_SIZE="4", VL2_NAME="ada", VL2_COLOUR="blue", VL2_KEY="a b", VL2_IS_LOUD="true")
-    assert toy(**variables) == Toy(4, 0.5, "ada", "blue", ("a", "b"), True)
+    assert toy(**variables) == Toy(4, 0.5, "ada", "blue", (Secret("a"), Secret("b")), True)
 
 
 def test_a_flag_wins_over_its_variable(toy: Callable[..., Toy]) -> None:
@@ -85,8 +86,10 @@ def test_sampling_flags_default_to_sampling_params() -> None:
     assert taken == [SamplingParams(), SamplingParams(temperature=0.4, stop=("a", "b"))]
 
 
-def test_secrets_are_not_described() -> None:
-    assert describe(toy=Toy(key=("hush",))) == "key=set"
+def test_secrets_are_not_described(toy: Callable[..., Toy]) -> None:
+    given = toy("--key", "hush", "--key", "hush2")
+    assert [key.reveal() for key in given.key] == ["hush", "hush2"]
+    assert describe(toy=given) == "key=(***, ***)"
 
 
 def test_only_what_differs_from_its_default_is_described() -> None:

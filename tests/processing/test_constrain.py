@@ -78,7 +78,9 @@ def test_a_good_grammar_is_taken(grammar: Grammar):
 def test_kind_and_spec_go_together(kind: Any, spec: Any):
     with pytest.raises(InvalidRequest, match=f"the spec of a {kind} grammar"):
         Grammar(kind, spec)
-    with pytest.raises(InvalidRequest, match="kinds are json_object, json_schema, choice, regex, grounding"):
+    with pytest.raises(
+        InvalidRequest, match="kinds are json_object, json_schema, text_or_json, choice, regex, grounding"
+    ):
         Grammar("yaml")  # type: ignore[arg-type]
 
 

@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 
 from golden_cases import GoldenCase, load_variant, load_variants, tile_sha256, unfold_rle
+from vl2.core.config import ProcessorConfig
 from vl2.core.model_config import parse_model_config
 from vl2.core.types import Message, Prompt
 from vl2.processing.processor import Processor
 
+AS_OFFICIAL = ProcessorConfig(special_tokens="official", exif="official")
 ALL_CASES = [case for variant in load_variants() for case in variant.cases + variant.processor_cases]
 
 
@@ -20,7 +22,7 @@ def processors() -> dict[str, Processor]:
     made = {}
     for variant in load_variants():
         config = parse_model_config(json.loads((variant.folder / "config.json").read_text()))
-        made[variant.name] = Processor(variant.folder, config)
+        made[variant.name] = Processor(variant.folder, config, AS_OFFICIAL)
     return made
 
 
@@ -50,6 +52,17 @@ def test_token_ids_and_image_places_are_the_official_ones(processors, case):
         assert mask.tolist() == case.tensors["images_seq_mask"].tolist()
         assert labels.tolist() == case.tensors["labels"].tolist()
         assert [[span.width, span.height] for span in prompt.spans] == case.meta["image_sizes_wh"]
+
+
+DISPLAYED = [case for case in ALL_CASES if not case.is_plain_prompt and case.name != "img-exif6"]  # that one is turned
+
+
+@pytest.mark.parametrize("case", DISPLAYED, ids=str)
+def test_by_default_only_typed_roles_differ(processors, case):
+    folder = load_variant(case.variant).folder
+    ours = Processor(folder, parse_model_config(json.loads((folder / "config.json").read_text())))
+    are_equal = ours.process(case.messages).token_ids == case.input_ids
+    assert are_equal is (case.name != "specials-in-text")
 
 
 @pytest.mark.parametrize("case", [case for case in ALL_CASES if not case.is_pillow_sensitive], ids=str)

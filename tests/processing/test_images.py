@@ -57,7 +57,7 @@ def test_a_picture_comes_as_bytes_path_or_pil_image(tmp_path):
     assert all(np.array_equal(open_image(source, LIMITS), picture) for source in sources)
 
 
-@pytest.mark.parametrize("mode", ["1", "L", "P", "LA", "RGBA", "CMYK", "I", "F"])
+@pytest.mark.parametrize("mode", ["1", "L", "P", "LA", "RGBA", "CMYK", "I"])
 def test_every_mode_becomes_rgb_as_pillow_converts_it(mode):
     picture = noise(20, 10).convert(mode)
     assert np.array_equal(open_image(picture, LIMITS), picture.convert("RGB"))
@@ -68,10 +68,47 @@ def test_alpha_is_dropped_not_blended():
     assert open_image(encoded(transparent), LIMITS).getpixel((0, 0)) == (200, 100, 50)
 
 
-def test_exif_rotation_is_not_applied():
+@pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP", "TIFF"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_picture_is_turned_as_its_exif_orientation_says(orientation, file_format):
     exif = Image.Exif()
-    exif[0x0112] = 6  # orientation: turn by 90°
-    assert open_image(encoded(noise(20, 10), "JPEG", exif=exif), LIMITS).size == (20, 10)
+    exif[0x0112] = orientation
+    data = encoded(noise(20, 10), file_format, exif=exif)
+    shown = ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB")
+    assert np.array_equal(open_image(data, LIMITS), shown)
+    official = open_image(data, ProcessorConfig(exif="official"))
+    assert np.array_equal(official, Image.open(io.BytesIO(data)).convert("RGB"))
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
+def test_a_broken_exif_block_does_not_make_a_broken_picture():
+    data = encoded(noise(20, 10), "JPEG", exif=b"Exif\0\0II*\0\xff\xff\xff\xff")
+    assert open_image(data, LIMITS).size == (20, 10)
+
+
+@pytest.mark.parametrize(("brightest", "bits"), [(255, 8), (256, 10), (1023, 10), (4095, 12), (4096, 14), (65535, 16)])
+@pytest.mark.parametrize("file_format", ["PNG", "TIFF"])
+def test_grey_of_many_bits_keeps_its_contrast(file_format, brightest, bits):
+    values = np.linspace(0, brightest, 200).round().astype(np.uint16).reshape(10, 20)
+    data = encoded(Image.fromarray(values), file_format)
+    grey = np.asarray(open_image(data, LIMITS))[:, :, 0].astype(int)
+    assert np.abs(grey - values / (2**bits - 1) * 255).max() <= 0.5
+
+
+def test_grey_in_floats_counts_as_shares_up_to_one():
+    values = np.array([[0.0, 0.5, 1.0, np.nan]], np.float32)
+    assert np.asarray(open_image(Image.fromarray(values), LIMITS))[0, :, 0].tolist() == [0, 128, 255, 0]
+
+
+def test_a_palette_with_a_transparent_colour_shows_its_colour():
+    picture = Image.new("P", (4, 4), 1)
+    picture.putpalette([0, 0, 0, 200, 100, 50])
+    assert open_image(encoded(picture, "PNG", transparency=1), LIMITS).getpixel((0, 0)) == (200, 100, 50)
+
+
+def test_cmyk_of_a_jpeg_is_what_pillow_shows():
+    data = encoded(noise(20, 10, "CMYK"), "JPEG", quality=95)
+    assert np.array_equal(open_image(data, LIMITS), Image.open(io.BytesIO(data)).convert("RGB"))
 
 
 def test_the_first_frame_of_an_animation_is_taken():

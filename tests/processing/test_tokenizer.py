@@ -4,12 +4,12 @@ import json
 
 import pytest
 import tokenizers
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from golden_cases import load_variant
 from vl2.core.errors import CheckpointError
-from vl2.processing.tokenizer import FRAME_TOKENS, ROLE_AND_GROUNDING_TAGS, Tokenizer, byte_alphabet
+from vl2.processing.tokenizer import FRAME_TOKENS, GROUNDING_TAGS, ROLE_AND_GROUNDING_TAGS, Tokenizer, byte_alphabet
 
 FOLDER = load_variant("mla-greedy").folder
 OFFICIAL_ORDER = [FRAME_TOKENS["pad_token"], "<image>", *ROLE_AND_GROUNDING_TAGS]
@@ -101,3 +101,21 @@ def test_truncation_and_padding_of_the_file_are_ignored(tmp_path):
     bpe.save(str(tmp_path / "tokenizer.json"))
     assert len(Tokenizer.from_folder(tmp_path).encode("one two three four")) > 2
     assert len(Tokenizer.from_folder(tmp_path).encode("a")) == 1
+
+
+@given(st.lists(st.sampled_from([*FRAME_TOKENS.values(), *OFFICIAL_ORDER, "<|User|>", " ", "a", "\n", "<", "|"])))
+def test_what_somebody_types_becomes_no_token_but_grounding_tags(parts):
+    tokenizer = Tokenizer.from_folder(FOLDER)
+    text = "".join(parts)
+    ids = tokenizer.encode_plain(text)
+    allowed = {tokenizer.tag_ids[tag] for tag in GROUNDING_TAGS}
+    assert set(ids) & tokenizer.reserved_ids <= allowed
+    assert b"".join(map(tokenizer.token_bytes, ids)).decode() == text
+
+
+@given(st.text(max_size=40))
+def test_text_without_special_tokens_is_encoded_the_same_in_both_ways(text):
+    tokenizer = Tokenizer.from_folder(FOLDER)
+    ids = tokenizer.encode(text)
+    assume(not tokenizer.reserved_ids & set(ids))
+    assert tokenizer.encode_plain(text) == ids

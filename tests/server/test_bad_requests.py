@@ -23,17 +23,17 @@ CASES = [
     ({}, "messages", "messages is missing"),
     ({"messages": []}, "messages", "at least one entry"),
     ({"messages": "hi"}, "messages", "'hi', but must be a list"),
-    (message(role="robot"), "messages[0].role", "'robot', but must be 'system', 'developer', 'user' or 'assistant'"),
+    (message(role="robot"), "messages[0].role", "'robot', but must be 'system', 'developer', 'user', 'assistant' or"),
     (message(content=7), "messages[0].content", "a string or a list of parts"),
     (message(content=None), "messages[0].content", "a string or a list of parts"),
-    (message(content=[{"type": "input_audio"}]), "messages[0].content[0]", "'text' or 'image_url'"),
+    (message(content=[{"type": "input_audio"}]), "messages[0].content[0]", "'text', 'image_url' or 'file'"),
     (message(content=[{"type": "text"}]), "messages[0].content[0].text", "is missing"),
     (
         message(content=[text_part("a"), {"type": "image_url", "image_url": {}}]),
         "messages[0].content[1].image_url.url",
         "",
     ),
-    (message(tool_calls=[{}]), "messages[0].tool_calls", "not supported"),
+    (message(tool_calls=[{}]), "messages[0].tool_calls[0].id", "is missing"),
     (message(content="<image>"), "messages", "1 <image> tags but 0 pictures"),
     (message(content="\ud800"), "messages[0].content", "surrogate"),
     (chat(max_tokens=0), "max_tokens", "max_tokens is 0, but must be at least 1"),
@@ -91,7 +91,7 @@ CASES = [
     (chat(add_generation_prompt=False), "add_generation_prompt", "is false, but the last message is not the assist"),
     (message(role="assistant") | {"continue_final_message": False}, "continue_final_message", "always continued"),
     (message(role="assistant") | {"add_generation_prompt": True}, "add_generation_prompt", "always continued"),
-    (chat(tools=[{"type": "function"}]), "tools", "not supported"),
+    (chat(tools=[{"type": "function"}]), "tools[0].function", "is missing"),
     (chat(audio={"voice": "x"}), "audio", "not supported"),
     (chat(temprature=1), "temprature", "did you mean temperature?"),
     (chat([image_part("data:image/png;base64,@@@@")]), "messages[0].content[0].image_url.url", "'@' at position 0"),
@@ -130,7 +130,6 @@ async def test_a_wrong_field_is_named(connect: Connect, body: dict[str, Any], pa
         (b"[" * 100_000, "application/json", "nested too deeply"),
         (b"[]", "application/json", "must be a JSON object"),
         (b"", "application/json", "no body"),
-        (json.dumps(chat()).encode(), "text/plain", "Content-Type: application/json"),
     ],
 )
 async def test_a_body_that_is_no_json_object_is_refused(
@@ -139,6 +138,13 @@ async def test_a_body_that_is_no_json_object_is_refused(
     response = await connect().post(URL, content=content, headers={"Content-Type": kind})
     assert response.status_code == 400
     assert words in response.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data", ""])
+async def test_what_a_web_form_could_send_is_415(connect: Connect, kind: str) -> None:
+    response = await connect().post(URL, content=json.dumps(chat()), headers={"Content-Type": kind})
+    assert (response.status_code, response.json()["error"]["code"]) == (415, "unsupported_media_type")
+    assert "Content-Type: application/json" in response.json()["error"]["message"]
 
 
 @pytest.mark.parametrize("depth", [300, 940, 970, 5000])

@@ -23,7 +23,11 @@ class RawClient:
         self.sent: asyncio.Queue[Any] = asyncio.Queue()
         self._messages = [{"type": "http.request", "body": json.dumps(body).encode()}]
         scope = {"type": "http", "method": "POST", "path": path, "query_string": b"", "asgi": {"version": "3.0"}}
-        scope |= {"headers": [(b"content-type", b"application/json")], "http_version": "1.1", "root_path": ""}
+        scope |= {
+            "headers": [(b"host", b"localhost"), (b"content-type", b"application/json")],
+            "http_version": "1.1",
+            "root_path": "",
+        }
         app = create_app(model, ServerConfig())
         self.request = asyncio.ensure_future(app(scope, self._receive, self.sent.put))
 

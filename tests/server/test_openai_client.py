@@ -18,6 +18,7 @@ from fakes import FakeModel, answer
 from server.bodies import image_part, text_part
 from vl2.core.config import ServerConfig
 from vl2.core.errors import CapacityError, EngineError
+from vl2.core.secret import Secret
 from vl2.server.app import create_app
 
 ASK: list[Any] = [{"role": "user", "content": [image_part(), text_part("What is it?")]}]
@@ -100,7 +101,7 @@ def test_models(serve: Serve) -> None:
 
 
 def test_the_client_raises_its_own_errors(serve: Serve) -> None:
-    api = client(serve(api_key=("k",), max_body_bytes=2_000_000), "k")
+    api = client(serve(api_key=(Secret("k"),), max_body_bytes=2_000_000), "k")
     create = api.chat.completions.create
     with pytest.raises(openai.BadRequestError) as bad:
         create(model="fake", messages=ASK, max_tokens=0)

@@ -90,7 +90,7 @@ async def test_the_app_answers_while_it_loads_the_model_and_stops_it_at_the_end(
     loading = asyncio.Event()
     model = FakeModel(is_ready=False, loading=loading)
     app = create_app(model, ServerConfig())
-    client = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://vl2")
+    client = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost")
     async with app.router.lifespan_context(app), client:
         assert (await client.get("/health/ready")).status_code == 503
         loading.set()

@@ -34,7 +34,7 @@ async def test_a_picture_and_a_question_give_an_answer(connect: Connect, image: 
 async def test_image_path_is_below_the_allowed_folder(connect: Connect, tmp_path: Path, is_absolute: bool) -> None:
     (tmp_path / "a.png").write_bytes(PNG)
     model = FakeModel()
-    client = connect(model, allowed_image_folder=str(tmp_path))
+    client = connect(model, allow_dir=str(tmp_path))
     path = str(tmp_path / "a.png") if is_absolute else "a.png"
     response = await client.post("/predict", json={"prompt": "What?", "image_path": path, "max_tokens": 5})
     assert response.status_code == 200
@@ -59,7 +59,7 @@ async def test_image_path_is_below_the_allowed_folder(connect: Connect, tmp_path
 async def test_bad_input_is_named(
     connect: Connect, tmp_path: Path, body: dict[str, Any], param: str, words: str
 ) -> None:
-    response = await connect(allowed_image_folder=str(tmp_path)).post("/predict", json=body)
+    response = await connect(allow_dir=str(tmp_path)).post("/predict", json=body)
     assert response.status_code == 400
     assert response.json()["error"]["param"] == param
     assert words in response.json()["error"]["message"]

@@ -45,7 +45,7 @@ def download(repository: str, options: HubOptions, *, retry_pause_s: float = 1.0
         return _cached(store, revision, repository)
     headers = {"User-Agent": "vl2", "Accept-Encoding": "identity"}
     if options.hub_token:
-        headers["Authorization"] = f"Bearer {options.hub_token}"
+        headers["Authorization"] = f"Bearer {options.hub_token.reveal()}"
     base = (options.hub_endpoint or ENDPOINT).rstrip("/") + f"/api/v1/models/{repository}/repo"
     with httpx.Client(headers=headers, follow_redirects=True, timeout=httpx.Timeout(30.0)) as client:
         try:

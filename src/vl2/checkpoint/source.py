@@ -83,7 +83,7 @@ def _download_from_huggingface(repository: str, options: HubOptions) -> Path:
             repository,
             revision=options.revision,
             cache_dir=cache,
-            token=options.hub_token,
+            token=options.hub_token.reveal() if options.hub_token else None,
             endpoint=options.hub_endpoint,
             local_files_only=options.offline,
             allow_patterns=list(WANTED),

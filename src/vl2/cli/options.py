@@ -16,6 +16,7 @@ from typing import Any
 import click
 
 from vl2.core.config import check_options
+from vl2.core.secret import Secret
 from vl2.core.types import SamplingParams
 
 Command = Callable[..., Any]
@@ -56,7 +57,6 @@ def options(**configs: type[Any]) -> Callable[[Command], Command]:
                     field.default,
                     meta["help"],
                     choices=meta["choices"],
-                    is_secret=meta["secret"],
                     envvar=f"VL2_{field.name.upper()}",
                 )(command)
         return command
@@ -92,10 +92,10 @@ def _flag(
     help: str,
     *,
     choices: tuple[str, ...] = (),
-    is_secret: bool = False,
     envvar: str | None = None,
 ) -> Callable[[Command], Command]:
     kind, is_repeated = _kind(hint)
+    kind = SECRET if kind is Secret else kind
     flag = "--" + name.replace("_", "-")
     if kind is bool:
         return click.option(f"{flag}/--no-{flag[2:]}", name, default=default, help=help, envvar=envvar)
@@ -105,14 +105,24 @@ def _flag(
         type=click.Choice(choices) if choices else kind,
         multiple=is_repeated,
         default=default,
-        show_default=not is_secret and default not in (None, ()),
-        metavar=None if choices else {str: "TEXT", int: "N", float: "X"}[kind],
+        show_default=default not in (None, ()),
+        metavar=None if choices else {str: "TEXT", int: "N", float: "X", SECRET: "SECRET"}[kind],
         help=help,
         envvar=envvar,
     )
 
 
-def _kind(hint: Any) -> tuple[type, bool]:
+class _SecretType(click.ParamType):  # type: ignore[type-arg]  # generic in some versions
+    name = "secret"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Secret:
+        return value if isinstance(value, Secret) else Secret(value)
+
+
+SECRET: Any = _SecretType()
+
+
+def _kind(hint: Any) -> tuple[Any, bool]:
     """`int | None` → (int, False); `tuple[str, ...]` → (str, True)."""
     if typing.get_origin(hint) is tuple:
         return typing.get_args(hint)[0], True
@@ -122,11 +132,11 @@ def _kind(hint: Any) -> tuple[type, bool]:
 
 
 def describe(**configs: Any) -> str:
-    """The values that are not the defaults, for the log; secrets only as "set"."""
+    """The values that are not the defaults, for the log; secrets print as ***."""
     pairs = []
     for config in configs.values():
         for field in _fields(config):
             value = getattr(config, field.name)
             if value != field.default:
-                pairs.append(f"{field.name}={'set' if field.metadata['secret'] else value}")
+                pairs.append(f"{field.name}={value}")
     return " ".join(pairs)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import ipaddress
 import logging
-import signal
 import socket
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("vl2.serve")
 READY_POLL_S = 0.02
 BACKLOG = 2048
+ABORTED = 130
 
 
 @click.command("serve")
@@ -46,9 +48,10 @@ def command(
     logging.basicConfig(level=server.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)  # would log the addresses of pictures
     logging.getLogger("uvicorn.error").setLevel(logging.WARNING)  # our own line tells when it is ready
-    folder = server.allowed_image_folder
+    folder = server.allow_dir
     if folder is not None and not Path(folder).is_dir():
-        raise SetupError(f"--allowed-image-folder is {folder}, but there is no such folder")
+        raise SetupError(f"--allow-dir is {folder}, but there is no such folder")
+    check_exposure(server)
     listener = bind(server.host, server.port)
     with listener, models.loading_bar() as on_progress:
         llm = models.open_model(
@@ -59,7 +62,8 @@ def command(
             listener.listen(BACKLOG)  # not earlier: until now clients shall be refused, not kept waiting
         except OSError as error:
             raise _cannot_listen(server.host, server.port, error) from None
-        asyncio.run(_serve(llm, listener, server, processor))
+        if asyncio.run(_serve(llm, listener, server, processor)):
+            raise click.exceptions.Exit(ABORTED)
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -85,10 +89,12 @@ def _cannot_listen(host: str, port: int, error: Exception) -> SetupError:
     return SetupError(f"cannot listen on {host}:{port}: {reason}; choose another address with --host and --port")
 
 
-async def _serve(llm: LLM, listener: socket.socket, config: ServerConfig, processor: ProcessorConfig) -> None:
-    """Until SIGTERM or SIGINT. Raises: SetupError when the model cannot start, EngineError when it is lost."""
-    import uvicorn
+async def _serve(llm: LLM, listener: socket.socket, config: ServerConfig, processor: ProcessorConfig) -> bool:
+    """Until SIGTERM or SIGINT; returns whether a second one cut what still ran.
 
+    Raises: SetupError when the model cannot start, EngineError when it is lost.
+    """
+    from vl2.cli.http import DrainingServer, admin_server
     from vl2.server.app import create_app
 
     failures: list[VL2Error] = []
@@ -101,31 +107,45 @@ async def _serve(llm: LLM, listener: socket.socket, config: ServerConfig, proces
         reason = await llm.wait_failed()
         fail(EngineError(f"the engine died and could not be started again: {reason}"))
 
-    class Server(uvicorn.Server):
-        async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-            logger.info("stopping; %d requests are given %g s", len(self.server_state.tasks), config.drain_timeout_s)
-            await super().shutdown(sockets)
-            logger.info("stopped")
-
     app = create_app(llm, config, max_image_bytes=processor.max_image_bytes, on_setup_error=fail)
-    server = Server(
-        uvicorn.Config(
-            app,
-            backlog=BACKLOG,
-            log_config=None,
-            access_log=False,  # the app logs one line per finished request
-            server_header=False,
-            timeout_graceful_shutdown=max(1, round(config.drain_timeout_s)),
-        )
-    )
-    for signum in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(signum, lambda *_: None)  # uvicorn drains, then repeats the signal to what was here before
+    server = DrainingServer(app, config)
     beside = [asyncio.create_task(_announce(llm, listener, config)), asyncio.create_task(watch())]
-    await server.serve(sockets=[listener])
-    for task in beside:
-        task.cancel()
+    with contextlib.ExitStack() as stack:
+        if config.admin_port is not None:
+            admin_listener = stack.enter_context(bind(config.admin_host, config.admin_port))
+            admin = admin_server(llm, app)
+            beside.append(asyncio.create_task(admin.serve(sockets=[admin_listener])))
+        await server.serve(sockets=[listener])
+        for task in beside:
+            task.cancel()
+        await asyncio.gather(*beside, return_exceptions=True)
     if failures:
         raise failures[0]
+    return server.is_aborted
+
+
+def check_exposure(config: ServerConfig) -> None:
+    """Raises: SetupError for what would let strangers in."""
+    if (config.tls_cert is None) != (config.tls_key is None):
+        raise SetupError("--tls-cert and --tls-key go together; give both, or none of them")
+    for flag, file in {"--tls-cert": config.tls_cert, "--tls-key": config.tls_key}.items():
+        if file is not None and not Path(file).is_file():
+            raise SetupError(f"{flag} is {file}, but there is no such file")
+    has_keys = bool(config.api_key) or config.keys_file is not None
+    if not has_keys and not config.allow_without_keys and not is_loopback(config.host):
+        raise SetupError(
+            f"--host {config.host} can be reached from other machines, and there are no keys; set --api-key or "
+            f"--keys-file, or --allow-without-keys if everyone may ask"
+        )
+
+
+def is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 async def _announce(llm: LLM, listener: socket.socket, config: ServerConfig) -> None:
@@ -136,6 +156,7 @@ async def _announce(llm: LLM, listener: socket.socket, config: ServerConfig) -> 
     is_open_to_all = host in ("0.0.0.0", "::")
     shown = "127.0.0.1" if is_open_to_all else f"[{host}]" if ":" in host else host
     name = config.served_model_name or llm.name
-    click.echo(f"vl2: {name} answers at http://{shown}:{port} (page), http://{shown}:{port}/v1 (OpenAI API)")
-    if not config.api_key and not host.startswith("127.") and host != "::1":
-        logger.warning("no --api-key: everyone who reaches %s:%s can ask", host, port)
+    url = f"{'https' if config.tls_cert else 'http'}://{shown}:{port}"
+    click.echo(f"vl2: {name} answers at {url} (page), {url}/v1 (OpenAI API)")
+    if not config.api_key and config.keys_file is None and not is_loopback(host):
+        logger.warning("there are no keys: everyone who reaches %s:%s can ask", host, port)

@@ -48,6 +48,24 @@ class Unauthorized(RequestError):
     code = "invalid_api_key"
 
 
+class Forbidden(RequestError):
+    """The request comes from where none is taken from: a web page, or a name that is not ours."""
+
+    code = "forbidden"
+
+
+class NotFound(RequestError):
+    """There is no such object for this client; other clients' objects are told in the same words."""
+
+    code = "not_found"
+
+
+class WrongMediaType(RequestError):
+    """The body is not of the type that the route reads."""
+
+    code = "unsupported_media_type"
+
+
 class UnknownModel(RequestError):
     """The request names a model that is not served here."""
 
@@ -68,6 +86,12 @@ class CapacityError(VL2Error):
     def __init__(self, message: str, *, retry_after_s: float = 1.0) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
+
+
+class RateLimited(CapacityError):
+    """This key's own limit; others are served on."""
+
+    code = "rate_limit_exceeded"
 
 
 class NotReady(CapacityError):

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from vl2.core.stats import ModelInfo, ReplicaStats
-from vl2.core.types import Delta, Message, QueueOptions, SamplingParams
+from vl2.core.types import Delta, Message, Prompt, QueueOptions, SamplingParams
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 
 class ChatModel(Protocol):
@@ -34,6 +37,12 @@ class ChatModel(Protocol):
 
     async def stop(self) -> None:
         """Stop the engine; open streams end with EngineError."""
+
+    async def process(self, messages: Sequence[Message]) -> Prompt:
+        """What the model would see, with exact token counts; nothing is computed. Raises: RequestError."""
+
+    async def pdf_pages(self, data: bytes, pages: str | None = None) -> list[Image.Image]:
+        """Pages of a PDF as pictures; `pages` as "1-3,5". Raises: InvalidImage, InvalidRequest, TooLarge."""
 
     def stream(
         self,

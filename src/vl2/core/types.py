@@ -39,7 +39,7 @@ class Message:
 
     role: str
     content: str
-    images: tuple[ImageSource, ...] = ()
+    images: tuple[ImageSource | ImagePart, ...] = ()
 
     @classmethod
     def from_parts(cls, role: str, parts: list[str | ImagePart]) -> Message:
@@ -50,7 +50,7 @@ class Message:
 
         Raises: InvalidRequest when the number of tags is neither zero nor the number of pictures.
         """
-        images = tuple(part.source for part in parts if isinstance(part, ImagePart))
+        images = tuple(part if part.is_low_detail else part.source for part in parts if isinstance(part, ImagePart))
         num_tags = sum(part.count(IMAGE_TAG) for part in parts if isinstance(part, str))
         if num_tags not in (0, len(images)):
             raise InvalidRequest(
@@ -67,6 +67,7 @@ class ImagePart:
     """A picture among the parts of a message."""
 
     source: ImageSource
+    is_low_detail: bool = False  # one tile, whatever its size
 
 
 Conversation = str | Sequence[Message | Mapping[str, Any]]
@@ -102,7 +103,7 @@ def _message_of(turn: object) -> Message:
     return Message.from_parts(role, [*(ImagePart(image) for image in images), content])
 
 
-GrammarKind = Literal["json_object", "json_schema", "choice", "regex", "grounding"]
+GrammarKind = Literal["json_object", "json_schema", "text_or_json", "choice", "regex", "grounding"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +113,7 @@ class Grammar:
     kind          spec
     json_object   ""                a JSON object
     json_schema   schema as JSON    JSON that the schema allows
+    text_or_json  schema as JSON    the same, or any text that does not begin with {
     choice        ("yes", "no")     one of these texts
     regex         "[a-z]+"          text that the expression matches as a whole (Rust's dialect, without look-around)
     grounding     ""                any text; what it marks with <|ref|> has well-formed boxes
@@ -130,7 +132,7 @@ class Grammar:
         if self.kind == "choice":
             is_good = isinstance(self.spec, tuple) and bool(self.spec) and all(self.spec)
             rule = "one or more non-empty texts"
-        elif self.kind in ("json_schema", "regex"):
+        elif self.kind in ("json_schema", "text_or_json", "regex"):
             is_good, rule = isinstance(self.spec, str) and bool(self.spec), "a non-empty text"
         else:
             is_good, rule = not self.spec, "left out"
@@ -230,6 +232,7 @@ class QueueOptions:
     priority: int = 0  # lower is sooner; a class later is worth PRIORITY_HEADSTART_S of waiting (engine/sequence.py)
     deadline_s: float | None = None  # the longest it may wait in the queue; then DeadlineExceeded
     cache_salt: str = ""  # requests with different salts share no prefix
+    tenant: str = ""  # whose it is: tenants share neither prefixes nor encoded pictures
 
     def __post_init__(self) -> None:
         if not -100 <= self.priority <= 100:

@@ -5,21 +5,22 @@
     user c:       encode("<|User|>: " + c + "\\n\\n<|Assistant|>:")   c empty: "<|User|>:<|Assistant|>:"
     assistant c:  encode(c) + EOS                                  the last one: no EOS, the answer continues it
 
-Contents are stripped of outer white space. User text is cut at `<image>`, and each piece is encoded by itself. The text
-of special tokens in user content becomes those tokens, as in the official code.
+Contents are stripped of outer white space. User text is cut at `<image>`, and each piece is encoded by itself.
+Grounding tags in a content become those tokens. The text of other special tokens stays text, so that nobody can play a
+role that is not theirs; with `is_official` it becomes those tokens too, as in the official code.
 Source: `format_messages_v2` and `tokenize_with_images` of the official `processing_deepseek_vl_v2.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from vl2.core.errors import InvalidRequest
 from vl2.core.types import IMAGE_TAG, ROLES, Message
 from vl2.processing.tokenizer import ASSISTANT, USER, Tokenizer
 
 
-def chat_segments(messages: Sequence[Message], tokenizer: Tokenizer) -> list[list[int]]:
+def chat_segments(messages: Sequence[Message], tokenizer: Tokenizer, *, is_official: bool = False) -> list[list[int]]:
     """The ids before, between and after the pictures of a conversation: one list more than it has pictures.
 
     A last user message is followed by the answer; a last assistant message is the beginning of the answer.
@@ -27,14 +28,16 @@ def chat_segments(messages: Sequence[Message], tokenizer: Tokenizer) -> list[lis
     Raises: InvalidRequest for a conversation that the format has no place for.
     """
     check_messages(messages)
+    encode = tokenizer.encode if is_official else tokenizer.encode_plain
     segments = [[tokenizer.bos_id]]
     for idx, message in enumerate(messages):
         content = message.content.strip()
         if message.role == "user":
-            question = f"{USER}: {content}\n\n{ASSISTANT}:" if content else f"{USER}:{ASSISTANT}:"
-            append_text(segments, question, tokenizer)
+            segments[-1].append(tokenizer.tag_ids[USER])
+            append_text(segments, f": {content}\n\n" if content else ":", encode)
+            segments[-1] += [tokenizer.tag_ids[ASSISTANT], *encode(":")]
         else:
-            segments[-1] += tokenizer.encode(content)
+            segments[-1] += encode(content)
             if message.role == "assistant" and idx < len(messages) - 1:
                 segments[-1].append(tokenizer.eos_id)
     return segments
@@ -47,13 +50,13 @@ def text_segments(text: str, num_images: int, tokenizer: Tokenizer) -> list[list
     """
     _check_content("the prompt", text, num_images)
     segments = [[tokenizer.bos_id]]
-    append_text(segments, text, tokenizer)
+    append_text(segments, text, tokenizer.encode)
     return segments
 
 
-def append_text(segments: list[list[int]], text: str, tokenizer: Tokenizer) -> None:
+def append_text(segments: list[list[int]], text: str, encode: Callable[[str], list[int]]) -> None:
     """Cut `text` at its pictures; the first piece continues the last segment."""
-    first, *others = (tokenizer.encode(piece) for piece in text.split(IMAGE_TAG))
+    first, *others = (encode(piece) for piece in text.split(IMAGE_TAG))
     segments[-1] += first
     segments += others
 

@@ -7,7 +7,9 @@ on the model's. The engine builds the same text again with the real one.
 from __future__ import annotations
 
 import functools
+import json
 import re
+from typing import Any
 
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
 
@@ -33,7 +35,27 @@ def to_llguidance(grammar: Grammar) -> str:
             return _json('{"type": "object"}')
         case "json_schema", str(schema):
             return _json(schema)
+        case "text_or_json", str(schema):
+            return LLMatcher.grammar_from_lark(_TEXT_OR_JSON + json.dumps(_compact(schema)))
     raise AssertionError(f"a {grammar.kind} grammar is not llguidance's")
+
+
+_TEXT_OR_JSON = r"""
+start: TEXT | SPACE? value
+TEXT: /[ \n\r\t]*([^{ \n\r\t](.|\n)*)?/
+SPACE: /[ \n]/
+value: %json """
+
+
+def _compact(schema: str) -> dict[str, Any]:
+    """A schema inside another grammar, whose white space cannot be set from outside."""
+    try:
+        parsed = json.loads(schema)
+    except (ValueError, RecursionError):
+        parsed = None
+    if not isinstance(parsed, dict):
+        raise InvalidRequest("the schema must be a JSON object", param="grammar")
+    return {"x-guidance": {"whitespace_pattern": WHITESPACE}} | parsed
 
 
 def _json(schema: str) -> str:
@@ -63,7 +85,9 @@ def check_grammar(grammar: Grammar) -> None:
     if not matcher.is_error():
         matcher.compute_bitmask()  # finds what is sound in itself but has no text
     if matcher.is_error():
-        name = {"json_schema": "the schema", "regex": "the expression"}.get(grammar.kind, f"the {grammar.kind} grammar")
+        name = {"json_schema": "the schema", "text_or_json": "the schema", "regex": "the expression"}.get(
+            grammar.kind, f"the {grammar.kind} grammar"
+        )
         raise InvalidRequest(f"{name} cannot be used: {_reason(matcher.get_error())}", param="grammar")
 
 

@@ -9,7 +9,6 @@ import hashlib
 import io
 import os
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, TiffImagePlugin, WebPImagePlugin  # these two register themselves; nothing else is loaded
@@ -18,6 +17,7 @@ from vl2.core.config import ProcessorConfig
 from vl2.core.errors import InvalidImage, TooLarge
 from vl2.core.tiling import TileGeometry
 from vl2.core.types import ImageSource
+from vl2.processing import isolated
 
 PAD_VALUE = 127
 """Grey level around a picture that does not fill its view: int(0.5 · 255)."""
@@ -26,26 +26,53 @@ Image.preinit()  # PNG, JPEG, GIF, BMP
 FORMATS = ("PNG", "JPEG", TiffImagePlugin.TiffImageFile.format, WebPImagePlugin.WebPImageFile.format, "GIF", "BMP")
 """What is decoded; of animations the first frame. Formats that run code or other programs (EPS …) stay off."""
 
+ISOLATED = ("GIF", "TIFF")
+"""Decoded in a process that can be killed."""
+
+ORIENTATION_TAG = 0x0112
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+GREY_BITS = (8, 10, 12, 14, 16, 24, 32)
+
 NAMES = "PNG, JPEG, WebP, GIF, BMP or TIFF"
 
 
 def open_image(source: ImageSource, limits: ProcessorConfig) -> Image.Image:
-    """Decode a picture to RGB: alpha is dropped, not blended; EXIF rotation is not applied (as the official code).
+    """Decode a picture to RGB; `to_rgb` tells what becomes of other modes.
+
+    Turned as its EXIF orientation says, unless `limits.exif` is "official": the official code does not.
 
     Raises: InvalidImage for what is no picture, is truncated or has too many pixels; TooLarge for too many bytes.
     """
     if isinstance(source, Image.Image):
         return _decode(source, limits)
     if isinstance(source, (bytes, bytearray, memoryview)):
-        _check_bytes(len(source), limits)
-        return _decode(_identify(io.BytesIO(source)), limits)
+        return _open_bytes(bytes(source), limits)
     path = Path(os.fspath(source))
     try:
         _check_bytes(path.stat().st_size, limits)
-        with path.open("rb") as stream:
-            return _decode(_identify(stream), limits)
+        return _open_bytes(path.read_bytes(), limits)
     except (OSError, ValueError) as error:
         raise InvalidImage(f"{path} cannot be opened: {getattr(error, 'strerror', None) or error}") from None
+
+
+def _open_bytes(data: bytes, limits: ProcessorConfig) -> Image.Image:
+    _check_bytes(len(data), limits)
+    if _format_of(data[:16]) in ISOLATED:
+        return isolated.decode_picture(data, limits)
+    return decode_bytes(data, limits)
+
+
+def decode_bytes(data: bytes, limits: ProcessorConfig) -> Image.Image:
+    """In this process, whatever the format. Raises: InvalidImage."""
+    return _decode(_identify(data), limits)
 
 
 def _check_bytes(num_bytes: int, limits: ProcessorConfig) -> None:
@@ -58,19 +85,23 @@ def _check_bytes(num_bytes: int, limits: ProcessorConfig) -> None:
         )
 
 
-def _identify(stream: BinaryIO) -> Image.Image:
-    """Read a picture's header. Like Image.open, but silent about size, which `_decode` checks by our own limit."""
-    prefix = stream.read(16)
+def _format_of(prefix: bytes) -> str | None:
     for name in FORMATS:
-        factory, accept = Image.OPEN[name]
-        if accept is None or accept(prefix) is not True:
-            continue
-        stream.seek(0)
-        try:
-            return factory(stream, "")
-        except Exception as error:  # decoders raise nearly anything on broken input
-            raise InvalidImage(f"the picture is a broken {name}: {_one_line(error)}") from None
-    raise InvalidImage(f"the data is not a picture that vl2 can read; send {NAMES}")
+        _, accept = Image.OPEN[name]
+        if accept is not None and accept(prefix) is True:
+            return name
+    return None
+
+
+def _identify(data: bytes) -> Image.Image:
+    """Read a picture's header. Like Image.open, but silent about size, which `_decode` checks by our own limit."""
+    name = _format_of(data[:16])
+    if name is None:
+        raise InvalidImage(f"the data is not a picture that vl2 can read; send {NAMES}")
+    try:
+        return Image.OPEN[name][0](io.BytesIO(data), "")
+    except Exception as error:  # decoders raise nearly anything on broken input
+        raise InvalidImage(f"the picture is a broken {name}: {_one_line(error)}") from None
 
 
 def _decode(image: Image.Image, limits: ProcessorConfig) -> Image.Image:
@@ -84,9 +115,42 @@ def _decode(image: Image.Image, limits: ProcessorConfig) -> Image.Image:
         )
     try:
         image.load()
-        return image if image.mode == "RGB" else image.convert("RGB")
+        return to_rgb(image if limits.exif == "official" else turned(image))
     except Exception as error:  # decoders raise nearly anything on broken input
         raise InvalidImage(f"the picture cannot be decoded, it may be truncated: {_one_line(error)}") from None
+
+
+def turned(image: Image.Image) -> Image.Image:
+    """As its EXIF orientation wants it shown; as it is where that is missing or broken."""
+    try:
+        orientation = image.getexif().get(ORIENTATION_TAG)
+    except Exception:  # a broken EXIF block does not make a broken picture
+        return image
+    method = TURNS.get(orientation or 1)
+    return image if method is None else image.transpose(method)
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Alpha is dropped, not blended, as in the official code; palettes and CMYK as Pillow converts them.
+
+    Grey of more than 8 bits is scaled by the fewest bits (8, 10, 12, 14, 16, 24, 32) that hold its brightest value, so
+    that a medical picture keeps its contrast; floats up to 1 count as shares. Pillow alone would cut all at 255.
+    """
+    if image.mode == "RGB":
+        return image
+    if image.mode.startswith(("I", "F")):
+        return Image.fromarray(to_eight_bits(np.asarray(image))).convert("RGB")
+    return image.convert("RGB")
+
+
+def to_eight_bits(pixels: np.ndarray) -> np.ndarray:
+    values = np.nan_to_num(pixels.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0).clip(0)
+    brightest = values.max(initial=0.0)
+    if pixels.dtype.kind == "f" and brightest <= 1:
+        top = 1.0
+    else:
+        top = next((2.0**bits - 1 for bits in GREY_BITS if brightest <= 2.0**bits - 1), brightest)
+    return (values * (255 / top)).round().astype(np.uint8)
 
 
 def _one_line(error: Exception) -> str:

@@ -6,6 +6,7 @@ Source: `DeepseekVLV2Processor.__init__` of the official repository; `ByteLevel`
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from tokenizers import AddedToken
@@ -17,7 +18,8 @@ from vl2.processing.checkpoint_files import read_json_object
 IMAGE_TOKEN = "<image>"
 REF, REF_END, DET, DET_END, GROUNDING = "<|ref|>", "<|/ref|>", "<|det|>", "<|/det|>", "<|grounding|>"
 USER, ASSISTANT = "<|User|>", "<|Assistant|>"
-ROLE_AND_GROUNDING_TAGS = (REF, REF_END, DET, DET_END, GROUNDING, USER, ASSISTANT)
+GROUNDING_TAGS = (REF, REF_END, DET, DET_END, GROUNDING)
+ROLE_AND_GROUNDING_TAGS = (*GROUNDING_TAGS, USER, ASSISTANT)
 # The bars are U+FF5C, the low lines U+2581. tokenizer_config.json may name others.
 FRAME_TOKENS = {
     "bos_token": "<｜begin▁of▁sentence｜>",
@@ -54,6 +56,7 @@ class Tokenizer:
         self.pad_id = _existing(bpe, frame["pad_token"])
         self.image_id = _existing(bpe, IMAGE_TOKEN)
         self.tag_ids = {tag: _existing(bpe, tag) for tag in ROLE_AND_GROUNDING_TAGS}
+        self._plain_bpe = _without_specials(bpe)
         self._alphabet = byte_alphabet()
         self._token_bytes: dict[int, bytes] = {}
 
@@ -94,6 +97,10 @@ class Tokenizer:
         """Ids of `text`, without BOS and EOS. The text of a special token becomes that token, wherever it stands."""
         return self._bpe.encode(text, add_special_tokens=False).ids
 
+    def encode_plain(self, text: str) -> list[int]:
+        """Ids of what somebody typed: grounding tags are themselves; the text of any other special token is text."""
+        return self._plain_bpe.encode(text, add_special_tokens=False).ids
+
     def token_bytes(self, token_id: int) -> bytes:
         """The bytes that a token adds to the answer; b"" for an id without token.
 
@@ -122,6 +129,21 @@ class Tokenizer:
                     f"{path}: the token {name} has id {token_id}, outside the embedding of {vocab_size} rows; "
                     "this tokenizer belongs to another model"
                 )
+
+
+def _without_specials(bpe: BPETokenizer) -> BPETokenizer:
+    """The same vocabulary, in which text becomes a grounding tag but no other added token.
+
+    tokenizers can leave special tokens alone, and leaves none but those: so what is added is declared special, and the
+    grounding tags are not.
+    """
+    raw = json.loads(bpe.to_str())
+    for token in raw["added_tokens"]:
+        is_tag_like = token["content"].startswith("<") and token["content"].endswith(">")
+        token["special"] = (token["special"] or is_tag_like) and token["content"] not in GROUNDING_TAGS
+    plain = BPETokenizer.from_str(json.dumps(raw))
+    plain.encode_special_tokens = True
+    return plain
 
 
 def _add_special(bpe: BPETokenizer, token: str) -> None:

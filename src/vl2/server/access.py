@@ -46,6 +46,7 @@ class RequestRecord:
     first_token_s: float | None = None
     num_tokens: int = 0  # of the answer so far
     usage: Usage | None = None
+    headers: dict[str, str] = field(default_factory=dict)  # of the answer, beside the route's own
 
     def age_s(self) -> float:
         return time.monotonic() - self.started_s
@@ -59,6 +60,12 @@ def record_of(request: Request) -> RequestRecord:
     record = request.state.record
     assert isinstance(record, RequestRecord)
     return record
+
+
+def note_error(request: Request, code: str) -> None:
+    """For the log line, where requests have one: the admin port's have none."""
+    if hasattr(request.state, "record"):
+        request.state.record.error_code = code
 
 
 class RecordRequests:
@@ -85,7 +92,7 @@ class RecordRequests:
         async def watch_send(message: Message) -> None:
             if message["type"] == "http.response.start":
                 record.status, record.is_started = record.status or message["status"], True
-                MutableHeaders(scope=message)[REQUEST_ID_HEADER] = record.request_id
+                MutableHeaders(scope=message).update(record.headers | {REQUEST_ID_HEADER: record.request_id})
             elif not message.get("more_body", False):
                 record.is_complete = True
             await send(message)

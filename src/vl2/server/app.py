@@ -16,14 +16,18 @@ from vl2.core.interface import ChatModel
 from vl2.server.access import RecordRequests
 from vl2.server.auth import RequireKey
 from vl2.server.chat import ChatService
+from vl2.server.drain import Drain, DrainRequests
 from vl2.server.errors import install_error_handlers
 from vl2.server.fetch import PictureFetcher
+from vl2.server.guard import Guard
 from vl2.server.health import health_routes
-from vl2.server.limits import LimitBody
+from vl2.server.intake import LimitBody
 from vl2.server.metrics import Metrics, metrics_routes
 from vl2.server.openai.routes import openai_routes
 from vl2.server.page import page_routes
 from vl2.server.predict import predict_routes
+from vl2.server.quotas import Quotas
+from vl2.server.tenants import KeyRing
 
 logger = logging.getLogger(__name__)
 
@@ -42,10 +46,19 @@ def create_app(
     called in the event loop: the place to end the process.
     """
     fetcher = fetcher or PictureFetcher(
-        allowed_folder=config.allowed_image_folder, timeout_s=config.fetch_timeout_s, max_bytes=max_image_bytes
+        allowed_folder=config.allow_dir, timeout_s=config.fetch_timeout_s, max_bytes=max_image_bytes
     )
     metrics = Metrics()
-    service = ChatService(llm, config.served_model_name or llm.name, fetcher, metrics)
+    drain = Drain()
+    keys = KeyRing(config.api_key, config.keys_file)
+    service = ChatService(
+        llm,
+        config.served_model_name or llm.name,
+        fetcher,
+        metrics,
+        max_pictures=config.max_pictures,
+        is_cache_shared=config.shared_cache,
+    )
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -54,19 +67,22 @@ def create_app(
         await fetcher.aclose()
 
     app = FastAPI(title="vl2", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
+    app.state.config, app.state.metrics, app.state.drain = config, metrics, drain
     install_error_handlers(app)
     routes = list(app.routes)
     for router in (
         openai_routes(service),
         predict_routes(service, fetcher),
-        health_routes(llm),
-        metrics_routes(llm, metrics),
+        health_routes(llm, drain),
+        *([metrics_routes(llm, metrics)] if config.admin_port is None else []),
         page_routes(),
     ):
         app.include_router(router)
         routes += router.routes
     app.add_middleware(LimitBody, max_bytes=config.max_body_bytes)  # the innermost
-    app.add_middleware(RequireKey, keys=config.api_key)
+    app.add_middleware(DrainRequests, drain=drain)
+    app.add_middleware(RequireKey, keys=keys, scrape_key=config.scrape_key, quotas=Quotas())
+    app.add_middleware(Guard, hosts=config.allowed_host, origins=config.allowed_origin, needs_keys=not keys.is_open)
     app.add_middleware(RecordRequests, metrics=metrics, routes=routes)  # the outermost
     return app
 

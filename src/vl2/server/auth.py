@@ -2,40 +2,75 @@
 
 from __future__ import annotations
 
-import hashlib
 import hmac
-from collections.abc import Iterable
 
 from starlette.datastructures import Headers
+from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from vl2.core.errors import Unauthorized
+from vl2.core.errors import RateLimited, Unauthorized
+from vl2.core.secret import Secret
 from vl2.server.errors import error_response
+from vl2.server.quotas import Quotas
+from vl2.server.tenants import ANYONE, Key, KeyRing, digest_of
 
 PUBLIC_PATHS = ("/", "/health", "/health/live", "/health/ready")
 PUBLIC_PREFIX = "/web/"  # the page's own files
+OPERATOR_PATHS = ("/metrics",)
+"""Numbers about all tenants: for the scrape key, and for a key only where all keys are one tenant's."""
 
 
 class RequireKey:
-    """Lets a request through if it is public or brings `Authorization: Bearer KEY`; everything, where no key is set."""
+    """Lets a request through if it is public or brings a key; everything, where no key is set.
 
-    def __init__(self, app: ASGIApp, keys: Iterable[str]) -> None:
+    The key comes as `Authorization: Bearer KEY`, or as Anthropic's clients send it, `x-api-key: KEY`.
+    """
+
+    def __init__(self, app: ASGIApp, keys: KeyRing, scrape_key: Secret | None, quotas: Quotas) -> None:
         self.app = app
-        self.digests = [_digest(key) for key in keys]
+        self.keys = keys
+        self.quotas = quotas
+        self.scrape_digest = digest_of(scrape_key.reveal()) if scrape_key else None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or not self.digests or is_public(scope) or self._has_key(Headers(scope=scope)):
+        if scope["type"] != "http":
             await self.app(scope, receive, send)
-        else:
+            return
+        state = scope.setdefault("state", {})
+        if is_public(scope) or self._is_scrape(scope):
+            state["key"] = ANYONE
+            await self.app(scope, receive, send)
+            return
+        key = self._key_of(scope)
+        if key is None:
             error = Unauthorized("no valid API key was sent; send it as the header Authorization: Bearer KEY")
             await error_response(error)(scope, receive, send)
+            return
+        state["key"] = key
+        try:
+            with self.quotas.hold(key):
+                await self.app(scope, receive, send)
+        except RateLimited as error:  # the only one that is raised here: the app answers its own errors
+            await error_response(error)(scope, receive, send)
 
-    def _has_key(self, headers: Headers) -> bool:
-        scheme, _, key = headers.get("authorization", "").partition(" ")
-        digest = _digest(key.strip())
-        # Every key is compared, in constant time: the time taken tells nothing about any of them.
-        matches = [hmac.compare_digest(digest, known) for known in self.digests]
-        return scheme.lower() == "bearer" and any(matches)
+    def _is_scrape(self, scope: Scope) -> bool:
+        """Whether the operator's own path is asked for with the operator's own key."""
+        if scope["path"] not in OPERATOR_PATHS or self.scrape_digest is None:
+            return False
+        return hmac.compare_digest(digest_of(sent_key(Headers(scope=scope))), self.scrape_digest)
+
+    def _key_of(self, scope: Scope) -> Key | None:
+        is_operators = scope["path"] in OPERATOR_PATHS
+        if is_operators and (self.scrape_digest is not None or self.keys.has_many_tenants):
+            return None
+        return ANYONE if self.keys.is_open else self.keys.find(sent_key(Headers(scope=scope)))
+
+
+def sent_key(headers: Headers) -> str:
+    scheme, _, key = headers.get("authorization", "").partition(" ")
+    if scheme.lower() == "bearer":
+        return key.strip()
+    return headers.get("x-api-key", "").strip()
 
 
 def is_public(scope: Scope) -> bool:
@@ -43,5 +78,7 @@ def is_public(scope: Scope) -> bool:
     return path in PUBLIC_PATHS or path.startswith(PUBLIC_PREFIX) or scope["method"] == "OPTIONS"
 
 
-def _digest(key: str) -> bytes:
-    return hashlib.sha256(key.encode()).digest()
+def key_of(request: Request) -> Key:
+    key = request.state.key
+    assert isinstance(key, Key)
+    return key

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+import dataclasses
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import cast
@@ -13,8 +14,33 @@ from vl2.core.types import Completion, Delta, FinishReason, Message, QueueOption
 from vl2.server.access import RequestRecord
 from vl2.server.fetch import Fetch
 from vl2.server.metrics import Metrics, TokenClock
+from vl2.server.tenants import Key
+from vl2.server.tools import Tools, with_tools
+from vl2.server.turns import Reader, Turn
 
 DEFAULT_MODEL = "default"  # a name that every server answers to
+
+
+ReadFileOf = Callable[[str, str], Awaitable[bytes]]
+
+
+@dataclass(frozen=True)
+class Question:
+    """What every dialect's body comes down to."""
+
+    turns: list[Turn]
+    params: SamplingParams
+    options: QueueOptions = QueueOptions()
+    tools: Tools | None = None
+
+    def __post_init__(self) -> None:
+        if self.tools is not None and self.params.grammar is not None:
+            raise InvalidRequest("tools and a format of the answer cannot be combined; send one of them", param="tools")
+
+    @property
+    def sampling(self) -> SamplingParams:
+        """With the grammar of the tools."""
+        return self.params if self.tools is None else dataclasses.replace(self.params, grammar=self.tools.grammar())
 
 
 @dataclass(frozen=True)
@@ -23,6 +49,9 @@ class ChatService:
     model_name: str
     fetch: Fetch
     metrics: Metrics
+    max_pictures: int | None = None  # of one request; None: what the context holds
+    is_cache_shared: bool = False  # between tenants
+    read_file: ReadFileOf | None = None  # tenant, id → an uploaded file's bytes
 
     def check_model(self, name: str | None) -> None:
         """Raises: UnknownModel."""
@@ -39,14 +68,35 @@ class ChatService:
         if not self.llm.is_ready:
             raise NotReady("the model is loading, or its engine is starting again; try again in a moment")
 
-    def check_num_pictures(self, num_pictures: int) -> None:
-        """Before any of them is fetched. Raises: InvalidRequest."""
-        limit = self.llm.info.max_prompt_tiles
-        if num_pictures > limit:
-            raise InvalidRequest(
-                f"{num_pictures} pictures are more than the model's context can hold ({limit}); send fewer",
-                param="messages",
-            )
+    def reader(self, tenant: str) -> Reader:
+        """Valid while the model is ready."""
+
+        async def read_file(file_id: str) -> bytes:
+            if self.read_file is None:
+                raise InvalidRequest("this server keeps no files; --state-dir turns them on")
+            return await self.read_file(tenant, file_id)
+
+        most = self.llm.info.max_prompt_tiles if self.max_pictures is None else self.max_pictures
+        return Reader(self.fetch, read_file, self.llm.pdf_pages, most)
+
+    async def messages(self, question: Question, key: Key) -> list[Message]:
+        """Everything that the model is told. Raises: RequestError."""
+        messages = await self.reader(key.tenant).messages(question.turns)
+        return messages if question.tools is None else with_tools(messages, question.tools)
+
+    def options_of(self, question: Question, key: Key) -> QueueOptions:
+        """What the key decides: whose the request is, and how early it may come."""
+        priority = question.options.priority
+        if key.priority is not None:
+            priority = min(100, key.priority + max(0, priority))
+        tenant = "" if self.is_cache_shared else key.tenant
+        return dataclasses.replace(question.options, priority=priority, tenant=tenant)
+
+    async def begin(self, question: Question, record: RequestRecord, key: Key) -> Answer:
+        """All that can end in an error status; returns with the first token. Raises: as `ask`."""
+        self.check_ready()
+        messages = await self.messages(question, key)
+        return await self.ask(messages, question.sampling, record, self.options_of(question, key))
 
     async def ask(
         self,

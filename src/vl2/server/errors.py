@@ -19,7 +19,10 @@ from vl2.core import errors as e
 TABLE: dict[type[e.VL2Error], tuple[int, str]] = {
     e.RequestError: (400, "invalid_request_error"),
     e.Unauthorized: (401, "invalid_request_error"),
+    e.Forbidden: (403, "invalid_request_error"),
     e.UnknownModel: (404, "invalid_request_error"),
+    e.NotFound: (404, "invalid_request_error"),
+    e.WrongMediaType: (415, "invalid_request_error"),
     e.TooLarge: (413, "invalid_request_error"),
     e.CapacityError: (429, "rate_limit_error"),
     e.NotReady: (503, "service_unavailable_error"),
@@ -42,16 +45,42 @@ class ServerStopping(e.NotReady):
         super().__init__("the server is stopping, and this answer was not finished in time; ask again")
 
 
+ANTHROPIC_PATHS = ("/v1/messages", "/v1/messages/count_tokens")
+ANTHROPIC_TYPES = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    405: "invalid_request_error",
+    413: "request_too_large",
+    415: "invalid_request_error",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+    504: "timeout_error",
+}
+
+
 class ErrorResponse(JSONResponse):
-    """An error in OpenAI's shape. Whoever sends it leaves its code and param in `scope["state"]` for the log line."""
+    """An error in OpenAI's shape, or in Anthropic's on its routes.
+
+    Whoever sends it leaves its code and param in `scope["state"]` for the log line.
+    """
 
     def __init__(self, body: dict[str, Any], status: int, headers: Mapping[str, str] | None = None) -> None:
         super().__init__(body, status, headers)
-        self._error = (body["error"]["code"], body["error"]["param"])
+        self._sent_body = body
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        scope.setdefault("state", {})["error"] = self._error
+        error = self._sent_body["error"]
+        scope.setdefault("state", {})["error"] = (error["code"], error["param"])
+        if scope["path"] in ANTHROPIC_PATHS:
+            self.body = self.render(anthropic_body(error["message"], self.status_code))
+            self.headers["content-length"] = str(len(self.body))
         await super().__call__(scope, receive, send)
+
+
+def anthropic_body(message: str, status: int) -> dict[str, Any]:
+    return {"type": "error", "error": {"type": ANTHROPIC_TYPES.get(status, "api_error"), "message": message}}
 
 
 def status_of(error: e.VL2Error) -> int:

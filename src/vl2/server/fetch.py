@@ -75,7 +75,7 @@ class PictureFetcher:
     def read_file(self, path: str) -> bytes:
         """A file below the allowed folder; relative paths start there."""
         if self.allowed_folder is None:
-            raise InvalidRequest("pictures by path are turned off; the server's --allowed-image-folder turns them on")
+            raise InvalidRequest("pictures by path are turned off; the server's --allow-dir turns them on")
         # One message for all that is wrong, so that nobody can ask which files exist elsewhere.
         refused = InvalidRequest(f"{path[:100]!r} is not a readable file below the server's picture folder")
         try:

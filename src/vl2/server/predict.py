@@ -10,30 +10,34 @@ from fastapi.responses import JSONResponse
 
 from vl2.core.errors import InvalidRequest, VL2Error
 from vl2.core.types import ImagePart, Message, SamplingParams
-from vl2.server.access import RequestRecord, record_of
-from vl2.server.chat import ChatService
+from vl2.server.access import record_of
+from vl2.server.auth import key_of
+from vl2.server.chat import ChatService, Question
 from vl2.server.fetch import PictureFetcher, decode_base64
+from vl2.server.intake import JSONRoute
 from vl2.server.openai.schema import PredictRequest
 from vl2.server.streaming import while_connected
 
 
 def predict_routes(service: ChatService, fetcher: PictureFetcher) -> APIRouter:
-    router = APIRouter(tags=["predict"])
+    router = APIRouter(tags=["predict"], route_class=JSONRoute)
 
     @router.post("/predict", summary="Answer a question about a picture")
     async def predict(body: PredictRequest, request: Request) -> JSONResponse:
-        text = await while_connected(request.receive, answer(service, fetcher, body, record_of(request)))
+        text = await while_connected(request.receive, answer(service, fetcher, body, request))
         return JSONResponse({"response": text})
 
     return router
 
 
-async def answer(service: ChatService, fetcher: PictureFetcher, body: PredictRequest, record: RequestRecord) -> str:
+async def answer(service: ChatService, fetcher: PictureFetcher, body: PredictRequest, request: Request) -> str:
+    record = record_of(request)
     params = SamplingParams(max_tokens=body.max_tokens)
     service.check_ready()
     message = Message.from_parts("user", [ImagePart(await read_picture(fetcher, body)), body.prompt])
     record.answer_id = f"predict-{uuid.uuid4().hex}"
-    running = await service.ask([message], params, record)
+    options = service.options_of(Question([], params), key_of(request))
+    running = await service.ask([message], params, record, options)
     return (await running.fold()).text
 
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Coroutine, Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from vl2.core.errors import InvalidRequest, VL2Error
-from vl2.core.types import MAX_TOP_LOGPROBS, ImagePart, Message, QueueOptions, SamplingParams
-from vl2.server.errors import did_you_mean
-from vl2.server.fetch import Fetch
+from vl2.core.errors import InvalidRequest
+from vl2.core.types import MAX_TOP_LOGPROBS, QueueOptions, SamplingParams
+from vl2.server.chat import Question
+from vl2.server.fields import check_fields
 from vl2.server.openai import schema
 from vl2.server.openai.grammars import to_grammar
+from vl2.server.tools import ANY_OBJECT, Tool, Tools, call_text, make_tools, result_text
+from vl2.server.turns import Reference, Turn
 
 SAME_IN_BOTH = (
     "n",
@@ -28,27 +29,20 @@ SAME_IN_BOTH = (
 """Fields with the same name and meaning in ChatRequest and SamplingParams; absent or null, the latter's default."""
 
 MAX_STOP_STRINGS = 16
-MAX_PARALLEL_FETCHES = 8  # of one request
 
 
-def check_fields(body: schema.ChatRequest) -> None:
-    """Refuse what cannot be honoured. Raises: InvalidRequest."""
-    for name, value in (body.model_extra or {}).items():
-        if name in schema.HINTS or (name in schema.REFUSED and (value is None or value in schema.REFUSED[name])):
-            continue
-        if name in schema.REFUSED:
-            reason = schema.REASONS.get(name, "is not supported by this server")
-            raise InvalidRequest(f"{name} {reason}; leave it out", param=name)
-        hint = did_you_mean(name, [*schema.ChatRequest.model_fields, *schema.HINTS])
-        raise InvalidRequest(f"{name} is not a field of this API{hint}", param=name)
+def check_body(body: schema.ChatRequest) -> list[str]:
+    """Refuse what cannot be honoured; returns the fields without effect. Raises: InvalidRequest."""
+    ignored = check_fields(body)
     if body.stream_options is not None and not body.stream:
         raise InvalidRequest("stream_options needs stream: true", param="stream_options")
     _check_continuation(body)
     for idx, message in enumerate(body.messages):
         for name, value in (message.model_extra or {}).items():
-            if value and name not in ("grounding", "annotations"):
+            if value:
                 path = f"messages[{idx}].{name}"
                 raise InvalidRequest(f"{path} is not supported by this server; leave it out", param=path)
+    return ignored
 
 
 def _check_continuation(body: schema.ChatRequest) -> None:
@@ -116,49 +110,51 @@ def _num_logprobs(body: schema.ChatRequest) -> int | None:
 # ---- messages -------------------------------------------------------------------------------------------------------
 
 
-def picture_urls(messages: Sequence[schema.ChatMessage]) -> dict[str, str]:
-    """Path of the field → URL, for every picture in order."""
-    return {
-        f"messages[{message_idx}].content[{part_idx}].image_url.url": part.image_url.url
-        for message_idx, message in enumerate(messages)
-        for part_idx, part in enumerate(message.content)
-        if isinstance(part, schema.ImagePart)
-    }
+def to_turns(messages: Sequence[schema.ChatMessage]) -> list[Turn]:
+    """Raises: InvalidRequest; `param` is the path of the field."""
+    names: dict[str, str] = {}  # of the tools that were called, by the call's id
+    return [_turn(message, f"messages[{idx}]", names) for idx, message in enumerate(messages)]
 
 
-async def to_messages(messages: Sequence[schema.ChatMessage], fetch: Fetch) -> list[Message]:
-    """Raises: InvalidRequest, InvalidImage, TooLarge; `param` is the path of the field."""
-    gate = asyncio.Semaphore(MAX_PARALLEL_FETCHES)
-
-    async def fetch_one(path: str, url: str) -> bytes:
-        async with gate:
-            try:
-                return await fetch(url)
-            except VL2Error as error:
-                error.param = error.param or path
-                raise
-
-    pictures = iter(await _all(fetch_one(path, url) for path, url in picture_urls(messages).items()))
-    converted = []
-    for message in messages:
-        content = [message.content] if isinstance(message.content, str) else message.content
-        parts = [
-            part
-            if isinstance(part, str)
-            else part.text
-            if isinstance(part, schema.TextPart)
-            else ImagePart(next(pictures))
-            for part in content
-        ]
-        converted.append(Message.from_parts("system" if message.role == "developer" else message.role, parts))
-    return converted
+def _turn(message: schema.ChatMessage, path: str, names: dict[str, str]) -> Turn:
+    content = [message.content] if isinstance(message.content, str) else message.content
+    parts = [_part(part, f"{path}.content[{idx}]") for idx, part in enumerate(content)]
+    if message.tool_calls and message.role != "assistant":
+        raise InvalidRequest(f"{path}.tool_calls stands in a {message.role} message", param=f"{path}.tool_calls")
+    for call in message.tool_calls or ():
+        names[call.id] = call.function.name
+        parts.append(call_text(call.function.name, call.function.arguments))
+    if message.role == "tool":
+        if message.tool_call_id not in names:
+            raise InvalidRequest(
+                f"{path}.tool_call_id must be the id of a call before it", param=f"{path}.tool_call_id"
+            )
+        return Turn("user", (result_text(names[message.tool_call_id], ""), *parts))
+    return Turn("system" if message.role == "developer" else message.role, tuple(parts))
 
 
-async def _all(work: Iterable[Coroutine[Any, Any, bytes]]) -> list[bytes]:
-    """Results in order; the first failure cancels the rest."""
-    tasks = [asyncio.ensure_future(item) for item in work]
-    try:
-        return list(await asyncio.gather(*tasks))
-    finally:
-        for task in tasks:
-            task.cancel()
+def _part(part: str | schema.TextPart | schema.ImagePart | schema.FilePart, path: str) -> str | Reference:
+    if isinstance(part, str):
+        return part
+    if isinstance(part, schema.TextPart):
+        return part.text
+    if isinstance(part, schema.ImagePart):
+        given = part.image_url
+        return Reference(f"{path}.image_url.url", url=given.url, is_low_detail=given.detail == "low")
+    file = part.file
+    return Reference(f"{path}.file", url=file.file_url, data=file.file_data, file_id=file.file_id, pages=file.pages)
+
+
+def to_tools(body: schema.ChatRequest) -> Tools | None:
+    """Raises: InvalidRequest."""
+    tools = [
+        Tool(tool.function.name, tool.function.description or "", tool.function.parameters or ANY_OBJECT)
+        for tool in body.tools or ()
+    ]
+    choice = body.tool_choice or "auto"
+    return make_tools(tools, choice if isinstance(choice, str) else choice.function.name, "tools")
+
+
+def to_question(body: schema.ChatRequest) -> Question:
+    """Raises: InvalidRequest that names the field."""
+    return Question(to_turns(body.messages), to_params(body), to_options(body), to_tools(body))

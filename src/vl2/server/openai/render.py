@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from vl2.core.types import Choice, Completion, Delta, GroundedObject, TokenText, Usage
+from vl2.core.types import Choice, Completion, Delta, FinishReason, GroundedObject, TokenText, Usage
+from vl2.server.tools import CallDelta, CallReader, new_call_id, read_call
 
 MIN_LOGPROB = -9999.0  # JSON has no -Infinity; OpenAI uses this number
 
@@ -24,6 +25,8 @@ class ChatRenderer:
     has_logprobs: bool = False
     has_token_ids: bool = False
     has_usage_chunk: bool = False
+    has_tools: bool = False  # then an answer may be a call
+    _readers: dict[int, CallReader] = field(default_factory=dict)
     _started: set[int] = field(default_factory=set)  # choices whose first chunk is out
 
     def completion(self, completion: Completion) -> Json:
@@ -43,17 +46,33 @@ class ChatRenderer:
             if is_first and self.has_token_ids:
                 chunk["prompt_token_ids"] = list(delta.prompt_token_ids or ())
             yield chunk
-        if self._says_something(delta):
-            yield self._chunk_of(delta)
+        message = self._message_of(delta)
+        if self._says_something(delta, message):
+            yield self._chunk_of(delta, message)
         if delta.usage is not None and self.has_usage_chunk:
             yield {**self._head("chat.completion.chunk"), "choices": [], "usage": usage_json(delta.usage)}
 
-    def _says_something(self, delta: Delta) -> bool:
+    def _says_something(self, delta: Delta, message: Json) -> bool:
         has_tokens = bool(delta.token_ids) and (self.has_token_ids or self.has_logprobs)
-        return bool(delta.text) or delta.finish_reason is not None or has_tokens
+        return bool(message) or delta.finish_reason is not None or has_tokens
 
-    def _chunk_of(self, delta: Delta) -> Json:
-        message: Json = {"content": delta.text} if delta.text else {}
+    def _message_of(self, delta: Delta) -> Json:
+        if not self.has_tools:
+            return {"content": delta.text} if delta.text else {}
+        text, calls = self._readers.setdefault(delta.choice_idx, CallReader()).push(delta)
+        message: Json = {"content": text} if text else {}
+        if calls:
+            message["tool_calls"] = [call_chunk(calls)]
+        return message
+
+    def _finish_reason(self, delta: Delta) -> str | None:
+        if delta.finish_reason is None:
+            return None
+        reader = self._readers.get(delta.choice_idx)
+        is_call = reader is not None and reader.call_id is not None and delta.finish_reason is FinishReason.STOP
+        return "tool_calls" if is_call else delta.finish_reason.value
+
+    def _chunk_of(self, delta: Delta, message: Json) -> Json:
         if delta.grounding is not None:
             message["grounding"] = grounding_json(delta.grounding)
         chunk = self._chunk(delta.choice_idx, message)
@@ -62,8 +81,7 @@ class ChatRenderer:
             choice["logprobs"] = logprobs_json(delta.logprobs)
         if self.has_token_ids:
             choice["token_ids"] = list(delta.token_ids)
-        if delta.finish_reason is not None:
-            choice["finish_reason"] = delta.finish_reason.value
+        choice["finish_reason"] = self._finish_reason(delta)
         return chunk
 
     def _chunk(self, choice_idx: int, message: Json) -> Json:
@@ -76,11 +94,14 @@ class ChatRenderer:
     def _choice(self, idx: int, choice: Choice) -> Json:
         grounding = None if choice.grounding is None else grounding_json(choice.grounding)
         message: Json = {"role": "assistant", "content": choice.text, "refusal": None, "grounding": grounding}
+        call = read_call(choice.text) if self.has_tools else None
+        if call is not None:
+            message |= {"content": None, "tool_calls": [call_json(new_call_id(), *call)]}
         body: Json = {
             "index": idx,
             "message": message,
             "logprobs": logprobs_json(choice.logprobs) if self.has_logprobs else None,
-            "finish_reason": choice.finish_reason.value,
+            "finish_reason": "tool_calls" if call is not None else choice.finish_reason.value,
         }
         if self.has_token_ids:
             body["token_ids"] = list(choice.token_ids)
@@ -94,6 +115,19 @@ class ChatRenderer:
             "model": self.model,
             "system_fingerprint": self.fingerprint,
         }
+
+
+def call_json(call_id: str, name: str, arguments: str) -> Json:
+    return {"id": call_id, "type": "function", "function": {"name": name, "arguments": arguments}}
+
+
+def call_chunk(calls: list[CallDelta]) -> Json:
+    """The pieces of the one call of an answer that came together."""
+    arguments = "".join(call.arguments for call in calls)
+    first = calls[0]
+    if first.call_id is None or first.name is None:
+        return {"index": 0, "function": {"arguments": arguments}}
+    return {"index": 0, **call_json(first.call_id, first.name, arguments)}
 
 
 def usage_json(usage: Usage) -> Json:

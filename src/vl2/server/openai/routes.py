@@ -12,17 +12,21 @@ from fastapi.responses import JSONResponse, Response
 
 from vl2.core.errors import InvalidRequest
 from vl2.server.access import RequestRecord, record_of
+from vl2.server.auth import key_of
 from vl2.server.chat import Answer, ChatService
-from vl2.server.openai.adapter import check_fields, picture_urls, to_messages, to_options, to_params
+from vl2.server.fields import ignored_header
+from vl2.server.intake import JSONRoute
+from vl2.server.openai.adapter import check_body, to_question
 from vl2.server.openai.grammars import grammar_path
 from vl2.server.openai.render import ChatRenderer
 from vl2.server.openai.schema import ChatRequest
 from vl2.server.openai.sse import chat_events, stopping_events
 from vl2.server.streaming import EventStream, while_connected
+from vl2.server.tenants import Key
 
 
 def openai_routes(service: ChatService) -> APIRouter:
-    router = APIRouter(prefix="/v1", tags=["openai"])
+    router = APIRouter(prefix="/v1", tags=["openai"], route_class=JSONRoute)
     started = int(time.time())
 
     @router.post("/chat/completions", summary="Answer a conversation", response_model=None)
@@ -37,7 +41,7 @@ def openai_routes(service: ChatService) -> APIRouter:
             has_token_ids=bool(body.return_token_ids),
             has_usage_chunk=bool(body.stream_options and body.stream_options.include_usage),
         )
-        answer = await while_connected(request.receive, begin(service, body, record, renderer.answer_id))
+        answer = await while_connected(request.receive, begin(service, body, record, key_of(request), renderer))
         if body.stream:
             return EventStream(chat_events(answer, renderer, record), answer.aclose, partial(stopping_events, record))
         return JSONResponse(renderer.completion(await while_connected(request.receive, answer.fold())))
@@ -54,19 +58,20 @@ def openai_routes(service: ChatService) -> APIRouter:
     return router
 
 
-async def begin(service: ChatService, body: ChatRequest, record: RequestRecord, answer_id: str) -> Answer:
+async def begin(
+    service: ChatService, body: ChatRequest, record: RequestRecord, key: Key, renderer: ChatRenderer
+) -> Answer:
     """All that can end in an error status; returns with the first token."""
     service.check_model(body.model)
-    check_fields(body)
-    params, options = to_params(body), to_options(body)
-    service.check_ready()
-    service.check_num_pictures(len(picture_urls(body.messages)))
-    messages = await to_messages(body.messages, service.fetch)
-    record.answer_id = answer_id
+    record.headers |= ignored_header(check_body(body))
+    question = to_question(body)
+    renderer.has_tools = question.tools is not None
+    record.answer_id = renderer.answer_id
     try:
-        return await service.ask(messages, params, record, options)
+        return await service.begin(question, record, key)
     except InvalidRequest as error:
-        error.param = grammar_path(body) if error.param == "grammar" else error.param
+        if error.param == "grammar":
+            error.param = grammar_path(body) if question.tools is None else "tools"
         raise
 
 

@@ -1,8 +1,6 @@
-"""Bodies of requests, as clients send them: the only place of pydantic.
+"""Bodies of chat completions and of /predict, as clients send them, and what other dialects share with them.
 
-Every field of OpenAI's chat completions is in one of three classes: declared on `ChatRequest` (it works), listed in
-`HINTS` (taken without effect, as it never changes an answer), or in `REFUSED` (it would change the answer and cannot
-be honoured: 400, unless it has a value that changes nothing).
+pydantic is used in files of this name only. `vl2.server.fields` tells what `Hint` and `Refused` mean.
 """
 
 from __future__ import annotations
@@ -20,43 +18,7 @@ from pydantic import (
     model_validator,
 )
 
-HINTS = frozenset(
-    {
-        "metadata",
-        "parallel_tool_calls",
-        "prediction",
-        "prompt_cache_key",
-        "prompt_cache_options",
-        "prompt_cache_retention",
-        "safety_identifier",
-        "service_tier",
-        "spaces_between_special_tokens",
-        "store",
-        "user",
-    }
-)
-REFUSED: dict[str, tuple[Any, ...]] = {
-    "audio": (),
-    "function_call": ("none", "auto"),
-    "functions": ([],),
-    "include_stop_str_in_output": (False,),
-    "min_tokens": (0,),
-    "modalities": (["text"],),
-    "moderation": (),
-    "reasoning_effort": ("none",),
-    "skip_special_tokens": (False,),
-    "tool_choice": ("none", "auto"),
-    "tools": ([],),
-    "verbosity": ("medium",),
-    "web_search_options": (),
-}
-"""Field → values that change nothing (null never does)."""
-
-REASONS = {
-    "include_stop_str_in_output": "is not supported by this server: an answer ends before its stop string",
-    "skip_special_tokens": "must be false: this server keeps tags such as <|ref|> in the answer",
-}
-"""Why a refused field is refused, where that helps."""
+from vl2.server.fields import Hint, Refused
 
 
 def _check_unicode(text: str) -> str:
@@ -73,35 +35,54 @@ TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 Count = Annotated[int, Field(ge=1, lt=2**31)]
 
 
-class _Body(BaseModel):
+class Body(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid")
 
 
 # ---- POST /v1/chat/completions --------------------------------------------------------------------------------------
 
 
-class TextPart(_Body):
+class TextPart(Body):
     type: Literal["text"]
     text: Text
 
 
-class ImageURL(_Body):
+class ImageURL(Body):
     url: Text
-    detail: Literal["auto", "low", "high"] | None = None  # a hint for now
+    detail: Literal["auto", "low", "high", "original"] | None = Field(None, description="low: one tile")
 
 
 def _as_object(value: Any) -> Any:
     return {"url": value} if isinstance(value, str) else value
 
 
-class ImagePart(_Body):
+class ImagePart(Body):
     type: Literal["image_url"]
     image_url: Annotated[ImageURL, BeforeValidator(_as_object)]  # a plain string is taken as its URL
 
 
+class File(Body):
+    file_data: Text | None = Field(None, description="a data URL, or plain base64")
+    file_id: Text | None = Field(None, description="of an uploaded file")
+    file_url: Text | None = Field(None, description="ours: as image_url.url")
+    filename: Annotated[Text | None, Hint()] = None
+    pages: Text | None = Field(None, description="ours: pages of a PDF, as 1-3,5; default: all")
+
+
+class FilePart(Body):
+    """A picture, or a PDF whose pages become pictures."""
+
+    type: Literal["file"]
+    file: File
+
+
+def kind_of(value: Any) -> Any:
+    return value.get("type") if isinstance(value, dict) else getattr(value, "type", None)
+
+
 def _part_kind(value: Any) -> str | None:
-    kind = value.get("type") if isinstance(value, dict) else getattr(value, "type", None)
-    return f"<{kind}>" if kind in ("text", "image_url") else None
+    kind = kind_of(value)
+    return f"<{kind}>" if kind in ("text", "image_url", "file") else None
 
 
 def _content_kind(value: Any) -> str | None:
@@ -112,7 +93,7 @@ def _stop_kind(value: Any) -> str | None:
     return "<string>" if isinstance(value, str) else "<list>" if isinstance(value, list) else None
 
 
-def _choice_of(kind: Any, rule: str) -> Discriminator:
+def choice_of(kind: Any, rule: str) -> Discriminator:
     return Discriminator(kind, custom_error_type="wrong_kind", custom_error_message=rule)
 
 
@@ -121,66 +102,116 @@ def _schema_kind(value: Any) -> str | None:
 
 
 Part = Annotated[
-    Annotated[TextPart, Tag("<text>")] | Annotated[ImagePart, Tag("<image_url>")],
-    _choice_of(_part_kind, "must be an object whose type is 'text' or 'image_url'"),
+    Annotated[TextPart, Tag("<text>")] | Annotated[ImagePart, Tag("<image_url>")] | Annotated[FilePart, Tag("<file>")],
+    choice_of(_part_kind, "must be an object whose type is 'text', 'image_url' or 'file'"),
 ]
 Content = Annotated[
     Annotated[Text, Tag("<text>")] | Annotated[list[Part], Tag("<parts>")],
-    _choice_of(_content_kind, "must be a string or a list of parts"),
+    choice_of(_content_kind, "must be a string or a list of parts"),
 ]
 Stop = Annotated[
     Annotated[Text, Tag("<string>")] | Annotated[list[Text], Tag("<list>")],
-    _choice_of(_stop_kind, "must be a string or a list of strings"),
+    choice_of(_stop_kind, "must be a string or a list of strings"),
 ]
 
 GuidedJSON = Annotated[
     Annotated[Text, Tag("<string>")] | Annotated[dict[str, Any], Tag("<object>")],
-    _choice_of(_schema_kind, "must be a JSON schema, as an object or a string"),
+    choice_of(_schema_kind, "must be a JSON schema, as an object or a string"),
 ]
 
 
-class ChatMessage(_Body):
+class FunctionCall(Body):
+    name: Text
+    arguments: Text
+
+
+class ToolCall(Body):
+    id: Text
+    type: Literal["function"]
+    function: FunctionCall
+
+
+class ChatMessage(Body):
     model_config = ConfigDict(strict=True, extra="allow")  # an answer of ours may be sent back as it came
 
-    role: Literal["system", "developer", "user", "assistant"]
+    role: Literal["system", "developer", "user", "assistant", "tool"]
     content: Content
-    name: Text | None = None  # a hint
+    tool_calls: list[ToolCall] | None = Field(None, description="of an assistant's message")
+    tool_call_id: Text | None = Field(None, description="of a tool's message")
+    name: Annotated[Text | None, Hint()] = None
+    annotations: Annotated[Any, Hint()] = None
+    grounding: Annotated[Any, Hint()] = None
+    audio: Annotated[Any, Refused()] = None
+    function_call: Annotated[Any, Refused()] = None
+    refusal: Annotated[Any, Refused(harmless=("",))] = None
 
     @model_validator(mode="before")
     @classmethod
     def _silent_assistant(cls, given: Any) -> Any:
-        """OpenAI's clients send an assistant that said nothing with `content: null`."""
-        if isinstance(given, dict) and given.get("role") == "assistant" and given.get("content", "") is None:
-            return given | {"content": ""}
+        """OpenAI's clients send an assistant that said nothing with `content: null`, or without content."""
+        if isinstance(given, dict) and given.get("role") == "assistant":
+            says_nothing = given.get("content", "") is None or ("content" not in given and given.get("tool_calls"))
+            return given | {"content": ""} if says_nothing else given
         return given
 
 
-class StreamOptions(_Body):
-    include_usage: bool | None = None
-    include_obfuscation: bool | None = None  # a hint: our answers are not padded
-
-
-class JSONSchemaFormat(_Body):
-    name: Text  # a hint, like the next
+class FunctionDefinition(Body):
+    name: Annotated[Text, Field(min_length=1, max_length=64)]
     description: Text | None = None
+    parameters: dict[str, Any] | None = Field(None, description="JSON schema")
+    strict: Annotated[bool | None, Hint("it is always strict")] = None
+
+
+class Tool(Body):
+    type: Literal["function"]
+    function: FunctionDefinition
+
+
+class NamedFunction(Body):
+    name: Text
+
+
+class ToolChoice(Body):
+    type: Literal["function"]
+    function: NamedFunction
+
+
+def _tool_choice_kind(value: Any) -> str | None:
+    return "<word>" if isinstance(value, str) else "<object>" if isinstance(value, (dict, Body)) else None
+
+
+AnyToolChoice = Annotated[
+    Annotated[Literal["none", "auto", "required"], Tag("<word>")] | Annotated[ToolChoice, Tag("<object>")],
+    choice_of(_tool_choice_kind, "must be 'none', 'auto', 'required', or name a function"),
+]
+
+
+class StreamOptions(Body):
+    include_usage: bool | None = None
+    include_obfuscation: Annotated[bool | None, Hint("answers are not padded")] = None
+
+
+class JSONSchemaFormat(Body):
+    name: Annotated[Text, Hint()]
+    description: Annotated[Text | None, Hint()] = None
     schema_: Annotated[dict[str, Any], Field(alias="schema")]
-    strict: bool | None = None  # a hint: it is always strict
+    strict: Annotated[bool | None, Hint("it is always strict")] = None
 
 
-class ResponseFormat(_Body):
+class ResponseFormat(Body):
     type: Literal["text", "json_object", "json_schema"]
     json_schema: JSONSchemaFormat | None = None
 
 
-class StructuredOutputs(_Body):
+class StructuredOutputs(Body):
     json_: Annotated[GuidedJSON | None, Field(alias="json")] = None
     json_object: bool | None = None
     regex: Text | None = None
     choice: Annotated[list[Text], Field(min_length=1)] | None = None
 
 
-class ChatRequest(_Body):
-    model_config = ConfigDict(strict=True, extra="allow")  # the adapter sorts what is not declared here
+class ChatRequest(Body):
+    model_config = ConfigDict(strict=True, extra="allow")  # `check_fields` says what is wrong with the others
 
     messages: Annotated[list[ChatMessage], Field(min_length=1)]
     model: Text | None = None
@@ -217,13 +248,43 @@ class ChatRequest(_Body):
     continue_final_message: bool | None = None  # these two only if they say what happens anyway
     add_generation_prompt: bool | None = None
     # our own
-    grounding: bool | None = None
+    grounding: bool | None = Field(None, description="boxes can only be well-formed")
+    tools: list[Tool] | None = None
+    tool_choice: AnyToolChoice | None = None
+    # taken without effect
+    metadata: Annotated[Any, Hint()] = None
+    parallel_tool_calls: Annotated[bool | None, Hint("an answer holds at most one call")] = None
+    prediction: Annotated[Any, Hint()] = None
+    prompt_cache_key: Annotated[Any, Hint()] = None
+    prompt_cache_options: Annotated[Any, Hint()] = None
+    prompt_cache_retention: Annotated[Any, Hint()] = None
+    safety_identifier: Annotated[Any, Hint()] = None
+    service_tier: Annotated[Any, Hint()] = None
+    spaces_between_special_tokens: Annotated[Any, Hint()] = None
+    store: Annotated[Any, Hint()] = None
+    user: Annotated[Any, Hint()] = None
+    # refused
+    audio: Annotated[Any, Refused()] = None
+    function_call: Annotated[Any, Refused(("none", "auto"), "is not supported by this server; use tool_choice")] = None
+    functions: Annotated[Any, Refused(([],), "is not supported by this server; use tools")] = None
+    include_stop_str_in_output: Annotated[
+        Any, Refused((False,), "is not supported by this server: an answer ends before its stop string")
+    ] = None
+    min_tokens: Annotated[Any, Refused((0,))] = None
+    modalities: Annotated[Any, Refused((["text"],))] = None
+    moderation: Annotated[Any, Refused()] = None
+    reasoning_effort: Annotated[Any, Refused(("none",))] = None
+    skip_special_tokens: Annotated[
+        Any, Refused((False,), "must be false: this server keeps tags such as <|ref|> in the answer")
+    ] = None
+    verbosity: Annotated[Any, Refused(("medium",))] = None
+    web_search_options: Annotated[Any, Refused()] = None
 
 
 # ---- POST /predict --------------------------------------------------------------------------------------------------
 
 
-class PredictRequest(_Body):
+class PredictRequest(Body):
     prompt: Text
     image: Text | None = Field(None, description="data URL, plain base64 or http(s) URL")
     image_path: Text | None = Field(None, description="path of a file below the server's picture folder")
