@@ -1,8 +1,13 @@
-"""Which network addresses a server may be sent to on a stranger's word: public ones, and no disguise of others."""
+"""Where a server may be sent on a stranger's word: to public addresses, and no disguise of others."""
 
 from __future__ import annotations
 
-from ipaddress import IPv4Address, IPv6Address, ip_network
+from collections.abc import Sequence
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+
+from vl2.core.config import ServerConfig
+from vl2.core.errors import InvalidRequest, SetupError
 
 NAT64 = ip_network("64:ff9b::/96")  # the last 32 bits are the IPv4 address that the packets go to
 
@@ -41,3 +46,59 @@ def wrapped_address(address: IPv6Address) -> IPv4Address | None:
     if address in NAT64:
         return IPv4Address(int(address) & 0xFFFFFFFF)
     return address.ipv4_mapped
+
+
+@dataclass(frozen=True)
+class FetchRules:
+    """A list of domains narrows what may be fetched; only `networks` allow an address that is not public."""
+
+    is_on: bool = True
+    domains: tuple[str, ...] = ()  # and all below them; empty: any
+    networks: tuple[IPv4Network | IPv6Network, ...] = ()
+    proxy: str | None = None
+
+    def check_is_on(self) -> None:
+        """Raises: InvalidRequest."""
+        if not self.is_on:
+            raise InvalidRequest("this server fetches nothing (--no-fetch); send the picture as a data: URL")
+
+    def check_domain(self, host: str) -> None:
+        """`host`: as it is looked up, names in punycode. Raises: InvalidRequest."""
+        name = host.lower().rstrip(".")
+        if self.domains and not any(name == domain or name.endswith("." + domain) for domain in self.domains):
+            raise InvalidRequest(f"the host {host[:100]!r} is not on this server's list (--fetch-allow-domain)")
+
+    def check_address(self, address: str, host: str) -> None:
+        """Raises: InvalidRequest."""
+        parsed = ip_address(address)
+        inner = wrapped_address(parsed) if isinstance(parsed, IPv6Address) else None
+        is_listed = any(each in network for each in (parsed, inner) if each for network in self.networks)
+        if not is_listed and not is_public(parsed):
+            raise InvalidRequest(f"the host {host[:100]!r} is not on the public internet")
+
+
+def fetch_rules(config: ServerConfig) -> FetchRules:
+    """Raises: SetupError for what is no network or domain."""
+    return FetchRules(
+        config.fetch,
+        tuple(_domain(domain) for domain in config.fetch_allow_domain),
+        tuple(_networks(config.fetch_allow_cidr)),
+        config.fetch_proxy,
+    )
+
+
+def _domain(given: str) -> str:
+    try:
+        name = given.strip().strip(".").lower().encode("idna").decode("ascii")
+    except UnicodeError:
+        name = ""
+    if not name or not all(char.isalnum() or char in "-._" for char in name):
+        raise SetupError(f"--fetch-allow-domain is {given!r}, but must be a domain such as pictures.example")
+    return name
+
+
+def _networks(given: Sequence[str]) -> list[IPv4Network | IPv6Network]:
+    try:
+        return [ip_network(text) for text in given]
+    except ValueError as error:
+        raise SetupError(f"--fetch-allow-cidr must be a network such as 10.1.0.0/16: {error}") from None

@@ -14,6 +14,7 @@ from vl2.core.config import ProcessorConfig, ServerConfig
 from vl2.core.errors import SetupError
 from vl2.core.interface import ChatModel
 from vl2.server.access import RecordRequests
+from vl2.server.addresses import fetch_rules
 from vl2.server.auth import RequireKey
 from vl2.server.chat import ChatService
 from vl2.server.drain import Drain, DrainRequests
@@ -46,7 +47,10 @@ def create_app(
     called in the event loop: the place to end the process.
     """
     fetcher = fetcher or PictureFetcher(
-        allowed_folder=config.allow_dir, timeout_s=config.fetch_timeout_s, max_bytes=max_image_bytes
+        allowed_folder=config.allow_dir,
+        timeout_s=config.fetch_timeout_s,
+        max_bytes=max_image_bytes,
+        rules=fetch_rules(config),
     )
     metrics = Metrics()
     drain = Drain()

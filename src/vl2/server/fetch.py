@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
-import ipaddress
+import contextlib
 import os
 import re
 import socket
@@ -22,11 +22,10 @@ from urllib.parse import unquote, urlsplit
 import httpx
 
 from vl2.core.errors import InvalidImage, InvalidRequest, TooLarge
-from vl2.server.addresses import is_public
+from vl2.server.addresses import FetchRules
 
 Fetch = Callable[[str], Awaitable[bytes]]
 Resolve = Callable[[str, int], Awaitable[list[str]]]
-IsAllowed = Callable[["ipaddress.IPv4Address | ipaddress.IPv6Address"], bool]
 
 MAX_REDIRECTS = 3
 MAX_URL_CHARS = 8192
@@ -45,14 +44,14 @@ class PictureFetcher:
         timeout_s: float = 10.0,
         max_bytes: int = 20 * 2**20,
         resolve: Resolve | None = None,
-        is_allowed: IsAllowed = is_public,
+        rules: FetchRules = FetchRules(),
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         self.allowed_folder = Path(allowed_folder).resolve() if allowed_folder else None
         self.timeout_s = timeout_s
         self.max_bytes = max_bytes
         self._resolve = resolve or resolve_host
-        self._is_allowed = is_allowed
+        self._rules = rules
         self._transport = transport
         self._client: httpx.AsyncClient | None = None  # made when it is first needed: its TLS tables cost 20 ms
 
@@ -61,6 +60,7 @@ class PictureFetcher:
         if scheme == "data":
             return decode_data_url(url)
         if scheme in ("http", "https"):
+            self._rules.check_is_on()
             return await self._download(url)
         if scheme == "file":
             return await asyncio.to_thread(self.read_file, file_url_path(url))
@@ -116,13 +116,16 @@ class PictureFetcher:
 
     async def _connect(self, url: httpx.URL) -> httpx.Response:
         """Send the request to one of the host's checked addresses, trying the next where one cannot be reached."""
-        addresses = await self._checked_addresses(url)
-        if self._client is None:
-            # trust_env: no proxy, no .netrc. No connection is kept: one name's must never serve another's.
-            limits = httpx.Limits(max_keepalive_connections=0)
-            self._client = httpx.AsyncClient(trust_env=False, limits=limits, transport=self._transport)
+        host = url.raw_host.decode("ascii").strip("[]")
+        self._rules.check_domain(host)
+        client = self._client = self._client or self._new_client()
+        if self._rules.proxy is not None:
+            await self._check_number(host)
+            headers = {"User-Agent": USER_AGENT, "Accept-Encoding": "identity"}
+            return await client.send(client.build_request("GET", url, headers=headers), stream=True)
+        addresses = await self._checked_addresses(url, host)
         for address in addresses:
-            request = self._client.build_request(
+            request = client.build_request(
                 "GET",
                 url.copy_with(host=address),
                 headers={"Host": url.netloc.decode("ascii"), "User-Agent": USER_AGENT, "Accept-Encoding": "identity"},
@@ -130,23 +133,36 @@ class PictureFetcher:
                 timeout=httpx.Timeout(self.timeout_s, connect=self.timeout_s / len(addresses)),
             )
             try:
-                return await self._client.send(request, stream=True, follow_redirects=False)
+                return await client.send(request, stream=True, follow_redirects=False)
             except (httpx.ConnectError, httpx.ConnectTimeout):
                 if address == addresses[-1]:
                     raise
         raise AssertionError("a host has at least one address")
 
-    async def _checked_addresses(self, url: httpx.URL) -> list[str]:
+    def _new_client(self) -> httpx.AsyncClient:
+        """No proxy variables, no .netrc. No connection is kept: one name's must never serve another's."""
+        limits = httpx.Limits(max_keepalive_connections=0)
+        return httpx.AsyncClient(
+            trust_env=False, limits=limits, transport=self._transport, proxy=self._rules.proxy, timeout=self.timeout_s
+        )
+
+    async def _checked_addresses(self, url: httpx.URL, host: str) -> list[str]:
         port = url.port or (443 if url.scheme == "https" else 80)
         try:
-            addresses = await self._resolve(url.raw_host.decode("ascii").strip("[]"), port)
+            addresses = await self._resolve(host, port)
         except (OSError, UnicodeError):
             addresses = []
         if not addresses:
             raise InvalidImage(f"the host {url.host[:100]!r} cannot be found")
-        if not all(self._is_allowed(ipaddress.ip_address(address)) for address in addresses):
-            raise InvalidRequest(f"the host {url.host[:100]!r} is not on the public internet")
+        for address in addresses:
+            self._rules.check_address(address, host)
         return addresses
+
+    async def _check_number(self, host: str) -> None:
+        """A proxy looks names up itself; an address in any spelling is checked all the same."""
+        with contextlib.suppress(OSError, UnicodeError):
+            for *_, sockaddr in socket.getaddrinfo(host, None, flags=socket.AI_NUMERICHOST):
+                self._rules.check_address(str(sockaddr[0]), host)
 
     async def _read(self, response: httpx.Response) -> bytes:
         if response.status_code != 200:
@@ -178,9 +194,10 @@ def parse_url(url: str) -> httpx.URL:
         raise InvalidRequest(f"the URL has {len(url)} characters; at most {MAX_URL_CHARS} are taken")
     try:
         parsed = httpx.URL(url)
+        host = parsed.host  # decodes punycode, which may be broken
     except (httpx.InvalidURL, ValueError):
         raise InvalidRequest(f"{url[:100]!r} is not a valid URL") from None
-    if parsed.scheme not in ("http", "https") or not parsed.host or parsed.userinfo:
+    if parsed.scheme not in ("http", "https") or not host or parsed.userinfo:
         raise InvalidRequest(f"{url[:100]!r} is not a plain http(s) URL; user names and passwords are not taken")
     if parsed.port is not None and not 0 < parsed.port < 65536:
         raise InvalidRequest(f"{url[:100]!r} has a port that does not exist")
