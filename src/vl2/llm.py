@@ -266,6 +266,7 @@ class _Answer:
             grounding=self._grounding(idx) if finish_reason is not None else None,
             prompt_token_ids=prompt_token_ids,
             usage=self._usage() if self._num_open == 0 else None,
+            stop_string=detokenizer.stop_string if finish_reason is not None else None,
         )
 
     def _grounding(self, idx: int) -> tuple[GroundedObject, ...] | None:

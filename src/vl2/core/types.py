@@ -336,6 +336,7 @@ class Delta:
     grounding: tuple[GroundedObject, ...] | None = None
     prompt_token_ids: tuple[int, ...] | None = None
     usage: Usage | None = None
+    stop_string: str | None = None  # of `SamplingParams.stop`, that ended the choice
 
 
 @dataclass(frozen=True, slots=True)
@@ -347,6 +348,7 @@ class Choice:
     finish_reason: FinishReason
     logprobs: tuple[TokenText, ...] = ()
     grounding: tuple[GroundedObject, ...] | None = None
+    stop_string: str | None = None  # of `SamplingParams.stop`, that ended it
 
 
 @dataclass(frozen=True, slots=True)
@@ -378,6 +380,7 @@ def fold_deltas(deltas: list[Delta]) -> Completion:
                 finish_reason=own[-1].finish_reason,
                 logprobs=tuple(entry for delta in own for entry in delta.logprobs),
                 grounding=own[-1].grounding,
+                stop_string=own[-1].stop_string,
             )
         )
     return Completion(tuple(choices), usage, deltas[0].prompt_token_ids or ())

@@ -20,8 +20,12 @@ class Detokenizer:
         self._stop = stop
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._held = ""
-        self.stopped = False
-        """Whether a stop string was met; no text comes any more."""
+        self.stop_string: str | None = None
+        """The one that was met; no text comes any more."""
+
+    @property
+    def stopped(self) -> bool:
+        return self.stop_string is not None
 
     def push(self, token_id: int) -> str:
         """Take the next token; returns the text that is certain by now, often ""."""
@@ -39,20 +43,20 @@ class Detokenizer:
 
     def _release(self, keep: int) -> str:
         """The held text, cut at a stop string, or without its last `keep` characters."""
-        cut = _first_stop(self._held, self._stop)
-        if cut is not None:
-            self.stopped = True
-            text, self._held = self._held[:cut], ""
+        found = _first_stop(self._held, self._stop)
+        if found is not None:
+            start, self.stop_string = found
+            text, self._held = self._held[:start], ""
             return text
         end = len(self._held) - keep
         text, self._held = self._held[:end], self._held[end:]
         return text
 
 
-def _first_stop(text: str, stop: tuple[str, ...]) -> int | None:
-    """Where the stop string begins that is complete first, as if the text came character by character."""
-    matches = [(start + len(word), start) for word in stop if (start := text.find(word)) >= 0]
-    return min(matches)[1] if matches else None
+def _first_stop(text: str, stop: tuple[str, ...]) -> tuple[int, str] | None:
+    """Which stop string is complete first, as if the text came character by character, and where it begins."""
+    matches = [(start + len(word), start, word) for word in stop if (start := text.find(word)) >= 0]
+    return min(matches)[1:] if matches else None
 
 
 def _longest_beginning(text: str, stop: tuple[str, ...]) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import re
 import time
 import uuid
@@ -15,7 +16,7 @@ from starlette.requests import Request
 from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from vl2.core.errors import VL2Error
+from vl2.core.errors import InvalidRequest, VL2Error
 from vl2.core.types import Usage
 from vl2.server.errors import CLIENT_GONE, HTTP_CODES, ServerStopping, error_response, internal_error, status_of
 from vl2.server.metrics import Metrics
@@ -23,6 +24,8 @@ from vl2.server.metrics import Metrics
 logger = logging.getLogger(__name__)
 
 REQUEST_ID_HEADER = "X-Request-Id"
+TIMEOUT_HEADER = "X-Request-Timeout"
+MAX_TIMEOUT_S = 86_400
 QUIET_ROUTES = (
     "/health",
     "/health/live",
@@ -47,9 +50,31 @@ class RequestRecord:
     num_tokens: int = 0  # of the answer so far
     usage: Usage | None = None
     headers: dict[str, str] = field(default_factory=dict)  # of the answer, beside the route's own
+    sent_timeout: str | None = None  # X-Request-Timeout as it was sent
+    expires_s: float | None = None  # on the event loop's clock
 
     def age_s(self) -> float:
         return time.monotonic() - self.started_s
+
+    def set_deadline(self) -> None:
+        """From the header, counted from the request's arrival. Raises: InvalidRequest."""
+        if self.sent_timeout is None:
+            return
+        try:
+            timeout_s = float(self.sent_timeout)
+        except ValueError:
+            timeout_s = math.nan
+        if not 0 < timeout_s <= MAX_TIMEOUT_S:
+            raise InvalidRequest(
+                f"{TIMEOUT_HEADER} is {self.sent_timeout[:40]!r}, but must be seconds, at most {MAX_TIMEOUT_S}"
+            )
+        self.expires_s = asyncio.get_running_loop().time() + timeout_s - self.age_s()
+
+    def left_s(self) -> float | None:
+        """Until the deadline; None without one."""
+        if self.expires_s is None:
+            return None
+        return max(0.001, self.expires_s - asyncio.get_running_loop().time())
 
     def fail(self, error: VL2Error) -> None:
         """The answer broke after its status line was sent."""
@@ -80,7 +105,9 @@ class RecordRequests:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        record = RequestRecord(choose_request_id(Headers(scope=scope).get(REQUEST_ID_HEADER)))
+        headers = Headers(scope=scope)
+        record = RequestRecord(choose_request_id(headers.get(REQUEST_ID_HEADER)))
+        record.sent_timeout = headers.get(TIMEOUT_HEADER)
         scope.setdefault("state", {})["record"] = record
 
         async def watch_receive() -> Message:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import cast
 
-from vl2.core.errors import EngineError, InvalidRequest, NotReady, UnknownModel
+from vl2.core.errors import DeadlineExceeded, EngineError, InvalidRequest, NotReady, UnknownModel
 from vl2.core.interface import ChatModel
-from vl2.core.types import Completion, Delta, FinishReason, Message, QueueOptions, SamplingParams, fold_deltas
+from vl2.core.types import Delta, FinishReason, Message, QueueOptions, SamplingParams
 from vl2.server.access import RequestRecord
+from vl2.server.answer import Answer
 from vl2.server.fetch import Fetch
 from vl2.server.metrics import Metrics, TokenClock
 from vl2.server.tenants import Key
@@ -84,19 +86,26 @@ class ChatService:
         messages = await self.reader(key.tenant).messages(question.turns)
         return messages if question.tools is None else with_tools(messages, question.tools)
 
-    def options_of(self, question: Question, key: Key) -> QueueOptions:
-        """What the key decides: whose the request is, and how early it may come."""
+    def options_of(self, question: Question, key: Key, left_s: float | None = None) -> QueueOptions:
+        """With what the key decides: whose the request is, and how early it may come. `left_s`: until its deadline."""
         priority = question.options.priority
         if key.priority is not None:
             priority = min(100, key.priority + max(0, priority))
         tenant = "" if self.is_cache_shared else key.tenant
-        return dataclasses.replace(question.options, priority=priority, tenant=tenant)
+        deadlines = [limit for limit in (question.options.deadline_s, left_s) if limit is not None]
+        return dataclasses.replace(
+            question.options, priority=priority, tenant=tenant, deadline_s=min(deadlines, default=None)
+        )
 
     async def begin(self, question: Question, record: RequestRecord, key: Key) -> Answer:
         """All that can end in an error status; returns with the first token. Raises: as `ask`."""
         self.check_ready()
-        messages = await self.messages(question, key)
-        return await self.ask(messages, question.sampling, record, self.options_of(question, key))
+        record.set_deadline()
+        try:
+            messages = await asyncio.wait_for(self.messages(question, key), record.left_s())
+        except asyncio.TimeoutError:
+            raise DeadlineExceeded("the request's own deadline (X-Request-Timeout) passed") from None
+        return await self.ask(messages, question.sampling, record, self.options_of(question, key, record.left_s()))
 
     async def ask(
         self,
@@ -109,11 +118,13 @@ class ChatService:
 
         Raises: RequestError, CapacityError, EngineError.
         """
-        deltas = self._measured(messages, params, record, options)
+        answer = Answer(self._measured(messages, params, record, options), record.expires_s)
         try:
-            return Answer(await anext(deltas), deltas)
-        except StopAsyncIteration:
-            raise EngineError("the engine gave no answer") from None
+            await answer.begin()
+        except BaseException:
+            await answer.aclose()
+            raise
+        return answer
 
     async def _measured(
         self, messages: Sequence[Message], params: SamplingParams, record: RequestRecord, options: QueueOptions
@@ -136,23 +147,3 @@ class ChatService:
                 yield delta
         if record.usage is None:
             raise EngineError("the answer ended before it was complete")
-
-
-class Answer:
-    """An answer under way: iterate over its deltas, then (or instead) `aclose` it, which aborts what is left."""
-
-    def __init__(self, first: Delta, rest: AsyncGenerator[Delta, None]) -> None:
-        self._first = first
-        self._rest = rest
-
-    async def __aiter__(self) -> AsyncIterator[Delta]:
-        yield self._first
-        async for delta in self._rest:
-            yield delta
-
-    async def fold(self) -> Completion:
-        async with aclosing(self):
-            return fold_deltas([delta async for delta in self])
-
-    async def aclose(self) -> None:
-        await self._rest.aclose()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 import uuid
-from functools import partial
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -12,16 +11,18 @@ from fastapi.responses import JSONResponse, Response
 
 from vl2.core.errors import InvalidRequest
 from vl2.server.access import RequestRecord, record_of
+from vl2.server.answer import Answer
 from vl2.server.auth import key_of
-from vl2.server.chat import Answer, ChatService
+from vl2.server.chat import ChatService
+from vl2.server.events import event_stream
 from vl2.server.fields import ignored_header
 from vl2.server.intake import JSONRoute
 from vl2.server.openai.adapter import check_body, to_question
 from vl2.server.openai.grammars import grammar_path
 from vl2.server.openai.render import ChatRenderer
 from vl2.server.openai.schema import ChatRequest
-from vl2.server.openai.sse import chat_events, stopping_events
-from vl2.server.streaming import EventStream, while_connected
+from vl2.server.openai.sse import ChatEvents
+from vl2.server.streaming import while_connected
 from vl2.server.tenants import Key
 
 
@@ -43,7 +44,7 @@ def openai_routes(service: ChatService) -> APIRouter:
         )
         answer = await while_connected(request.receive, begin(service, body, record, key_of(request), renderer))
         if body.stream:
-            return EventStream(chat_events(answer, renderer, record), answer.aclose, partial(stopping_events, record))
+            return event_stream(answer, ChatEvents(renderer), record)
         return JSONResponse(renderer.completion(await while_connected(request.receive, answer.fold())))
 
     @router.get("/models", summary="The one model that is served")
