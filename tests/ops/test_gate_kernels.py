@@ -30,3 +30,11 @@ def test_ids_and_weights(device: torch.device, num_tokens: int, scoring: str, ha
 def test_equal_scores_go_to_the_lower_expert(device: torch.device):
     ids, _ = kernel.route(torch.ones(2, 4, device=device), torch.ones(6, 4, device=device), None, moe_config())
     assert ids.tolist() == [[0, 1]] * 2
+
+
+def test_groups_give_rows_that_lie_side_by_side(device: torch.device):
+    config = moe_config(topk_method="group_limited_greedy", num_groups=3, num_active_groups=1)
+    x, weight = torch.randn(5, 8, device=device), torch.randn(6, 8, device=device)
+    ids, weights = kernel.route(x, weight, None, config)
+    assert ids.is_contiguous() and weights.is_contiguous()
+    assert ids.tolist() == reference.route(x, weight, None, config)[0].tolist()

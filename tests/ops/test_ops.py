@@ -145,6 +145,7 @@ def test_float16_is_kept_finite():
     assert to_dtype(torch.tensor([1e6]), torch.float16).tolist() == [65504.0]
 
 
+@pytest.mark.cpu_only
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_with_the_found_multiple_a_row_has_the_same_bits_in_every_batch(dtype):
     inner, outer = 300, 130

@@ -18,7 +18,8 @@ def route(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """`Backend.route` (ops/backend.py). Groups, which no released model has, go the reference's way."""
     if config.num_groups > 1 and config.topk_method != "greedy":
-        return reference.route(x, weight, bias, config)
+        ids, weights = reference.route(x, weight, bias, config)
+        return ids.contiguous(), weights.contiguous()
     num_tokens, width = x.shape
     num_experts, num_active = config.num_experts, config.num_active
     if num_tokens <= FEW_TOKENS:
