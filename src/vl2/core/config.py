@@ -6,6 +6,7 @@ Order of precedence: flag, then the environment variable `VL2_<FIELD>`, then the
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -175,6 +176,15 @@ class ServerConfig:
     )
     served_model_name: str | None = option(None, "Name of the model in the API. Default: the last part of MODEL.")
     allow_dir: str | None = option(None, "Folder below which file:// pictures and image_path may be read.")
+    node_name: str | None = option(
+        None,
+        "Name of this server in the ids of what it keeps, lower-case letters and digits. Default: from the host name.",
+        rule=Rule(lambda name: bool(re.fullmatch("[a-z0-9]{1,32}", name)), "1 to 32 lower-case letters and digits"),
+    )
+    max_stored_responses: int = option(1000, "Responses kept in memory to go on from.", rule=at_least(0))
+    max_stored_response_bytes: int = option(
+        256 * 2**20, "Memory for them, their pictures included, bytes.", rule=at_least(0)
+    )
     max_body_bytes: int = option(100 * 2**20, "Largest request body, bytes.", rule=at_least(1))
     max_json_depth: int = option(64, "Deepest nesting of lists and objects in a body.", rule=between(4, 500))
     max_json_values: int = option(200_000, "Most values in a body.", rule=at_least(100))

@@ -15,19 +15,24 @@ from vl2.core.errors import SetupError
 from vl2.core.interface import ChatModel
 from vl2.server.access import RecordRequests
 from vl2.server.addresses import fetch_rules
+from vl2.server.anthropic.routes import anthropic_routes
 from vl2.server.auth import RequireKey
 from vl2.server.chat import ChatService
+from vl2.server.counting import counting_routes
 from vl2.server.drain import Drain, DrainRequests
 from vl2.server.errors import install_error_handlers
 from vl2.server.fetch import PictureFetcher
 from vl2.server.guard import Guard
 from vl2.server.health import health_routes
+from vl2.server.ids import NodeIds
 from vl2.server.intake import LimitBody
 from vl2.server.metrics import Metrics, metrics_routes
 from vl2.server.openai.routes import openai_routes
 from vl2.server.page import page_routes
 from vl2.server.predict import predict_routes
 from vl2.server.quotas import Quotas
+from vl2.server.responses.routes import responses_routes
+from vl2.server.responses.store import ResponseStore
 from vl2.server.tenants import KeyRing
 
 logger = logging.getLogger(__name__)
@@ -53,7 +58,8 @@ def create_app(
         rules=fetch_rules(config),
     )
     metrics = Metrics()
-    drain = Drain()
+    drain, ids = Drain(), NodeIds(config.node_name)
+    store = ResponseStore(config.max_stored_responses, config.max_stored_response_bytes)
     keys = KeyRing(config.api_key, config.keys_file)
     service = ChatService(
         llm,
@@ -76,6 +82,9 @@ def create_app(
     routes = list(app.routes)
     for router in (
         openai_routes(service),
+        responses_routes(service, store, ids),
+        anthropic_routes(service, ids),
+        counting_routes(service),
         predict_routes(service, fetcher),
         health_routes(llm, drain),
         *([metrics_routes(llm, metrics)] if config.admin_port is None else []),

@@ -4,9 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from vl2.server.openai.schema import ChatRequest, PredictRequest
+from vl2.server.anthropic.schema import CountRequest, MessagesRequest
+from vl2.server.openai.schema import ChatRequest, PredictRequest, TokenizeRequest
+from vl2.server.responses.schema import InputRequest, ResponseRequest
 
 BODIES: dict[str, Any] = {
-    "POST /v1/chat/completions": ChatRequest,
+    "POST /v1/chat/completions, /v1/estimate": ChatRequest,
+    "POST /v1/responses": ResponseRequest,
+    "POST /v1/responses/input_tokens": InputRequest,
+    "POST /v1/messages": MessagesRequest,
+    "POST /v1/messages/count_tokens": CountRequest,
+    "POST /v1/tokenize": TokenizeRequest,
     "POST /predict": PredictRequest,
 }

@@ -6,16 +6,17 @@ import asyncio
 import dataclasses
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import cast
 
 from vl2.core.errors import DeadlineExceeded, EngineError, InvalidRequest, NotReady, UnknownModel
 from vl2.core.interface import ChatModel
-from vl2.core.types import Delta, FinishReason, Message, QueueOptions, SamplingParams
+from vl2.core.types import Delta, FinishReason, Message, QueueOptions, SamplingParams, Usage
 from vl2.server.access import RequestRecord
 from vl2.server.answer import Answer
 from vl2.server.fetch import Fetch
 from vl2.server.metrics import Metrics, TokenClock
+from vl2.server.rates import Pace, Rates
 from vl2.server.tenants import Key
 from vl2.server.tools import Tools, with_tools
 from vl2.server.turns import Reader, Turn
@@ -54,6 +55,7 @@ class ChatService:
     max_pictures: int | None = None  # of one request; None: what the context holds
     is_cache_shared: bool = False  # between tenants
     read_file: ReadFileOf | None = None  # tenant, id → an uploaded file's bytes
+    rates: Rates = field(default_factory=Rates)
 
     def check_model(self, name: str | None) -> None:
         """Raises: UnknownModel."""
@@ -144,6 +146,13 @@ class ChatService:
                 if delta.usage is not None:
                     record.usage = delta.usage
                     self.metrics.count_usage(delta.usage)
+                    self._observe(record, delta.usage)
                 yield delta
         if record.usage is None:
             raise EngineError("the answer ended before it was complete")
+
+    def _observe(self, record: RequestRecord, usage: Usage) -> None:
+        if record.first_token_s is not None:
+            computed = max(1, usage.prompt_tokens - usage.cached_tokens)
+            decode_s = record.age_s() - record.first_token_s
+            self.rates.observe(Pace(computed, record.first_token_s, usage.completion_tokens - 1, decode_s))

@@ -281,6 +281,17 @@ class ChatRequest(Body):
     web_search_options: Annotated[Any, Refused()] = None
 
 
+# ---- POST /v1/tokenize ----------------------------------------------------------------------------------------------
+
+
+class TokenizeRequest(Body):
+    model_config = ConfigDict(strict=True, extra="allow")
+
+    messages: Annotated[list[ChatMessage], Field(min_length=1)] | None = None
+    prompt: Text | None = Field(None, description="the same as one user message")
+    model: Text | None = None
+
+
 # ---- POST /predict --------------------------------------------------------------------------------------------------
 
 

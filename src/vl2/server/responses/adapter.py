@@ -1,0 +1,100 @@
+"""The Responses API's request → our question."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from vl2.core.errors import InvalidRequest
+from vl2.core.types import MAX_TOP_LOGPROBS, Grammar, QueueOptions, SamplingParams
+from vl2.server.chat import Question
+from vl2.server.responses import schema
+from vl2.server.tools import ANY_OBJECT, Tool, Tools, call_text, make_tools, result_text
+from vl2.server.turns import Reference, Turn
+
+LOGPROBS = "message.output_text.logprobs"
+
+
+def to_question(body: schema.InputRequest, before: Sequence[Turn] = ()) -> Question:
+    """`before`: the conversation that it goes on with. Raises: InvalidRequest that names the field."""
+    params = _params(body) if isinstance(body, schema.ResponseRequest) else SamplingParams()
+    options = QueueOptions()
+    if isinstance(body, schema.ResponseRequest):
+        options = QueueOptions(priority=body.priority or 0, cache_salt=body.cache_salt or "")
+    instructions = [Turn("system", (body.instructions,))] if body.instructions else []
+    return Question([*instructions, *before, *to_turns(body.input)], params, options, _tools(body))
+
+
+def to_turns(given: str | list[Any]) -> list[Turn]:
+    """Raises: InvalidRequest."""
+    if isinstance(given, str):
+        return [Turn("user", (given,))]
+    if not given:
+        raise InvalidRequest("input must have at least one entry", param="input")
+    names: dict[str, str] = {}  # of the called functions, by the call's id
+    return [_turn(item, f"input[{idx}]", names) for idx, item in enumerate(given)]
+
+
+def _turn(item: Any, path: str, names: dict[str, str]) -> Turn:
+    if isinstance(item, schema.CallItem):
+        names[item.call_id] = item.name
+        return Turn("assistant", (call_text(item.name, item.arguments),))
+    if isinstance(item, schema.CallOutputItem):
+        return Turn("user", (result_text(names.get(item.call_id, "the call"), item.output),))
+    content = [item.content] if isinstance(item.content, str) else item.content
+    parts = tuple(_part(part, f"{path}.content[{idx}]") for idx, part in enumerate(content))
+    return Turn("system" if item.role == "developer" else item.role, parts)
+
+
+def _part(part: Any, path: str) -> str | Reference:
+    if isinstance(part, str):
+        return part
+    if isinstance(part, schema.InputImage):
+        return Reference(path, url=part.image_url, file_id=part.file_id, is_low_detail=part.detail == "low")
+    if isinstance(part, schema.InputFile):
+        return Reference(path, url=part.file_url, data=part.file_data, file_id=part.file_id, pages=part.pages)
+    text: str = part.text
+    return text
+
+
+def _tools(body: schema.InputRequest) -> Tools | None:
+    tools = [Tool(tool.name, tool.description or "", tool.parameters or ANY_OBJECT) for tool in body.tools or ()]
+    choice = body.tool_choice or "auto"
+    return make_tools(tools, choice if isinstance(choice, str) else choice.name, "tools")
+
+
+def _params(body: schema.ResponseRequest) -> SamplingParams:
+    given = {name: value for name in ("temperature", "top_p", "seed") if (value := getattr(body, name)) is not None}
+    top = body.top_logprobs
+    if top is not None and not 0 <= top <= MAX_TOP_LOGPROBS:
+        limit = f"between 0 and {MAX_TOP_LOGPROBS}"
+        raise InvalidRequest(f"top_logprobs is {top}, but must be {limit}", param="top_logprobs")
+    has_logprobs = bool(top) or LOGPROBS in (body.include or ())
+    return SamplingParams(
+        max_tokens=body.max_output_tokens,
+        logprobs=(top or 0) if has_logprobs else None,
+        grammar=_grammar(body),
+        **given,
+    )
+
+
+def _grammar(body: schema.ResponseRequest) -> Grammar | None:
+    form = body.text.format if body.text else None
+    is_free = form is None or form.type == "text"
+    if body.grounding:
+        if not is_free:
+            raise InvalidRequest("text.format and grounding cannot be combined; send one of them", param="grounding")
+        return Grammar("grounding")
+    if form is None or is_free:
+        return None
+    if form.type == "json_object":
+        return Grammar("json_object")
+    if form.schema_ is None:
+        raise InvalidRequest("text.format.schema is missing", param="text.format.schema")
+    try:
+        text = json.dumps(form.schema_, ensure_ascii=False, allow_nan=False)
+        text.encode()
+    except ValueError:
+        raise InvalidRequest("text.format.schema cannot be written as JSON", param="text.format.schema") from None
+    return Grammar("json_schema", text)
