@@ -86,6 +86,7 @@ class Bench:
             last_s = now_s
         return times[20:-5]
 
+    @torch.inference_mode()
     def _graph_seconds(self, batch: int) -> float:
         """Of the same graph launched over and over, without anything beside it."""
         graphs = self.engine.runner.decode_graphs

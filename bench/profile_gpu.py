@@ -1,0 +1,81 @@
+"""Where the GPU's time goes: kernels of a decoding step, of a prompt step and of the vision tower, by total time.
+
+python bench/profile_gpu.py [tiny] [--batches 1,128] [--top 14]
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from common import drain, request, text_prompt
+
+import shapes
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from vl2.core.config import EngineConfig
+from vl2.engine.engine import Engine
+
+CONTEXT = 1024
+
+
+def kernels(what: str, run: Callable[[], object], repeat: int, top: int) -> None:
+    run()
+    torch.cuda.synchronize()
+    with profile(activities=[ProfilerActivity.CUDA]) as profiler:
+        for _ in range(repeat):
+            run()
+        torch.cuda.synchronize()
+    events = [event for event in profiler.key_averages() if event.device_time_total > 0]
+    total_us = sum(event.device_time_total for event in events) / repeat
+    count = sum(event.count for event in events) / repeat
+    print(f"== {what}: {total_us:.0f} µs of kernels, {count:.0f} of them", flush=True)
+    for event in sorted(events, key=lambda event: -event.device_time_total)[:top]:
+        share_us, number = event.device_time_total / repeat, event.count / repeat
+        print(f"{share_us:9.1f} µs {number:6.0f} × {share_us / number:7.1f}  {event.key[:90]}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("shapes", nargs="*", default=["tiny"])
+    parser.add_argument("--batches", default="1,128")
+    parser.add_argument("--top", type=int, default=14)
+    args = parser.parse_args()
+    for name in args.shapes:
+        folder = shapes.write(name, Path(tempfile.mkdtemp()) / name)
+        config = EngineConfig(
+            device="cuda", dtype="bfloat16", random_weights=True, prefix_cache=False, max_sequences=128,
+            max_step_tokens=8192, max_step_tiles=64,
+        )  # fmt: skip
+        engine = Engine(folder, config)
+        for batch in map(int, args.batches.split(",")):
+            for i in range(batch):
+                engine.add(request(f"{i}", text_prompt(CONTEXT, seed=i), 8))
+            drain(engine)
+            graphs = engine.runner.decode_graphs
+            assert graphs is not None
+            inputs, graph, *_ = graphs._graphs[batch]
+            with torch.inference_mode():
+                inputs[1], inputs[3] = CONTEXT - 1, CONTEXT
+            kernels(f"{name}: decode, batch {batch}", graph.replay, 5, args.top)
+
+        def prompts(number: int, engine: Engine = engine) -> None:
+            for i in range(number):
+                engine.add(request(f"{i}", text_prompt(CONTEXT, seed=i), 1))
+            drain(engine)
+
+        kernels(f"{name}: prompt of {CONTEXT}", lambda: prompts(1), 2, args.top)
+        kernels(f"{name}: 8 prompts of {CONTEXT}", lambda: prompts(8), 2, args.top)
+        vision = engine.runner.vision_graphs
+        if name == args.shapes[0] and vision is not None:
+            for tiles in (2, 64):
+                kernels(f"vision, {tiles} tiles", vision._graphs[tiles][2].replay, 2, 10)
+        del engine, graphs, vision
+        torch.cuda.empty_cache()
+
+
+if __name__ == "__main__":
+    main()
