@@ -14,7 +14,7 @@ from tests import device
 from vl2.checkpoint.folder import read_model_config
 from vl2.core.config import EngineConfig, ProcessorConfig
 from vl2.core.types import GenerateRequest, Prompt, SamplingParams, TokenEvent
-from vl2.engine.batch import BatchShape, step_inputs
+from vl2.engine.batch import BatchShape, pack_step, step_inputs
 from vl2.engine.engine import Engine
 from vl2.engine.image_cache import TileCache
 from vl2.engine.scheduler import Chunk
@@ -95,7 +95,7 @@ def run_prompt(model: DeepseekVL2, prompt: Prompt) -> PromptRun:
     shape = BatchShape(
         PAGE_SIZE, len(sequence.pages), RowRounding(), model.config.tile_geometry, torch.device(device.DEVICE)
     )
-    step = step_inputs([Chunk.of(sequence, 0, length)], shape)
+    step = step_inputs(pack_step([Chunk.of(sequence, 0, length)], shape), shape)
     step = replace(step, last_queries=step.queries)  # hidden states of all tokens
     pool = KVPool(model.config.language, len(sequence.pages), PAGE_SIZE, dtype=torch.float32, device=device.DEVICE)
     embeds = model.embed(step, features)

@@ -31,11 +31,30 @@ class BatchShape:
     device: torch.device
 
 
-def step_inputs(chunks: list[Chunk], shape: BatchShape, rows: DeviceRows | None = None) -> StepInputs:
-    """Pack the chunks' tokens one after the other. Tokens that are not known here yet are in `rows`."""
+@dataclass(frozen=True, slots=True)
+class PackedStep:
+    """A step's numbers on the host: the chunks' tokens one after the other, rounded up by tokens of no sequence."""
+
+    shapes: list[ChunkShape]
+    token_ids: np.ndarray  # [T] int64; UNKNOWN where the token is not known here yet
+    positions: np.ndarray  # [T] int64
+    kv_slots: np.ndarray  # [T] int64
+    unknown: np.ndarray  # [U, 2] int64: (token of the step, row of what the device keeps) of unknown ones
+    image_rows: np.ndarray  # [I] int64
+    image_sources: np.ndarray  # [I] int64
+    block_tables: np.ndarray  # [S, most pages] int32
+    last_chunks: list[int]  # those whose next token is wanted
+    logit_rows: np.ndarray  # [L] int64: their last tokens, rounded up
+
+    @property
+    def last_shapes(self) -> list[ChunkShape]:
+        return [ChunkShape(row, 1, self.shapes[idx].context_length) for row, idx in enumerate(self.last_chunks)]
+
+
+def pack_step(chunks: list[Chunk], shape: BatchShape) -> PackedStep:
     size = shape.page_size
     token_ids: list[int] = []
-    positions, kv_slots, shapes, logit_rows = [], [], [], []
+    positions, kv_slots, shapes = [], [], []
     image_rows, image_sources = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
     for chunk in chunks:
         sequence, row = chunk.sequence, len(token_ids)
@@ -47,44 +66,54 @@ def step_inputs(chunks: list[Chunk], shape: BatchShape, rows: DeviceRows | None 
         for image_positions, sources in _image_tokens(chunk, shape.geometry):
             image_rows.append(image_positions - chunk.start + row)
             image_sources.append(sources)
-        if chunk.is_last:
-            logit_rows.append(len(token_ids) - 1)
-
-    num_logits = len(logit_rows)
+    last = [idx for idx, chunk in enumerate(chunks) if chunk.is_last]
+    logit_rows = [shapes[idx].start + shapes[idx].length - 1 for idx in last]
+    unknown = [(shapes[idx].start, chunks[idx].sequence.row) for idx in last if token_ids[shapes[idx].start] == UNKNOWN]
     num_spare = shape.rounding.up(len(token_ids)) - len(token_ids)
     token_ids += [0] * num_spare
     positions.append(np.zeros(num_spare, np.int64))
     kv_slots.append(np.full(num_spare, shape.spare_page * size))
-    logit_rows += [0] * (shape.rounding.up(max(1, num_logits)) - num_logits)
-    last = [idx for idx, chunk in enumerate(chunks) if chunk.is_last]
-    last_shapes = [ChunkShape(row, 1, chunks[idx].end) for row, idx in enumerate(last)]
-    unknown = [(shapes[i].start, chunks[i].sequence.row) for i in last if token_ids[shapes[i].start] == UNKNOWN]
+    logit_rows += [0] * (shape.rounding.up(max(1, len(last))) - len(last))
+    return PackedStep(
+        shapes=shapes,
+        token_ids=np.asarray(token_ids),
+        positions=np.concatenate(positions),
+        kv_slots=np.concatenate(kv_slots),
+        unknown=np.asarray(unknown, np.int64).reshape(-1, 2),
+        image_rows=np.concatenate(image_rows),
+        image_sources=np.concatenate(image_sources),
+        block_tables=_block_tables([chunk.sequence for chunk in chunks]),
+        last_chunks=last,
+        logit_rows=np.asarray(logit_rows),
+    )
 
-    arrays = [np.asarray(token_ids), np.concatenate(positions), np.concatenate(kv_slots), np.asarray(logit_rows)]
-    arrays += [np.concatenate(image_rows), np.concatenate(image_sources), np.asarray(unknown, np.int64).reshape(-1, 2)]
-    arrays += [_block_tables([chunk.sequence for chunk in chunks]), *_lengths(shapes), *_lengths(last_shapes)]
-    ids, positions_, slots, last_rows, *rest = send(arrays, shape.device)
-    of_images, sources_, of_unknown, tables, starts, lengths, last_starts, last_lengths = rest
-    if rows is not None and unknown:
-        ids[of_unknown[:, 0]] = rows.last_tokens[of_unknown[:, 1]]
-    multiple, longest = shape.rounding.multiple, max(chunk.length for chunk in chunks)
-    every = AttentionBatch(tuple(shapes), tables, starts, lengths, longest, multiple)
-    last_tables = tables if len(last) == len(chunks) else tables[last]
-    ends = AttentionBatch(tuple(last_shapes), last_tables, last_starts, last_lengths, 1, multiple)
+
+def step_inputs(step: PackedStep, shape: BatchShape, rows: DeviceRows | None = None) -> StepInputs:
+    """Onto the device. Tokens that are not known here yet are in `rows`."""
+    arrays = [step.token_ids, step.positions, step.kv_slots, step.logit_rows, step.image_rows, step.image_sources]
+    arrays += [step.unknown, step.block_tables, *chunk_lengths(step.shapes), *chunk_lengths(step.last_shapes)]
+    ids, positions, slots, last_rows, *rest = send(arrays, shape.device)
+    image_rows, image_sources, unknown, tables, starts, lengths, last_starts, last_lengths = rest
+    if rows is not None and len(step.unknown):
+        ids[unknown[:, 0]] = rows.last_tokens[unknown[:, 1]]
+    multiple, longest = shape.rounding.multiple, max(chunk.length for chunk in step.shapes)
+    every = AttentionBatch(tuple(step.shapes), tables, starts, lengths, longest, multiple)
+    last_tables = tables if len(step.last_chunks) == len(step.shapes) else tables[step.last_chunks]
+    ends = AttentionBatch(tuple(step.last_shapes), last_tables, last_starts, last_lengths, 1, multiple)
     return StepInputs(
         token_ids=ids,
-        positions=positions_,
+        positions=positions,
         kv_slots=slots,
         queries=QueryRows(None, every),
         last_queries=QueryRows(last_rows, ends),
-        num_logits=num_logits,
-        image_rows=of_images,
-        image_sources=sources_,
+        num_logits=len(step.last_chunks),
+        image_rows=image_rows,
+        image_sources=image_sources,
         rounding=shape.rounding,
     )
 
 
-def _lengths(shapes: list[ChunkShape]) -> tuple[np.ndarray, np.ndarray]:
+def chunk_lengths(shapes: list[ChunkShape]) -> tuple[np.ndarray, np.ndarray]:
     """(first query row of each chunk and the end of the last, context lengths), int32."""
     ends = [shape.start + shape.length for shape in shapes]
     return np.asarray([0, *ends], np.int32), np.asarray([shape.context_length for shape in shapes], np.int32)
@@ -114,16 +143,21 @@ def tile_pixels(jobs: list[TileJob]) -> np.ndarray:
     return np.stack([job.sequence.prompt.tiles[job.tile_idx] for job in jobs])
 
 
-def sampling_rows(sequences: list[Sequence], device: torch.device) -> SamplingRows:
-    """Temperatures, cut-offs and draws of the sequences."""
+def sampling_arrays(sequences: list[Sequence]) -> dict[str, np.ndarray]:
+    """The fields of `SamplingRows` for the next token of the sequences: temperatures, cut-offs, draws."""
     params = [sequence.params for sequence in sequences]
-    floats = [[p.temperature for p in params], [p.top_p for p in params], [p.min_p for p in params]]
-    draws = [uniform(sequence) if sequence.params.temperature else 0.0 for sequence in sequences]
-    arrays = [np.asarray(values, np.float32) for values in (*floats, draws)]
-    temperatures, top_ps, min_ps, uniforms, top_ks = send(
-        [*arrays, np.asarray([p.top_k for p in params], np.int32)], device
-    )
-    return SamplingRows(temperatures, top_ks, top_ps, min_ps, uniforms)
+    return {
+        "temperatures": np.asarray([p.temperature for p in params], np.float32),
+        "top_ks": np.asarray([p.top_k for p in params], np.int32),
+        "top_ps": np.asarray([p.top_p for p in params], np.float32),
+        "min_ps": np.asarray([p.min_p for p in params], np.float32),
+        "uniforms": np.asarray([uniform(s) if s.params.temperature else 0.0 for s in sequences], np.float32),
+    }
+
+
+def sampling_rows(sequences: list[Sequence], device: torch.device) -> SamplingRows:
+    arrays = sampling_arrays(sequences)
+    return SamplingRows(**dict(zip(arrays, send(list(arrays.values()), device), strict=True)))
 
 
 @dataclass(frozen=True, slots=True)

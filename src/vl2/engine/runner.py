@@ -15,13 +15,14 @@ from vl2.core.config import EngineConfig
 from vl2.core.errors import SetupError
 from vl2.core.model_config import ModelConfig
 from vl2.core.stats import ModelInfo
-from vl2.engine.batch import BatchShape, sampling_inputs, sampling_rows, step_inputs, tile_pixels
+from vl2.engine.batch import BatchShape, pack_step, sampling_inputs, sampling_rows, step_inputs, tile_pixels
 from vl2.engine.decode_graphs import DecodeGraphs
 from vl2.engine.device import choose_device, choose_dtype, choose_num_threads
 from vl2.engine.device_rows import DeviceRows
 from vl2.engine.grammar import late_chunks
 from vl2.engine.memory import measure_workspace, num_kv_pages
 from vl2.engine.pending import FinishedStep, FlyingStep, PendingStep
+from vl2.engine.prompt_graphs import PromptGraphs
 from vl2.engine.receipt import system_fingerprint
 from vl2.engine.sampler import choose
 from vl2.engine.scheduler import Chunk, StepBatch, StepOutput, TileJob
@@ -84,6 +85,7 @@ class Runner:
         self.rows: DeviceRows | None = None
         self.decode_graphs: DecodeGraphs | None = None
         self.vision_graphs: VisionGraphs | None = None
+        self.prompt_graphs: PromptGraphs | None = None
         if self.device.type == "cuda":
             max_pages = -(-self.max_context_tokens // page_size)
             self.rows = DeviceRows(config.max_sequences, max_pages, self.device)
@@ -113,6 +115,14 @@ class Runner:
         assert self.rows is not None
         self.decode_graphs = DecodeGraphs(self.model, self.pool, self.rows, self.config.max_sequences)
         self.vision_graphs = VisionGraphs(self.model, self.features, self.config.max_step_tiles)
+        self.prompt_graphs = PromptGraphs(
+            self.model,
+            self.features,
+            self.pool,
+            self.rows,
+            max_sequences=self.config.max_sequences,
+            max_tokens=self.config.max_step_tokens,
+        )
 
     @torch.inference_mode()
     def launch(self, batch: StepBatch) -> PendingStep:
@@ -129,7 +139,12 @@ class Runner:
         if self.decode_graphs is not None and batch.is_decode:
             logits, tokens = self.decode_graphs.run(batch.chunks)
             return FlyingStep(tokens) if batch.needs_only_draws else self._sample(logits, batch)
-        logits = self.model(step_inputs(batch.chunks, self.shape, self.rows), self.features, self.pool)
+        step = pack_step(batch.chunks, self.shape)
+        ran = self.prompt_graphs.run(batch, step) if self.prompt_graphs is not None else None
+        if ran is not None:
+            logits, tokens = ran
+            return FlyingStep(tokens) if batch.needs_only_draws else self._sample(logits, batch)
+        logits = self.model(step_inputs(step, self.shape, self.rows), self.features, self.pool)
         if not len(logits):
             return FinishedStep(StepOutput([], []))
         if self.rows is None or not batch.needs_only_draws:

@@ -23,3 +23,31 @@ def send(arrays: list[np.ndarray], device: torch.device) -> list[torch.Tensor]:
         sent[start : start + array.nbytes].view(torch.from_numpy(array[:0]).dtype).view(array.shape)
         for start, array in zip(starts, arrays, strict=False)
     ]
+
+
+class StaticInputs:
+    """Device tensors at fixed addresses, as a CUDA graph needs them, which one copy fills."""
+
+    def __init__(self, examples: dict[str, np.ndarray], device: torch.device) -> None:
+        """Types and shapes are those of the examples, and so are the values until the first `fill`."""
+        self._starts, size = {}, 0
+        for name, array in examples.items():
+            self._starts[name] = size
+            size += -(-array.nbytes // ALIGNMENT) * ALIGNMENT
+        self._device = torch.empty(size, dtype=torch.uint8, device=device)
+        self.tensors = {
+            name: self._device[self._starts[name] : self._starts[name] + array.nbytes]
+            .view(torch.from_numpy(array[:0]).dtype)
+            .view(array.shape)
+            for name, array in examples.items()
+        }
+        self.fill(examples)
+
+    def fill(self, arrays: dict[str, np.ndarray]) -> None:
+        """Of all tensors, in their shapes and types."""
+        packed = torch.empty(len(self._device), dtype=torch.uint8, pin_memory=self._device.is_cuda)
+        view = packed.numpy()
+        for name, array in arrays.items():
+            start = self._starts[name]
+            view[start : start + array.nbytes] = array.reshape(-1).view(np.uint8)
+        self._device.copy_(packed, non_blocking=True)

@@ -1,0 +1,26 @@
+"""Kernels run in Triton's interpreter where there is no GPU; to be imported before Triton is."""
+
+import os
+
+import torch
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+    import triton.language as tl
+    from triton.runtime import interpreter
+
+    patch_tensor = interpreter._patch_lang_tensor
+    plain_dot = interpreter.InterpreterBuilder.create_dot
+
+    def patch_tensor_for_numpy_2(tensor, scope):
+        """Triton 3.6 turns arrays of one element into an int, which NumPy no longer does by itself."""
+        patch_tensor(tensor, scope)
+        scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
+
+    def dot(builder, a, b, *others):
+        """Triton 3.6 multiplies the bits of bfloat16 as if they were integers."""
+        a, b = (builder.cast_impl(x, tl.float32) if x.dtype == tl.bfloat16 else x for x in (a, b))
+        return plain_dot(builder, a, b, *others)
+
+    interpreter._patch_lang_tensor = patch_tensor_for_numpy_2
+    interpreter.InterpreterBuilder.create_dot = dot
