@@ -176,6 +176,10 @@ class ServerConfig:
     )
     served_model_name: str | None = option(None, "Name of the model in the API. Default: the last part of MODEL.")
     allow_dir: str | None = option(None, "Folder below which file:// pictures and image_path may be read.")
+    state_dir: str | None = option(None, "Folder for files and batches; without it there are none.")
+    max_state_bytes: int = option(10 * 2**30, "Files of one tenant together, bytes.", rule=at_least(0))
+    max_batch_lines: int = option(50_000, "Lines of one batch.", rule=at_least(1))
+    batch_concurrency: int = option(8, "Lines of batches that are asked at the same time.", rule=between(1, 4096))
     node_name: str | None = option(
         None,
         "Name of this server in the ids of what it keeps, lower-case letters and digits. Default: from the host name.",

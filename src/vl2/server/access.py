@@ -18,6 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from vl2.core.errors import InvalidRequest, VL2Error
 from vl2.core.types import Usage
+from vl2.server.auth import INSIDE
 from vl2.server.errors import CLIENT_GONE, HTTP_CODES, ServerStopping, error_response, internal_error, status_of
 from vl2.server.metrics import Metrics
 
@@ -130,6 +131,8 @@ class RecordRequests:
             except asyncio.CancelledError:  # the server's time to finish is over; its task for this request ends here
                 if record.status != CLIENT_GONE and not record.is_complete:
                     record.fail(ServerStopping())
+                if INSIDE in scope:  # nobody to tell, and whoever cancelled a batch's line waits for its end
+                    raise
                 if not record.is_started:
                     await error_response(ServerStopping())(scope, receive, watch_send)
             except Exception:

@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 from fastapi import FastAPI
 
@@ -17,6 +18,11 @@ from vl2.server.access import RecordRequests
 from vl2.server.addresses import fetch_rules
 from vl2.server.anthropic.routes import anthropic_routes
 from vl2.server.auth import RequireKey
+from vl2.server.batch.batches import BatchStore
+from vl2.server.batch.database import Database
+from vl2.server.batch.files import FileStore
+from vl2.server.batch.routes import State, batch_routes
+from vl2.server.batch.runner import BatchRunner
 from vl2.server.chat import ChatService
 from vl2.server.counting import counting_routes
 from vl2.server.drain import Drain, DrainRequests
@@ -61,6 +67,8 @@ def create_app(
     drain, ids = Drain(), NodeIds(config.node_name)
     store = ResponseStore(config.max_stored_responses, config.max_stored_response_bytes)
     keys = KeyRing(config.api_key, config.keys_file)
+    database = Database(Path(config.state_dir)) if config.state_dir else None
+    files = FileStore(database, ids, config.max_state_bytes) if database else None
     service = ChatService(
         llm,
         config.served_model_name or llm.name,
@@ -68,16 +76,24 @@ def create_app(
         metrics,
         max_pictures=config.max_pictures,
         is_cache_shared=config.shared_cache,
+        read_file=files.read if files else None,
     )
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with _running(llm, on_setup_error):
+        async with _running(llm, on_setup_error), _running_batches(state):
             yield
         await fetcher.aclose()
 
     app = FastAPI(title="vl2", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.config, app.state.metrics, app.state.drain = config, metrics, drain
+    state = None
+    if database is not None and files is not None:
+        batches = BatchStore(database, ids)
+        runner = BatchRunner(
+            app, batches, files, concurrency=config.batch_concurrency, max_lines=config.max_batch_lines
+        )
+        state = State(files, batches, runner)
     install_error_handlers(app)
     routes = list(app.routes)
     for router in (
@@ -85,6 +101,7 @@ def create_app(
         responses_routes(service, store, ids),
         anthropic_routes(service, ids),
         counting_routes(service),
+        batch_routes(state),
         predict_routes(service, fetcher),
         health_routes(llm, drain),
         *([metrics_routes(llm, metrics)] if config.admin_port is None else []),
@@ -98,6 +115,19 @@ def create_app(
     app.add_middleware(Guard, hosts=config.allowed_host, origins=config.allowed_origin, needs_keys=not keys.is_open)
     app.add_middleware(RecordRequests, metrics=metrics, routes=routes)  # the outermost
     return app
+
+
+@asynccontextmanager
+async def _running_batches(state: State | None) -> AsyncIterator[None]:
+    if state is None:
+        yield
+        return
+    await state.runner.start()
+    try:
+        yield
+    finally:
+        await state.runner.stop()
+        state.files.database.close()
 
 
 @asynccontextmanager

@@ -16,6 +16,8 @@ from vl2.server.tenants import ANYONE, Key, KeyRing, digest_of
 
 PUBLIC_PATHS = ("/", "/health", "/health/live", "/health/ready")
 PUBLIC_PREFIX = "/web/"  # the page's own files
+INSIDE = "vl2.key"
+"""In the scope of the server's own requests, a batch's lines: whose they are. Nothing that is sent can put it there."""
 OPERATOR_PATHS = ("/metrics",)
 """Numbers about all tenants: for the scrape key, and for a key only where all keys are one tenant's."""
 
@@ -37,8 +39,8 @@ class RequireKey:
             await self.app(scope, receive, send)
             return
         state = scope.setdefault("state", {})
-        if is_public(scope) or self._is_scrape(scope):
-            state["key"] = ANYONE
+        if is_public(scope) or self._is_scrape(scope) or INSIDE in scope:
+            state["key"] = scope.get(INSIDE, ANYONE)
             await self.app(scope, receive, send)
             return
         key = self._key_of(scope)

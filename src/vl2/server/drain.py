@@ -7,7 +7,7 @@ import asyncio
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from vl2.server.auth import is_public
+from vl2.server.auth import INSIDE, is_public
 from vl2.server.errors import ServerStopping, error_response
 
 
@@ -54,6 +54,9 @@ class DrainRequests:
             return
         if self.drain.is_draining:
             await error_response(ServerStopping())(scope, receive, _closing(send))
+            return
+        if INSIDE in scope:  # a batch's line: asked again after the next start
+            await self.app(scope, receive, send)
             return
         self.drain.enter()
         try:
