@@ -16,7 +16,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test check format lint types docs docs-check clean
+.PHONY: help serve test test-gpu bench-gpu check format lint types docs docs-check clean
 
 help:  ## this list
 	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-16s%s\n", $$1, $$2}'
@@ -26,6 +26,12 @@ serve: $(VENV)/.runtime  ## serve the embedded model (or MODEL=…) at http://12
 
 test: $(VENV)/.dev  ## run the tests
 	$(BIN)/python -m pytest -q $(ARGS)
+
+test-gpu: $(VENV)/.dev  ## run what concerns a GPU: kernels against references, golden answers, on CUDA
+	$(BIN)/python -m pytest -q --device cuda tests/ops tests/parity tests/engine/test_runner.py $(ARGS)
+
+bench-gpu: $(VENV)/.dev  ## the speed of one GPU at the real shapes, with random weights; ARGS="tiny --rows latency"
+	$(BIN)/python bench/gpu.py $(ARGS)
 
 check: lint types test docs-check  ## all that CI checks: format, lint, types, tests, generated docs
 

@@ -15,7 +15,7 @@ from vl2 import __version__
 
 
 def system_fingerprint(
-    weights: bytes, device: torch.device, dtype: torch.dtype, row_multiple: int, is_deterministic: bool
+    weights: bytes, device: torch.device, dtype: torch.dtype, kernels: str, row_multiple: int, is_deterministic: bool
 ) -> str:
     """Hash of weights, versions of vl2 and torch, device and instruction set, number format, and the kernels in use."""
     if device.type == "cuda":
@@ -24,6 +24,6 @@ def system_fingerprint(
         )
     else:
         hardware = f"cpu {torch.backends.cpu.get_cpu_capability()}"
-    parts = (weights.hex(), __version__, torch.__version__, hardware, str(dtype), f"rows of {row_multiple}")
+    parts = (weights.hex(), __version__, torch.__version__, hardware, str(dtype), kernels, f"rows of {row_multiple}")
     digest = hashlib.blake2b("\n".join(parts).encode(), digest_size=8).hexdigest()
     return f"vl2-{'d-' if is_deterministic else ''}{digest}"

@@ -225,7 +225,12 @@ class Runner:
             num_pages=self.pool.num_pages,
             page_size_tokens=self.pool.page_size,
             fingerprint=system_fingerprint(
-                self.fingerprint, self.device, self.dtype, self.shape.rounding.multiple, self.is_deterministic
+                self.fingerprint,
+                self.device,
+                self.dtype,
+                self.model.ops.NAME,
+                self.shape.rounding.multiple,
+                self.is_deterministic,
             ),
         )
 

@@ -1,5 +1,7 @@
 """Kernels for CUDA; where cuBLAS wins, its GEMMs."""
 
+import triton
+
 from vl2.ops.attention.kernel import attend_heads, attend_latent
 from vl2.ops.cublas import linear_gelu
 from vl2.ops.experts.kernel import mix_experts, swiglu
@@ -10,7 +12,7 @@ from vl2.ops.rope.kernel import absorb_queries, expand_values, write_heads, writ
 from vl2.ops.sampling.kernel import sample
 from vl2.ops.step.kernel import begin_decode
 
-NAME = "triton"
+NAME = f"triton {triton.__version__}"
 
 __all__ = [
     "NAME", "absorb_queries", "add_layer_norm", "add_rms_norm", "attend_heads", "attend_latent", "begin_decode",
