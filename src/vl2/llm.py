@@ -37,6 +37,7 @@ from vl2.core.types import (
     Prompt,
     QueueOptions,
     SamplingParams,
+    Timing,
     TokenEvent,
     TokenLogprobs,
     TokenText,
@@ -265,7 +266,7 @@ class _Answer:
             finish_reason=finish_reason,
             grounding=self._grounding(idx) if finish_reason is not None else None,
             prompt_token_ids=prompt_token_ids,
-            usage=self._usage() if self._num_open == 0 else None,
+            usage=self._usage(event.timing) if self._num_open == 0 else None,
             stop_string=detokenizer.stop_string if finish_reason is not None else None,
         )
 
@@ -291,12 +292,13 @@ class _Answer:
 
         return entry(token_id, logprobs.logprob, tuple(entry(*pair) for pair in logprobs.top))
 
-    def _usage(self) -> Usage:
+    def _usage(self, timing: Timing | None) -> Usage:
         return Usage(
             prompt_tokens=len(self._prompt.token_ids),
             completion_tokens=self._num_generated,
             image_tokens=self._prompt.num_image_tokens,
             cached_tokens=self._num_cached,
+            timing=timing,
         )
 
 

@@ -174,6 +174,12 @@ class ServerConfig:
     shared_cache: bool = option(
         False, "Tenants share the caches of prefixes, pictures and results. One can then time what another has sent."
     )
+    result_cache_bytes: int = option(
+        0,
+        "Memory for answers that are given again to the very same request of the same tenant, if it is greedy or has a "
+        "seed, bytes; 0: none are kept.",
+        rule=at_least(0),
+    )
     served_model_name: str | None = option(None, "Name of the model in the API. Default: the last part of MODEL.")
     allow_dir: str | None = option(None, "Folder below which file:// pictures and image_path may be read.")
     state_dir: str | None = option(None, "Folder for files and batches; without it there are none.")

@@ -269,6 +269,16 @@ class TokenLogprobs:
 
 
 @dataclass(frozen=True, slots=True)
+class Timing:
+    """Where the time of an answer went, seconds."""
+
+    queue_s: float  # until the first step that computed for it
+    vision_s: float  # its share of the vision tower's work
+    prefill_s: float  # until its first token, without the vision tower
+    decode_s: float  # from the first token to the last
+
+
+@dataclass(frozen=True, slots=True)
 class TokenEvent:
     """One step's result for one choice of a request, or the error that ends the whole request."""
 
@@ -280,6 +290,7 @@ class TokenEvent:
     num_cached_tokens: int = 0  # prompt tokens that were not computed again
     error: str | None = None
     is_expired: bool = False  # the error is that its deadline passed in the queue
+    timing: Timing | None = None  # with a finish reason
 
 
 @dataclass(frozen=True, slots=True)
@@ -318,6 +329,8 @@ class Usage:
     completion_tokens: int
     image_tokens: int = 0  # of prompt_tokens
     cached_tokens: int = 0  # of prompt_tokens
+    timing: Timing | None = None  # of the choice that ended last
+    is_from_result_cache: bool = False  # nothing was computed: the stored answer to the same request
 
 
 @dataclass(frozen=True, slots=True)

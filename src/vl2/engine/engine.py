@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import logging
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vl2.core.config import EngineConfig
@@ -115,7 +115,13 @@ class Engine:
 
     def _launch(self, batch: StepBatch) -> InFlight:
         started_s, load = time.monotonic(), batch.load
+        vision_s = self.runner.vision_seconds
         pending = self.runner.launch(batch)
+        for chunk in batch.chunks:
+            chunk.sequence.clock.begin(started_s)
+        for job in batch.tile_jobs:
+            job.sequence.clock.begin(started_s)
+            job.sequence.clock.vision_s += (self.runner.vision_seconds - vision_s) / load.num_tiles
         batch = batch.without_last_token(pending.late)
         self.scheduler.advance(batch)
         return InFlight(batch, pending, load, started_s)
@@ -129,7 +135,7 @@ class Engine:
         except Exception as error:
             return self._failed(flight.batch, error)
         broken = broken_requests(flight.batch)
-        events = self.scheduler.update(flight.batch, output)
+        events = _timed(self.scheduler.update(flight.batch, output), flight.batch)
         for request_id, message in broken.items():
             self.scheduler.abort(request_id)
             events = [event for event in events if event.request_id != request_id]
@@ -166,3 +172,15 @@ class Engine:
             vision_seconds_total=self.runner.vision_seconds,
             preemptions_total=scheduler.counts.preemptions,
         )
+
+
+def _timed(events: list[TokenEvent], batch: StepBatch) -> list[TokenEvent]:
+    """Those that end an answer tell where its time went."""
+    now_s = time.monotonic()
+    clocks = {(chunk.sequence.request_id, chunk.sequence.choice_idx): chunk.sequence.clock for chunk in batch.sampled}
+    timed = []
+    for event in events:
+        clock = clocks[event.request_id, event.choice_idx]
+        clock.token(now_s)
+        timed.append(event if event.finish_reason is None else replace(event, timing=clock.timing(now_s)))
+    return timed

@@ -6,6 +6,7 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from vl2.core.types import FinishReason, GenerateRequest, ImageSpan, Prompt, SamplingParams
+from vl2.engine.clock import SequenceClock
 from vl2.engine.ngrams import NgramIndex
 from vl2.engine.prefix import PageKeys
 
@@ -43,6 +44,7 @@ class Sequence:
         self.token_ids = list(request.prompt.token_ids)
         self.max_length = min(len(self.token_ids) + request.params.max_tokens, max_context_tokens)
         options = request.options
+        self.clock = SequenceClock(arrival_s)
         self.order = arrival_s + options.priority * PRIORITY_HEADSTART_S
         self.expires_s = None if options.deadline_s is None else arrival_s + options.deadline_s
         self.page_keys = page_keys  # None: shares no prefix

@@ -25,6 +25,7 @@ from vl2.server.metrics import Metrics
 logger = logging.getLogger(__name__)
 
 REQUEST_ID_HEADER = "X-Request-Id"
+TIMING_HEADER = "X-VL2-Timing"
 TIMEOUT_HEADER = "X-Request-Timeout"
 MAX_TIMEOUT_S = 86_400
 QUIET_ROUTES = (
@@ -51,6 +52,8 @@ class RequestRecord:
     num_tokens: int = 0  # of the answer so far
     usage: Usage | None = None
     headers: dict[str, str] = field(default_factory=dict)  # of the answer, beside the route's own
+    wants_timing: bool = False
+    may_reuse: bool = True  # a stored answer; not with Cache-Control: no-cache or no-store
     sent_timeout: str | None = None  # X-Request-Timeout as it was sent
     expires_s: float | None = None  # on the event loop's clock
 
@@ -109,6 +112,8 @@ class RecordRequests:
         headers = Headers(scope=scope)
         record = RequestRecord(choose_request_id(headers.get(REQUEST_ID_HEADER)))
         record.sent_timeout = headers.get(TIMEOUT_HEADER)
+        record.wants_timing = headers.get(TIMING_HEADER, "").lower() in ("1", "true", "yes")
+        record.may_reuse = not re.search("no-cache|no-store", headers.get("cache-control", ""), re.IGNORECASE)
         scope.setdefault("state", {})["record"] = record
 
         async def watch_receive() -> Message:

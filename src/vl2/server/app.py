@@ -39,6 +39,7 @@ from vl2.server.predict import predict_routes
 from vl2.server.quotas import Quotas
 from vl2.server.responses.routes import responses_routes
 from vl2.server.responses.store import ResponseStore
+from vl2.server.results import ResultCache
 from vl2.server.tenants import KeyRing
 
 logger = logging.getLogger(__name__)
@@ -77,6 +78,8 @@ def create_app(
         max_pictures=config.max_pictures,
         is_cache_shared=config.shared_cache,
         read_file=files.read if files else None,
+        results=ResultCache(config.result_cache_bytes) if config.result_cache_bytes else None,
+        has_many_tenants=lambda: keys.has_many_tenants,
     )
 
     @asynccontextmanager

@@ -11,12 +11,13 @@ from typing import cast
 
 from vl2.core.errors import DeadlineExceeded, EngineError, InvalidRequest, NotReady, UnknownModel
 from vl2.core.interface import ChatModel
-from vl2.core.types import Delta, FinishReason, Message, QueueOptions, SamplingParams, Usage
+from vl2.core.types import Delta, FinishReason, Message, QueueOptions, SamplingParams, Usage, fold_deltas
 from vl2.server.access import RequestRecord
 from vl2.server.answer import Answer
 from vl2.server.fetch import Fetch
 from vl2.server.metrics import Metrics, TokenClock
 from vl2.server.rates import Pace, Rates
+from vl2.server.results import HEADER, ResultCache, request_digest
 from vl2.server.tenants import Key
 from vl2.server.tools import Tools, with_tools
 from vl2.server.turns import Reader, Turn
@@ -55,7 +56,13 @@ class ChatService:
     max_pictures: int | None = None  # of one request; None: what the context holds
     is_cache_shared: bool = False  # between tenants
     read_file: ReadFileOf | None = None  # tenant, id → an uploaded file's bytes
+    results: ResultCache | None = None
+    has_many_tenants: Callable[[], bool] = lambda: False
     rates: Rates = field(default_factory=Rates)
+
+    @property
+    def is_told_little(self) -> bool:
+        return self.is_cache_shared and self.has_many_tenants()
 
     def check_model(self, name: str | None) -> None:
         """Raises: UnknownModel."""
@@ -120,13 +127,46 @@ class ChatService:
 
         Raises: RequestError, CapacityError, EngineError.
         """
-        answer = Answer(self._measured(messages, params, record, options), record.expires_s)
+        answer = Answer(self._found_or_asked(messages, params, record, options), record.expires_s)
         try:
             await answer.begin()
         except BaseException:
             await answer.aclose()
             raise
         return answer
+
+    async def _found_or_asked(
+        self, messages: Sequence[Message], params: SamplingParams, record: RequestRecord, options: QueueOptions
+    ) -> AsyncGenerator[Delta, None]:
+        """The stored answer, where results are kept and this one is."""
+        digest = None
+        if self.results is not None and record.may_reuse:
+            self.check_ready()
+            salt = repr((options.tenant, options.cache_salt, self.llm.info.fingerprint))
+            digest = await asyncio.to_thread(request_digest, messages, params, salt)
+        stored = self.results.get(digest) if self.results is not None and digest is not None else None
+        if stored is not None:
+            record.headers[HEADER] = "hit"
+            for delta in stored:
+                record.usage = delta.usage or record.usage
+                yield delta
+            return
+        deltas = []
+        async with aclosing(self._measured(messages, params, record, options)) as measured:
+            async for delta in measured:
+                if digest is not None:
+                    deltas.append(delta)
+                yield delta
+        if self.results is not None and digest is not None:
+            self.results.put(digest, fold_deltas(deltas))
+
+    def _shown(self, usage: Usage, record: RequestRecord) -> Usage:
+        """Times only to who asks for them. Where tenants share caches, neither times nor hits: they would tell what
+        another has sent.
+        """
+        if self.is_told_little:
+            return dataclasses.replace(usage, timing=None, cached_tokens=0)
+        return usage if record.wants_timing else dataclasses.replace(usage, timing=None)
 
     async def _measured(
         self, messages: Sequence[Message], params: SamplingParams, record: RequestRecord, options: QueueOptions
@@ -147,6 +187,7 @@ class ChatService:
                     record.usage = delta.usage
                     self.metrics.count_usage(delta.usage)
                     self._observe(record, delta.usage)
+                    delta = dataclasses.replace(delta, usage=self._shown(delta.usage, record))
                 yield delta
         if record.usage is None:
             raise EngineError("the answer ended before it was complete")

@@ -12,7 +12,7 @@ from vl2.core.errors import VL2Error
 from vl2.core.types import Completion, Delta, FinishReason, Usage
 from vl2.server.errors import anthropic_body, status_of
 from vl2.server.events import encode
-from vl2.server.openai.render import grounding_json
+from vl2.server.openai.render import extras_json, grounding_json
 from vl2.server.tools import CallReader, read_call
 
 Json = dict[str, Any]
@@ -51,6 +51,7 @@ def usage_json(usage: Usage) -> Json:
         "cache_read_input_tokens": usage.cached_tokens,
         "cache_creation_input_tokens": 0,
         "output_tokens": usage.completion_tokens,
+        **extras_json(usage),
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -136,7 +137,18 @@ def usage_json(usage: Usage) -> Json:
         "completion_tokens": usage.completion_tokens,
         "total_tokens": usage.prompt_tokens + usage.completion_tokens,
         "prompt_tokens_details": {"image_tokens": usage.image_tokens, "cached_tokens": usage.cached_tokens},
+        **extras_json(usage),
     }
+
+
+def extras_json(usage: Usage) -> Json:
+    """What stands in a usage only if there is something to say."""
+    extras: Json = {}
+    if usage.timing is not None:
+        extras["timing"] = {name: round(value, 6) for name, value in dataclasses.asdict(usage.timing).items()}
+    if usage.is_from_result_cache:
+        extras["from_result_cache"] = True
+    return extras
 
 
 def logprobs_json(tokens: tuple[TokenText, ...]) -> Json:

@@ -12,7 +12,7 @@ from vl2.core.errors import VL2Error
 from vl2.core.types import Choice, Completion, Delta, FinishReason, TokenText, Usage
 from vl2.server.errors import error_body
 from vl2.server.events import encode
-from vl2.server.openai.render import grounding_json, logprobs_json
+from vl2.server.openai.render import extras_json, grounding_json, logprobs_json
 from vl2.server.responses.schema import ResponseRequest
 from vl2.server.tools import CallReader, new_call_id, read_call
 
@@ -70,6 +70,7 @@ def usage_json(usage: Usage) -> Json:
         "output_tokens": usage.completion_tokens,
         "output_tokens_details": {"reasoning_tokens": 0},
         "total_tokens": usage.prompt_tokens + usage.completion_tokens,
+        **extras_json(usage),
     }
 
 
