@@ -33,6 +33,10 @@ test-gpu: $(VENV)/.dev  ## run what concerns a GPU: kernels against references, 
 bench-gpu: $(VENV)/.dev  ## the speed of one GPU at the real shapes, with random weights; ARGS="tiny --rows latency"
 	$(BIN)/python bench/gpu.py $(ARGS)
 
+fuzz: $(VENV)/.dev  ## the long runs: 2,600 requests from the API's description, 20,000 mutated files
+	PYTHONPATH=tests:. $(BIN)/python tests/server/schemathesis_run.py 2600
+	PYTHONPATH=tests:. $(BIN)/python tests/server/intake_run.py 20000
+
 check: lint types test docs-check  ## all that CI checks: format, lint, types, tests, generated docs
 
 format: $(VENV)/.dev  ## format the code, and fix what ruff can

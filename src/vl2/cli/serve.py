@@ -7,6 +7,7 @@ import contextlib
 import ipaddress
 import logging
 import socket
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -46,6 +47,7 @@ def command(
     vl2 serve tiny --hub modelscope
     """
     logging.basicConfig(level=server.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    warnings.filterwarnings("ignore", category=UserWarning, module="PIL")  # complaints about what strangers send
     logging.getLogger("httpx").setLevel(logging.WARNING)  # would log the addresses of pictures
     logging.getLogger("uvicorn.error").setLevel(logging.WARNING)  # our own line tells when it is ready
     folder = server.allow_dir

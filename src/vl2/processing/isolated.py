@@ -41,7 +41,8 @@ class _Worker:
         self.num_jobs = 0
         self.was_killed = False
         command = [sys.executable, "-m", "vl2.processing.decode_worker", str(memory_bytes)]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        pipe, null = subprocess.PIPE, subprocess.DEVNULL  # decoders complain about what strangers send
+        self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=null)
 
     def run(self, job: dict[str, Any], data: bytes, timeout_s: float) -> tuple[dict[str, Any], bytes]:
         """Raises: EOFError, OSError when the process is gone."""

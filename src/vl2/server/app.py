@@ -26,7 +26,7 @@ from vl2.server.batch.runner import BatchRunner
 from vl2.server.chat import ChatService
 from vl2.server.counting import counting_routes
 from vl2.server.drain import Drain, DrainRequests
-from vl2.server.errors import install_error_handlers
+from vl2.server.errors import ERROR_RESPONSES, install_error_handlers
 from vl2.server.fetch import PictureFetcher
 from vl2.server.guard import Guard
 from vl2.server.health import health_routes
@@ -110,7 +110,7 @@ def create_app(
         *([metrics_routes(llm, metrics)] if config.admin_port is None else []),
         page_routes(),
     ):
-        app.include_router(router)
+        app.include_router(router, responses=ERROR_RESPONSES)
         routes += router.routes
     app.add_middleware(LimitBody, max_bytes=config.max_body_bytes)  # the innermost
     app.add_middleware(DrainRequests, drain=drain)

@@ -60,6 +60,29 @@ ANTHROPIC_TYPES = {
 }
 
 
+_FIELDS: dict[str, Any] = {name: {"type": ["string", "null"]} for name in ("param", "code")}
+ERROR_SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "required": ["error"],
+    "properties": {
+        "error": {
+            "type": "object",
+            "required": ["message", "type"],
+            "properties": {"message": {"type": "string"}, "type": {"type": "string"}, **_FIELDS},
+        }
+    },
+}
+ERROR_RESPONSES: dict[int | str, dict[str, Any]] = {
+    status: {"description": text, "content": {"application/json": {"schema": ERROR_SCHEMA}}}
+    for status, text in {
+        "4XX": "The request cannot be answered; `error` tells why",
+        503: "The model is loading, or the server is stopping",
+        504: "The request's deadline passed",
+    }.items()
+}
+"""For the API's own description: every route may answer so."""
+
+
 class ErrorResponse(JSONResponse):
     """An error in OpenAI's shape, or in Anthropic's on its routes.
 

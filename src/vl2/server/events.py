@@ -18,6 +18,12 @@ from vl2.server.streaming import EventStream
 logger = logging.getLogger(__name__)
 
 
+STREAMED: dict[int | str, dict[str, Any]] = {
+    200: {"description": "The answer, with `stream: true` as events", "content": {"text/event-stream": {}}}
+}
+"""For the API's own description."""
+
+
 class EventWriter(Protocol):
     def write(self, delta: Delta) -> Iterable[bytes]:
         """Events for a piece of the answer."""

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 
 from fastapi import APIRouter, Response
+from fastapi.responses import PlainTextResponse
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
@@ -119,7 +120,7 @@ class EngineCollector:
 def metrics_routes(llm: ChatModel, metrics: Metrics) -> APIRouter:
     router = APIRouter(tags=["operation"])
 
-    @router.get("/metrics", summary="Measurements for Prometheus")
+    @router.get("/metrics", summary="Measurements for Prometheus", response_class=PlainTextResponse)
     async def read_metrics() -> Response:
         snapshot = CollectorRegistry()
         snapshot.register(EngineCollector(await read_stats(llm)))

@@ -16,7 +16,7 @@ from vl2.server.anthropic.render import MessageEvents, message_json
 from vl2.server.anthropic.schema import CountRequest, MessagesRequest
 from vl2.server.auth import key_of
 from vl2.server.chat import ChatService, Question
-from vl2.server.events import event_stream
+from vl2.server.events import STREAMED, event_stream
 from vl2.server.fields import check_fields, ignored_header
 from vl2.server.ids import NodeIds
 from vl2.server.intake import JSONRoute
@@ -39,7 +39,9 @@ def anthropic_routes(service: ChatService, ids: NodeIds) -> APIRouter:
                 error.param = "tools" if question.tools else "grounding"
             raise
 
-    @router.post("", summary="Answer a conversation, as Anthropic's clients ask", response_model=None)
+    @router.post(
+        "", summary="Answer a conversation, as Anthropic's clients ask", response_model=None, responses=STREAMED
+    )
     async def create(body: MessagesRequest, request: Request) -> Response:
         question = question_of(body, request)
         message_id = record_of(request).answer_id = ids.new("msg")

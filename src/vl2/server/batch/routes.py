@@ -41,6 +41,9 @@ UPLOAD = {
         },
     }
 }
+CONTENT: dict[int | str, dict[str, Any]] = {
+    200: {"description": "Its bytes", "content": {"application/octet-stream": {}}}
+}
 Limit = Annotated[int, Query(ge=1, le=10_000)]
 
 
@@ -87,7 +90,7 @@ def batch_routes(state: State | None) -> APIRouter:
     async def read_file(file_id: str, request: Request) -> dict[str, Any]:
         return await kept().files.get(key_of(request).tenant, file_id)
 
-    @router.get("/files/{file_id}/content", summary="What is in a file", response_class=Response)
+    @router.get("/files/{file_id}/content", summary="What is in a file", response_class=Response, responses=CONTENT)
     async def read_content(file_id: str, request: Request) -> Response:
         data = await kept().files.read(key_of(request).tenant, file_id)
         return Response(data, media_type="application/octet-stream")

@@ -14,7 +14,7 @@ from vl2.server.access import RequestRecord, record_of
 from vl2.server.answer import Answer
 from vl2.server.auth import key_of
 from vl2.server.chat import ChatService
-from vl2.server.events import event_stream
+from vl2.server.events import STREAMED, event_stream
 from vl2.server.fields import ignored_header
 from vl2.server.intake import JSONRoute
 from vl2.server.openai.adapter import check_body, to_question
@@ -30,7 +30,7 @@ def openai_routes(service: ChatService) -> APIRouter:
     router = APIRouter(prefix="/v1", tags=["openai"], route_class=JSONRoute)
     started = int(time.time())
 
-    @router.post("/chat/completions", summary="Answer a conversation", response_model=None)
+    @router.post("/chat/completions", summary="Answer a conversation", response_model=None, responses=STREAMED)
     async def chat_completions(body: ChatRequest, request: Request) -> Response:
         record = record_of(request)
         renderer = ChatRenderer(

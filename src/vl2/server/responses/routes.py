@@ -12,7 +12,7 @@ from vl2.server.access import RequestRecord, record_of
 from vl2.server.answer import Answer
 from vl2.server.auth import key_of
 from vl2.server.chat import ChatService, Question
-from vl2.server.events import event_stream
+from vl2.server.events import STREAMED, event_stream
 from vl2.server.fields import check_fields, ignored_header
 from vl2.server.ids import NodeIds
 from vl2.server.intake import JSONRoute
@@ -32,7 +32,9 @@ GRAMMAR_PATH = "text.format.schema"
 def responses_routes(service: ChatService, store: ResponseStore, ids: NodeIds) -> APIRouter:
     router = APIRouter(prefix="/v1/responses", tags=["responses"], route_class=JSONRoute)
 
-    @router.post("", summary="Answer a conversation, and keep it to go on from", response_model=None)
+    @router.post(
+        "", summary="Answer a conversation, and keep it to go on from", response_model=None, responses=STREAMED
+    )
     async def create(body: ResponseRequest, request: Request) -> Response:
         asking = _Asking(service, store, ids, body, key_of(request), record_of(request))
         return await asking.answer(request)

@@ -1,0 +1,188 @@
+"""The front-end without model work: server with a fake engine on one core, client on the other.
+
+python bench/frontend.py [--streams 256] [--rate 30] [--seconds 10]
+
+The fake engine stands behind the real LLM class (processor, admission, detokenizer), in the server's own process and
+paid for by its core. Two measurements: `paced`, streams that each get tokens at a fixed rate, where the time from the
+engine's event to its arrival at the client is the added latency; and `flood`, tokens as fast as they can be taken.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import multiprocessing
+import os
+import re
+import socket
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+PROMPT = "Go on"
+HOST = "127.0.0.1"
+
+
+# ---- the server: real in all but its engine -------------------------------------------------------------------------
+
+
+class FakeTransport:
+    """Each token is a number, so that the client knows when it was made: `stamps` are sent in the order of events."""
+
+    def __init__(self, rate: float, num_tokens: int, digits: list[int]) -> None:
+        self.rate, self.num_tokens, self.digits = rate, num_tokens, digits
+        self.open: dict[str, int] = {}
+
+    async def start(self, on_report: Callable[[Any], None], on_death: Callable[[str], None]) -> None:
+        from vl2.core.stats import ModelInfo
+        from vl2.engine.protocol import Ready
+
+        self.on_report = on_report
+        on_report(Ready(ModelInfo(4096, 18, "cpu", "float32", 1, 1, 256, 16, "vl2-fake")))
+        self.task = asyncio.ensure_future(self.step_for_ever())
+
+    async def step_for_ever(self) -> None:
+        """A step is a report with an event of every open request, as a real engine's."""
+        from vl2.core.types import FinishReason, TokenEvent
+        from vl2.engine.protocol import Events
+
+        next_s = time.perf_counter()
+        while True:
+            next_s = max(next_s + 1 / self.rate, time.perf_counter()) if self.rate else 0
+            await asyncio.sleep(max(0.0, next_s - time.perf_counter()) if self.rate else 0)
+            events = []
+            for request_id, done in list(self.open.items()):
+                is_last = done + 1 == self.num_tokens
+                token = self.digits[int(time.time() * 1000) // 10 ** (done % 5) % 10]
+                events.append(TokenEvent(request_id, 0, token, finish_reason=FinishReason.LENGTH if is_last else None))
+                if is_last:
+                    del self.open[request_id]
+                else:
+                    self.open[request_id] = done + 1
+            if events:
+                self.on_report(Events(events))
+
+    def send(self, command: Any) -> None:
+        from vl2.engine.protocol import Abort, Add, Ping, Pong
+
+        match command:
+            case Add(request):
+                self.open[request.request_id] = 0
+            case Abort(request_id):
+                self.open.pop(request_id, None)
+            case Ping():
+                self.on_report(Pong())
+
+    def kill(self, reason: str) -> None: ...
+
+    async def stop(self) -> None:
+        self.task.cancel()
+
+
+def serve(listener: socket.socket, core: int, rate: float, num_tokens: int) -> None:
+    os.sched_setaffinity(0, {core})
+    import uvicorn
+
+    from vl2 import LLM
+    from vl2.core.config import EngineConfig, ServerConfig
+    from vl2.engine.group import EngineGroup
+    from vl2.server.app import create_app
+
+    config = EngineConfig(max_queue=8192)
+    llm = LLM("nano", engine=config)
+    digits = [llm.processor.tokenizer.encode(str(digit))[0] for digit in range(10)]
+    llm.client = EngineGroup(lambda _: FakeTransport(rate, num_tokens, digits), config)
+    server = uvicorn.Server(uvicorn.Config(create_app(llm, ServerConfig()), log_config=None, access_log=False))
+    server.run(sockets=[listener])
+
+
+# ---- the client -----------------------------------------------------------------------------------------------------
+
+
+async def read_stream(port: int, num_tokens: int) -> tuple[int, int, list[tuple[float, int]]]:
+    """Tokens and events received, and (arrival, tokens so far) of each read, without a client library's own work."""
+    reader, writer = await asyncio.open_connection(HOST, port)
+    body = json.dumps({"messages": [{"role": "user", "content": PROMPT}], "stream": True, "max_tokens": num_tokens})
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: {HOST}\r\nContent-Type: application/json\r\n"
+    writer.write((head + f"Content-Length: {len(body)}\r\n\r\n{body}").encode())
+    tokens = events = 0
+    arrivals = []
+    rest = b""
+    while b"[DONE]" not in rest:
+        rest = rest[-40:] if rest.endswith(b"\n") else rest
+        data = await reader.read(65536)
+        assert data, "the stream broke"
+        now_s = time.perf_counter()
+        found = re.findall(rb'"content":"(\d+)"', data)
+        tokens += sum(map(len, found))
+        events += len(found)
+        rest = data
+        if found:
+            arrivals.append((now_s, tokens))
+    writer.close()
+    return tokens, events, arrivals
+
+
+async def measure(port: int, num_streams: int, num_tokens: int) -> tuple[list[Any], float]:
+    started_s = time.perf_counter()
+    streams = await asyncio.gather(*(read_stream(port, num_tokens) for _ in range(num_streams)))
+    return streams, time.perf_counter() - started_s
+
+
+def lateness_ms(streams: list[Any], rate: float) -> list[float]:
+    """How much later than an even pace each read came: its phase is taken from the stream's earliest token."""
+    late = []
+    for _, _, arrivals in streams:
+        dues = [arrival - (tokens - 1) / rate for arrival, tokens in arrivals]
+        start_s = min(dues)
+        late += [(due - start_s) * 1000 for due in dues]
+    return sorted(late)
+
+
+def run(name: str, num_streams: int, rate: float, num_tokens: int) -> dict[str, Any]:
+    listener = socket.create_server((HOST, 0), backlog=2048)
+    cores = sorted(os.sched_getaffinity(0))
+    server = multiprocessing.get_context("spawn").Process(target=serve, args=(listener, cores[0], rate, num_tokens))
+    server.start()
+    try:
+        os.sched_setaffinity(0, {cores[-1]})
+        port = listener.getsockname()[1]
+        asyncio.run(measure(port, 1, 4))
+        streams, seconds = asyncio.run(measure(port, num_streams, num_tokens))
+        cpu_s = sum(map(float, Path(f"/proc/{server.pid}/stat").read_text().split()[13:15])) / os.sysconf("SC_CLK_TCK")
+    finally:
+        server.kill()
+        server.join()
+        os.sched_setaffinity(0, cores)
+    tokens, events = sum(stream[0] for stream in streams), sum(stream[1] for stream in streams)
+    assert all(stream[0] == num_tokens for stream in streams), "a stream lacks tokens"
+    result: dict[str, Any] = {"name": name, "streams": num_streams, "tokens_s": round(tokens / seconds)}
+    result |= {
+        "tokens_an_event": round(tokens / events, 2),
+        "server_cpu_s": round(cpu_s, 1),
+        "seconds": round(seconds, 1),
+    }
+    if rate:
+        late = lateness_ms(streams, rate)
+        result |= {"rate": rate, "late_p50_ms": round(statistics.median(late), 2)}
+        result["late_p99_ms"] = round(late[int(len(late) * 0.99)], 2)
+    return result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--streams", type=int, default=256)
+    parser.add_argument("--rate", type=float, default=30.0)
+    parser.add_argument("--seconds", type=float, default=10.0)
+    given = parser.parse_args()
+    num_tokens = int(given.seconds * given.rate)
+    print(json.dumps(run("paced", given.streams, given.rate, num_tokens)))
+    print(json.dumps(run("flood", given.streams, 0, 1000)), file=sys.stdout)
+
+
+if __name__ == "__main__":
+    main()
