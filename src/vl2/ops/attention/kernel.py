@@ -1,6 +1,6 @@
 """Attention over pages in Triton: which kernel runs, on which grid, with which tiles.
 
-A step in which every chunk has one row decodes: the context of a row is cut into splits of a fixed number of
+A step in which every chunk has one row decodes: the context of a row is cut into splits of equal numbers of
 positions, each is summed by a program of its own, and a second kernel adds them up in order. Any other step runs the
 prefill kernel for all of its rows. Nothing here reads the device: grids follow from shapes, and programs without work
 end at once.
@@ -30,8 +30,8 @@ class Tile:
     num_warps: int
     num_stages: int  # tiles of positions in flight
     block_m: int = 0  # prefill: rows × heads
-    split: int = 0  # decode: positions of one program. It decides the order of sums, so it must not follow the batch.
-    terms: int = 2  # of the probabilities in the model's dtype: 1 rounds them once, 2 keeps them to float32's last bits
+    split: int = 0  # decode: positions of one program at large batches
+    terms: int = 1  # of the probabilities in the model's dtype: 1 rounds them once, 2 keeps them to float32's last bits
 
     @property
     def options(self) -> dict[str, int]:
@@ -47,11 +47,19 @@ TILES = {
 }
 FLOAT32_TILES = {
     # no tensor core: products are unrolled, so tiles are small
-    "decode_heads": Tile(block_n=32, num_warps=4, num_stages=1, split=256, terms=1),
-    "prefill_heads": Tile(block_n=32, num_warps=4, num_stages=1, block_m=32, terms=1),
-    "decode_latent": Tile(block_n=16, num_warps=8, num_stages=1, split=256, terms=1),
-    "prefill_latent": Tile(block_n=16, num_warps=8, num_stages=1, block_m=16, terms=1),
+    "decode_heads": Tile(block_n=32, num_warps=4, num_stages=1, split=256),
+    "prefill_heads": Tile(block_n=32, num_warps=4, num_stages=1, block_m=32),
+    "decode_latent": Tile(block_n=16, num_warps=8, num_stages=1, split=256),
+    "prefill_latent": Tile(block_n=16, num_warps=8, num_stages=1, block_m=16),
 }
+
+
+FEW_PROGRAMS, SMALL_SPLIT = 20, 64
+"""A decode step of so few rows × KV heads (rows alone where heads share them) is cut finer, to keep the GPU busy."""
+
+
+def split_for(tile: Tile, num_programs: int) -> int:
+    return min(tile.split, SMALL_SPLIT) if num_programs <= FEW_PROGRAMS else tile.split
 
 
 def tile_for(kernel: str, dtype: torch.dtype) -> Tile:
@@ -73,12 +81,12 @@ def attend_heads(q: torch.Tensor, pool: torch.Tensor, batch: AttentionBatch, sca
         )  # fmt: skip
         return out
     tile = tile_for("decode_heads", q.dtype)
-    splits = Splits.of(q, batch, page_size, tile.split, dim)
+    splits = Splits.of(q, batch, page_size, split_for(tile, num_rows * kv_heads), dim)
     if splits.num_rows:
         decode_heads[kv_heads, splits.count, splits.num_rows](
             q, pool[0], pool[1], batch.block_tables, batch.context_lengths, splits.parts, splits.stats,
             scale * LOG2_E, batch.block_tables.shape[1], splits.count, **sizes, BLOCK_G=block(heads // kv_heads),
-            SPLIT=tile.split, **tile.options,
+            SPLIT=splits.size, **tile.options,
         )  # fmt: skip
     splits.combine(out, batch)
     return out
@@ -100,13 +108,13 @@ def attend_latent(q: torch.Tensor, pool: torch.Tensor, batch: AttentionBatch, ra
         )  # fmt: skip
         return out
     tile = tile_for("decode_latent", q.dtype)
-    splits = Splits.of(q, batch, page_size, tile.split, rank)
+    splits = Splits.of(q, batch, page_size, split_for(tile, num_rows), rank)
     block_h = min(block(heads), 32)
     if splits.num_rows:
         decode_latent[triton.cdiv(heads, block_h), splits.count, splits.num_rows](
             q, pool, batch.block_tables, batch.context_lengths, splits.parts, splits.stats,
             scale * LOG2_E, batch.block_tables.shape[1], splits.count, **sizes, BLOCK_H=block_h,
-            SPLIT=tile.split, **tile.options,
+            SPLIT=splits.size, **tile.options,
         )  # fmt: skip
     splits.combine(out, batch)
     return out

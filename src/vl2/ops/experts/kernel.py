@@ -14,7 +14,7 @@ import torch
 import triton
 import triton.language as tl
 
-from vl2.ops.experts.align import align
+from vl2.ops.experts.align import Blocks, align
 from vl2.ops.experts.weights import ExpertWeights
 from vl2.ops.rows import RowRounding
 
@@ -64,22 +64,25 @@ def mix_experts(
     num_shared = 0 if shared_up is None else shared_up.shape[0] // 2 // inner
     num_active = ids.shape[1] + num_shared
     tile = choose_tile(num_tokens * num_active, num_routed + num_shared, x.dtype)
-    blocks = align(ids, num_routed, num_shared, tile.block_m)
+    is_single = num_tokens == 1
+    blocks = Blocks(ids, ids) if is_single else align(ids, num_routed, num_shared, tile.block_m)
+    num_blocks = num_active if is_single else len(blocks.experts)
+    num_chosen = ids.shape[1] if is_single else 0
 
     hidden = torch.empty(num_tokens * num_active, inner, dtype=x.dtype, device=x.device)
-    grid = (len(blocks.experts) * triton.cdiv(inner, tile.up_n),)
+    grid = (num_blocks * triton.cdiv(inner, tile.up_n),)
     _gate_up[grid](
         x, experts.gate_up, shared_up if shared_up is not None else x, hidden, blocks.pairs, blocks.experts,
-        len(blocks.experts), num_tokens * num_active, num_routed, width, inner, inner * num_shared, x.stride(0),
-        NUM_ACTIVE=num_active, BLOCK_M=tile.block_m, BLOCK_N=tile.up_n, BLOCK_K=tile.up_k, GROUP=GROUP_BLOCKS,
+        num_blocks, num_tokens * num_active, num_routed, width, inner, inner * num_shared, x.stride(0),
+        NUM_ACTIVE=num_active, NUM_CHOSEN=num_chosen, BLOCK_M=tile.block_m, BLOCK_N=tile.up_n, BLOCK_K=tile.up_k, GROUP=GROUP_BLOCKS,
         PRECISION=_precision(x), num_warps=tile.num_warps, num_stages=tile.num_stages,
     )  # fmt: skip
     results = torch.empty(num_tokens * num_active, width, dtype=x.dtype, device=x.device)
-    grid = (len(blocks.experts) * triton.cdiv(width, tile.down_n),)
+    grid = (num_blocks * triton.cdiv(width, tile.down_n),)
     _down[grid](
         hidden, experts.down, shared_down if shared_down is not None else x, results, blocks.pairs, blocks.experts,
-        len(blocks.experts), num_tokens * num_active, num_routed, width, inner, inner * num_shared,
-        BLOCK_M=tile.block_m, BLOCK_N=tile.down_n, BLOCK_K=tile.down_k, GROUP=GROUP_BLOCKS,
+        num_blocks, num_tokens * num_active, num_routed, width, inner, inner * num_shared,
+        NUM_CHOSEN=num_chosen, BLOCK_M=tile.block_m, BLOCK_N=tile.down_n, BLOCK_K=tile.down_k, GROUP=GROUP_BLOCKS,
         PRECISION=_precision(x), num_warps=tile.num_warps, num_stages=tile.num_stages,
     )  # fmt: skip
     out = torch.empty_like(x, memory_format=torch.contiguous_format)
@@ -130,16 +133,29 @@ def _block_and_tile(num_blocks, num_tiles, GROUP: tl.constexpr):
 
 
 @triton.jit
+def _rows_of_block(pairs, block_experts, block, num_pairs, num_routed, NUM_CHOSEN: tl.constexpr, BLOCK_M: tl.constexpr):
+    """(expert, its pairs [BLOCK_M]). A single token needs no sorting: `block_experts` are the ids that it chose."""
+    m = tl.arange(0, BLOCK_M)
+    if NUM_CHOSEN > 0:
+        chosen = tl.load(block_experts + block, mask=block < NUM_CHOSEN, other=0).to(tl.int32)
+        expert = tl.where(block < NUM_CHOSEN, chosen, num_routed + block - NUM_CHOSEN)
+        pair = tl.where(m == 0, block, num_pairs)
+    else:
+        expert = tl.load(block_experts + block)
+        pair = tl.load(pairs + block * BLOCK_M + m)
+    return expert, pair
+
+
+@triton.jit
 def _gate_up(
     x, gate_up, shared_gate_up, hidden, pairs, block_experts, num_blocks, num_pairs, num_routed, width, inner,
-    shared_inner, row_stride, NUM_ACTIVE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    shared_inner, row_stride, NUM_ACTIVE: tl.constexpr, NUM_CHOSEN: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr, GROUP: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     block, tile = _block_and_tile(num_blocks, tl.cdiv(inner, BLOCK_N), GROUP)
-    expert = tl.load(block_experts + block)
+    expert, pair = _rows_of_block(pairs, block_experts, block, num_pairs, num_routed, NUM_CHOSEN, BLOCK_M)
     if expert < 0:
         return
-    pair = tl.load(pairs + block * BLOCK_M + tl.arange(0, BLOCK_M))
     is_pair = pair < num_pairs
     rows = x + (pair // NUM_ACTIVE).to(tl.int64)[:, None] * row_stride
     column = tile * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -167,14 +183,13 @@ def _gate_up(
 @triton.jit
 def _down(
     hidden, down, shared_down, results, pairs, block_experts, num_blocks, num_pairs, num_routed, width, inner,
-    shared_inner, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP: tl.constexpr,
-    PRECISION: tl.constexpr,
+    shared_inner, NUM_CHOSEN: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    GROUP: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     block, tile = _block_and_tile(num_blocks, tl.cdiv(width, BLOCK_N), GROUP)
-    expert = tl.load(block_experts + block)
+    expert, pair = _rows_of_block(pairs, block_experts, block, num_pairs, num_routed, NUM_CHOSEN, BLOCK_M)
     if expert < 0:
         return
-    pair = tl.load(pairs + block * BLOCK_M + tl.arange(0, BLOCK_M))
     is_pair = pair < num_pairs
     rows = hidden + pair.to(tl.int64)[:, None] * inner
     column = tile * BLOCK_N + tl.arange(0, BLOCK_N)
