@@ -74,8 +74,8 @@ def mix_experts(
     _gate_up[grid](
         x, experts.gate_up, shared_up if shared_up is not None else x, hidden, blocks.pairs, blocks.experts,
         num_blocks, num_tokens * num_active, num_routed, width, inner, inner * num_shared, x.stride(0),
-        NUM_ACTIVE=num_active, NUM_CHOSEN=num_chosen, BLOCK_M=tile.block_m, BLOCK_N=tile.up_n, BLOCK_K=tile.up_k, GROUP=GROUP_BLOCKS,
-        PRECISION=_precision(x), num_warps=tile.num_warps, num_stages=tile.num_stages,
+        NUM_ACTIVE=num_active, NUM_CHOSEN=num_chosen, BLOCK_M=tile.block_m, BLOCK_N=tile.up_n, BLOCK_K=tile.up_k,
+        GROUP=GROUP_BLOCKS, PRECISION=_precision(x), num_warps=tile.num_warps, num_stages=tile.num_stages,
     )  # fmt: skip
     results = torch.empty(num_tokens * num_active, width, dtype=x.dtype, device=x.device)
     grid = (num_blocks * triton.cdiv(width, tile.down_n),)
@@ -149,8 +149,8 @@ def _rows_of_block(pairs, block_experts, block, num_pairs, num_routed, NUM_CHOSE
 @triton.jit
 def _gate_up(
     x, gate_up, shared_gate_up, hidden, pairs, block_experts, num_blocks, num_pairs, num_routed, width, inner,
-    shared_inner, row_stride, NUM_ACTIVE: tl.constexpr, NUM_CHOSEN: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr, GROUP: tl.constexpr, PRECISION: tl.constexpr,
+    shared_inner, row_stride, NUM_ACTIVE: tl.constexpr, NUM_CHOSEN: tl.constexpr, BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     block, tile = _block_and_tile(num_blocks, tl.cdiv(inner, BLOCK_N), GROUP)
     expert, pair = _rows_of_block(pairs, block_experts, block, num_pairs, num_routed, NUM_CHOSEN, BLOCK_M)
