@@ -64,7 +64,7 @@ class Bench:
         """Milliseconds between tokens, and how much of it the GPU works."""
         for batch in BATCHES:
             for i in range(batch):
-                self.engine.add(request(f"{i}", text_prompt(CONTEXT, seed=i), 100))
+                self.engine.add(request(f"{i}", text_prompt(CONTEXT, seed=i), 100 if batch < 32 else 500))
             times = self._decode_times(batch)
             experts = self._distinct_experts(batch)
             step_s = statistics.median(times)
@@ -122,7 +122,9 @@ class Bench:
                 counts.append(len(ids.unique()))
                 return ids, weights
 
-        graphs, self.engine.runner.decode_graphs = self.engine.runner.decode_graphs, None
+        runner = self.engine.runner
+        graphs, runner.decode_graphs = runner.decode_graphs, None
+        prompt_graphs, runner.prompt_graphs = runner.prompt_graphs, None
         for i in range(batch):
             self.engine.add(request(f"{i}", text_prompt(64, seed=1000 + i), 3))
         self.engine.step()  # prefill
@@ -132,7 +134,7 @@ class Bench:
             self.engine.step()
         for mlp, original in zip(hit, originals, strict=True):
             mlp.ops = original
-        self.engine.runner.decode_graphs = graphs
+        runner.decode_graphs, runner.prompt_graphs = graphs, prompt_graphs
         return statistics.mean(counts[-len(hit) :])
 
     # ---- prompts
