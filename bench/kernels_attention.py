@@ -234,7 +234,10 @@ def time_rope() -> None:
         latent_pool = torch.empty(pages, PAGE_SIZE, 576, device=DEVICE, dtype=dtype)
         qkv = torch.randn(rows, 3840, device=DEVICE, dtype=dtype)
         latent, weight = qkv[:, :576].contiguous(), qkv[0, :512].contiguous()
-        q, expanded = qkv[:, :3072].reshape(rows, 16, 192), torch.randn(rows, 16, 512, device=DEVICE, dtype=dtype)
+        q, expanded = (
+            qkv[:, :3072].reshape(rows, 16, 192).contiguous(),
+            torch.randn(rows, 16, 512, device=DEVICE, dtype=dtype),
+        )
         cases: list[tuple[str, list[Callable[[], object]], float, float]] = [
             (
                 "write_heads",
@@ -274,41 +277,23 @@ def time_rope() -> None:
             )
 
 
+def decode_variants(tiles: list[tuple[int, int, int]], programs: tuple[int, ...]) -> list[dict[str, int]]:
+    """Every tile with the usual splits, and the usual tile with every other way to split."""
+    variants = [dict(block_n=n, num_warps=w, num_stages=s) for n, w, s in tiles]
+    return variants + [dict(programs=p, last_adds=last) for p in programs for last in (False, True)]
+
+
+def prefill_variants(*tiles: tuple[int, int, int, int]) -> list[dict[str, int]]:
+    return [dict(block_m=m, block_n=n, num_warps=w, num_stages=s) for m, n, w, s in tiles]
+
+
 VARIANTS: dict[str, list[dict[str, int]]] = {
-    "decode_heads": [
-        dict(block_n=n, num_warps=w, num_stages=s, split=split)
-        for n, w, s in ((64, 4, 2), (64, 4, 3), (128, 4, 1), (128, 4, 2), (128, 8, 2), (32, 4, 3))
-        for split in (128, 256, 512)
-    ],
-    "decode_latent": [
-        dict(block_n=n, num_warps=w, num_stages=s, split=split)
-        for n, w, s in ((64, 4, 2), (64, 8, 2), (64, 4, 1), (32, 4, 3), (128, 8, 1))
-        for split in (128, 256, 512)
-    ],
-    "prefill_heads": [
-        dict(block_m=m, block_n=n, num_warps=w, num_stages=s, terms=terms)
-        for m, n, w, s in (
-            (64, 64, 4, 3),
-            (64, 64, 4, 2),
-            (128, 64, 8, 2),
-            (128, 64, 8, 3),
-            (128, 128, 8, 2),
-            (128, 64, 4, 2),
-        )
-        for terms in (1, 2)
-    ],
-    "prefill_latent": [
-        dict(block_m=m, block_n=n, num_warps=w, num_stages=s, terms=terms)
-        for m, n, w, s in (
-            (32, 64, 8, 2),
-            (64, 64, 8, 1),
-            (64, 64, 8, 2),
-            (64, 32, 8, 2),
-            (32, 128, 8, 1),
-            (32, 64, 4, 2),
-        )
-        for terms in (1, 2)
-    ],
+    "decode_heads": decode_variants([(64, 4, 3), (128, 4, 2), (32, 4, 3), (64, 2, 2)], (132, 264, 528, 1056)),
+    "decode_latent": decode_variants([(64, 8, 2), (64, 4, 1), (32, 4, 3), (32, 4, 2)], (66, 132, 264, 528)),
+    "prefill_heads": prefill_variants(
+        (128, 64, 8, 2), (128, 64, 8, 3), (128, 128, 8, 2), (64, 64, 4, 2), (64, 64, 4, 3), (128, 64, 4, 2)
+    ),
+    "prefill_latent": prefill_variants((32, 64, 8, 2), (32, 128, 8, 1), (32, 64, 4, 2), (64, 64, 8, 1)),
 }
 
 

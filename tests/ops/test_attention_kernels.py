@@ -26,8 +26,8 @@ def short_splits(monkeypatch):
     torch.manual_seed(0)
     for tiles in (kernel.TILES, kernel.FLOAT32_TILES):
         for name, tile in tiles.items():
-            changes = {"split": SPLIT} if tile.split else {}
-            monkeypatch.setitem(tiles, name, dataclasses.replace(tile, block_n=16, **changes))
+            monkeypatch.setitem(tiles, name, dataclasses.replace(tile, block_n=16))
+    monkeypatch.setattr(kernel, "FIXED_SPLIT", SPLIT)
 
 
 def make_batch(shapes: list[tuple[int, int]], device: torch.device) -> tuple[AttentionBatch, torch.Tensor, int]:
@@ -97,6 +97,24 @@ def test_attend_latent_equals_the_reference(shapes, heads, rank, rope, dtype, de
     assert not out[-SPARE_ROWS:].any()
 
 
+@pytest.mark.parametrize("last_adds", [False, True])
+@pytest.mark.parametrize("programs", [1, 60, 1000])
+@pytest.mark.parametrize("is_latent", [False, True])
+def test_splits_in_any_number_give_the_same(is_latent, programs, last_adds, device, monkeypatch):
+    name = "decode_latent" if is_latent else "decode_heads"
+    tile = dataclasses.replace(kernel.FLOAT32_TILES[name], programs=programs, last_adds=last_adds)
+    monkeypatch.setitem(kernel.FLOAT32_TILES, name, tile)
+    if is_latent:
+        q, pool, batch = latent_case(DECODE, 4, 16, 8, torch.float32, device)
+        out, expected = (ops.attend_latent(q, pool, batch, 16, 0.2) for ops in (kernel, reference))
+    else:
+        q, pool, batch = head_case(DECODE, 6, 2, 16, torch.float32, device)
+        out, expected = (ops.attend_heads(q, pool, batch, 0.2) for ops in (kernel, reference))
+    torch.testing.assert_close(out[:-SPARE_ROWS], expected[:-SPARE_ROWS], **TOLERANCES[torch.float32])
+    assert not out[-SPARE_ROWS:].any()
+    assert not kernel.arrival_counters(out.device).any()
+
+
 @pytest.mark.parametrize("is_latent", [False, True])
 def test_a_step_of_decoding_rows_gives_the_same_by_the_prefill_kernel(is_latent, device):
     if is_latent:
@@ -112,12 +130,11 @@ def test_a_step_of_decoding_rows_gives_the_same_by_the_prefill_kernel(is_latent,
 @pytest.mark.parametrize("max_query_rows", [1, 2])
 def test_a_row_has_the_same_bits_alone_and_among_others(max_query_rows, device):
     q, pool, batch = head_case(DECODE, 2, 2, 16, torch.float32, device)
-    whole = kernel.attend_heads(q, pool, dataclasses.replace(batch, max_query_rows=max_query_rows), 0.2)
+    changes = dict(max_query_rows=max_query_rows, has_fixed_splits=True)
+    whole = kernel.attend_heads(q, pool, dataclasses.replace(batch, **changes), 0.2)
     for idx, (context, _) in enumerate(DECODE):
         alone = AttentionBatch.of([ChunkShape(0, 1, context)], batch.block_tables[idx : idx + 1].contiguous())
-        out = kernel.attend_heads(
-            q[idx : idx + 1], pool, dataclasses.replace(alone, max_query_rows=max_query_rows), 0.2
-        )
+        out = kernel.attend_heads(q[idx : idx + 1], pool, dataclasses.replace(alone, **changes), 0.2)
         assert torch.equal(out[0], whole[idx])
 
 

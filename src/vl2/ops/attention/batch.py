@@ -30,6 +30,9 @@ class AttentionBatch:
     context_lengths: torch.Tensor  # [S] int32: positions that the chunk's last row sees; 0: no chunk, nothing is done
     max_query_rows: int  # of one chunk; 1: all decode
     row_multiple: int = 1  # row counts of the reference's GEMMs are rounded up to it (ops/rows.py)
+    is_fresh: bool = False  # every chunk starts at position 0: the step's own rows are all of the context
+    num_decodes: int = 0  # leading chunks of one row each
+    has_fixed_splits: bool = False  # kernels: a row's bits depend on its own context alone, at a cost for few rows
 
     @classmethod
     def of(cls, chunks: Sequence[ChunkShape], block_tables: torch.Tensor, row_multiple: int = 1) -> AttentionBatch:

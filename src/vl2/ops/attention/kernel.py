@@ -8,6 +8,7 @@ end at once.
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 
@@ -22,6 +23,10 @@ from vl2.ops.attention.kernel_latent import decode_latent, prefill_latent
 LOG2_E = math.log2(math.e)
 
 
+FIXED_SPLIT = 256
+"""Positions of a split where a row's bits must not depend on the batch: the number of splits decides the order of sums."""
+
+
 @dataclass(frozen=True)
 class Tile:
     """How a kernel is cut up. Sizes are those of `ops/attention/kernel_*.py`."""
@@ -30,7 +35,8 @@ class Tile:
     num_warps: int
     num_stages: int  # tiles of positions in flight
     block_m: int = 0  # prefill: rows × heads
-    split: int = 0  # decode: positions of one program at large batches
+    programs: int = 0  # decode: how many there shall be, if splits can make so many
+    last_adds: bool = False  # decode: the program that comes last adds up the splits, instead of a second kernel
     terms: int = 1  # of the probabilities in the model's dtype: 1 rounds them once, 2 keeps them to float32's last bits
 
     @property
@@ -40,26 +46,18 @@ class Tile:
 
 TILES = {
     # for wgmma: positions (decode) or rows (prefill) come in 64s
-    "decode_heads": Tile(block_n=64, num_warps=4, num_stages=2, split=256),
-    "prefill_heads": Tile(block_n=64, num_warps=4, num_stages=3, block_m=64),
-    "decode_latent": Tile(block_n=64, num_warps=4, num_stages=2, split=256),
+    "decode_heads": Tile(block_n=64, num_warps=4, num_stages=2, programs=264, last_adds=True),
+    "prefill_heads": Tile(block_n=64, num_warps=8, num_stages=2, block_m=128),
+    "decode_latent": Tile(block_n=64, num_warps=4, num_stages=2, programs=132),
     "prefill_latent": Tile(block_n=64, num_warps=8, num_stages=2, block_m=32),
 }
 FLOAT32_TILES = {
     # no tensor core: products are unrolled, so tiles are small
-    "decode_heads": Tile(block_n=32, num_warps=4, num_stages=1, split=256),
+    "decode_heads": Tile(block_n=32, num_warps=4, num_stages=1, programs=264, last_adds=True),
     "prefill_heads": Tile(block_n=32, num_warps=4, num_stages=1, block_m=32),
-    "decode_latent": Tile(block_n=16, num_warps=8, num_stages=1, split=256),
+    "decode_latent": Tile(block_n=16, num_warps=8, num_stages=1, programs=132),
     "prefill_latent": Tile(block_n=16, num_warps=8, num_stages=1, block_m=16),
 }
-
-
-FEW_PROGRAMS, SMALL_SPLIT = 20, 64
-"""A decode step of so few rows × KV heads (rows alone where heads share them) is cut finer, to keep the GPU busy."""
-
-
-def split_for(tile: Tile, num_programs: int) -> int:
-    return min(tile.split, SMALL_SPLIT) if num_programs <= FEW_PROGRAMS else tile.split
 
 
 def tile_for(kernel: str, dtype: torch.dtype) -> Tile:
@@ -76,19 +74,18 @@ def attend_heads(q: torch.Tensor, pool: torch.Tensor, batch: AttentionBatch, sca
         tile = tile_for("prefill_heads", q.dtype)
         block_m = max(tile.block_m, block(heads // kv_heads))
         prefill_heads[num_tiles(num_rows, batch, block_m // (heads // kv_heads)), kv_heads](
-            q, pool[0], pool[1], out, *chunks(batch), scale * LOG2_E, *counts(num_rows, batch), **sizes,
+            q, pool[0], pool[1], out, *chunks(batch), scale * LOG2_E, *row_counts(num_rows, batch), **sizes,
             BLOCK_M=block_m, **tile.options,
         )  # fmt: skip
         return out
     tile = tile_for("decode_heads", q.dtype)
-    splits = Splits.of(q, batch, page_size, split_for(tile, num_rows * kv_heads), dim)
-    if splits.num_rows:
-        decode_heads[kv_heads, splits.count, splits.num_rows](
-            q, pool[0], pool[1], batch.block_tables, batch.context_lengths, splits.parts, splits.stats,
-            scale * LOG2_E, batch.block_tables.shape[1], splits.count, **sizes, BLOCK_G=block(heads // kv_heads),
-            SPLIT=splits.size, **tile.options,
+    if num_rows:
+        splits = Splits.of(q, batch, tile, kv_heads, page_size, dim)
+        decode_heads[kv_heads, splits.count, num_rows](
+            q, pool[0], pool[1], out, *splits.arguments(batch), scale * LOG2_E, *counts(batch, splits),
+            **sizes, BLOCK_G=block(heads // kv_heads), SPLIT=splits.size, LAST_ADDS=splits.last_adds, **tile.options,
         )  # fmt: skip
-    splits.combine(out, batch)
+        splits.combine(out, batch)
     return out
 
 
@@ -103,20 +100,18 @@ def attend_latent(q: torch.Tensor, pool: torch.Tensor, batch: AttentionBatch, ra
         tile = tile_for("prefill_latent", q.dtype)
         block_m = max(tile.block_m, block(heads))
         prefill_latent[(num_tiles(num_rows, batch, block_m // heads),)](
-            q, pool, out, *chunks(batch), scale * LOG2_E, *counts(num_rows, batch), **sizes,
+            q, pool, out, *chunks(batch), scale * LOG2_E, *row_counts(num_rows, batch), **sizes,
             BLOCK_M=block_m, **tile.options,
         )  # fmt: skip
         return out
-    tile = tile_for("decode_latent", q.dtype)
-    splits = Splits.of(q, batch, page_size, split_for(tile, num_rows), rank)
-    block_h = min(block(heads), 32)
-    if splits.num_rows:
-        decode_latent[triton.cdiv(heads, block_h), splits.count, splits.num_rows](
-            q, pool, batch.block_tables, batch.context_lengths, splits.parts, splits.stats,
-            scale * LOG2_E, batch.block_tables.shape[1], splits.count, **sizes, BLOCK_H=block_h,
-            SPLIT=splits.size, **tile.options,
+    tile, block_h = tile_for("decode_latent", q.dtype), min(block(heads), 32)
+    if num_rows:
+        splits = Splits.of(q, batch, tile, triton.cdiv(heads, block_h), page_size, rank)
+        decode_latent[triton.cdiv(heads, block_h), splits.count, num_rows](
+            q, pool, out, *splits.arguments(batch), scale * LOG2_E, *counts(batch, splits),
+            **sizes, BLOCK_H=block_h, SPLIT=splits.size, LAST_ADDS=splits.last_adds, **tile.options,
         )  # fmt: skip
-    splits.combine(out, batch)
+        splits.combine(out, batch)
     return out
 
 
@@ -134,8 +129,24 @@ def chunks(batch: AttentionBatch) -> tuple[torch.Tensor, torch.Tensor, torch.Ten
     return batch.block_tables, batch.query_starts, batch.context_lengths
 
 
-def counts(num_rows: int, batch: AttentionBatch) -> tuple[int, int, int]:
+def row_counts(num_rows: int, batch: AttentionBatch) -> tuple[int, int, int]:
     return batch.block_tables.shape[0], num_rows, batch.block_tables.shape[1]
+
+
+def counts(batch: AttentionBatch, splits: Splits) -> tuple[int, int, int]:
+    return *batch.block_tables.shape, splits.count
+
+
+MAX_COUNTERS = 1 << 16
+
+
+@functools.cache
+def arrival_counters(device: torch.device) -> torch.Tensor:
+    """Zeros: kernels count in them and leave zeros again, so steps of one device must run one after the other.
+
+    They are made before a graph is captured, by the run that warms it up.
+    """
+    return torch.zeros(MAX_COUNTERS, dtype=torch.int32, device=device)
 
 
 @dataclass(frozen=True)
@@ -144,26 +155,43 @@ class Splits:
 
     parts: torch.Tensor  # [rows, H, splits, D] float32
     stats: torch.Tensor  # [rows, H, splits, 2] float32: maximum score, sum of exponentials
-    size: int  # positions of a split
+    size: int  # positions of a split; 0: a share of the row's context
+    last_adds: bool
+    block_n: int
 
     @classmethod
-    def of(cls, q: torch.Tensor, batch: AttentionBatch, page_size: int, size: int, width: int) -> Splits:
-        num_chunks, max_pages = batch.block_tables.shape
-        shape = min(len(q), num_chunks), q.shape[1], max(1, triton.cdiv(max_pages * page_size, size))
-        parts = torch.empty(*shape, width, dtype=torch.float32, device=q.device)
-        return cls(parts, torch.empty(*shape, 2, dtype=torch.float32, device=q.device), size)
-
-    @property
-    def num_rows(self) -> int:
-        return len(self.parts)
+    def of(
+        cls, q: torch.Tensor, batch: AttentionBatch, tile: Tile, programs: int, page_size: int, width: int
+    ) -> Splits:
+        """For so many programs a split. The table's width bounds what a context can be."""
+        rows, most = max(1, min(len(q), len(batch.block_tables))), batch.block_tables.shape[1] * page_size
+        size = FIXED_SPLIT if batch.has_fixed_splits else 0
+        count = (
+            triton.cdiv(most, size)
+            if size
+            else min(tile.programs // (rows * programs), triton.cdiv(most, tile.block_n))
+        )
+        shape = rows, q.shape[1], max(1, count)
+        parts = torch.empty(*shape, width if count > 1 else 0, dtype=torch.float32, device=q.device)
+        stats = torch.empty(*shape, 2, dtype=torch.float32, device=q.device)
+        last_adds = tile.last_adds and count > 1 and rows * programs <= MAX_COUNTERS
+        return cls(parts, stats, size, last_adds, tile.block_n)
 
     @property
     def count(self) -> int:
         return self.parts.shape[2]
 
+    def arguments(self, batch: AttentionBatch) -> tuple[torch.Tensor, ...]:
+        counters = arrival_counters(self.stats.device)
+        return batch.block_tables, batch.context_lengths, self.parts, self.stats, counters
+
     def combine(self, out: torch.Tensor, batch: AttentionBatch) -> None:
-        num_rows, heads, width = out.shape
-        combine_splits[heads, num_rows](
-            self.parts, self.stats, out, batch.context_lengths, self.num_rows, self.count,
-            HEADS=heads, DIM=width, BLOCK_D=block(width), SPLIT=self.size, num_warps=4 if width > 128 else 1,
+        """Where the splits' own kernel has not done it."""
+        rows, heads, count, width = self.parts.shape
+        if count == 1 or self.last_adds or not len(batch.block_tables):
+            return
+        block_d = min(128, block(width))
+        combine_splits[heads, rows, triton.cdiv(width, block_d)](
+            self.parts, self.stats, out, batch.context_lengths, count, HEADS=heads, DIM=width, BLOCK_D=block_d,
+            SPLIT=self.size, BLOCK_N=self.block_n, num_warps=4,
         )  # fmt: skip

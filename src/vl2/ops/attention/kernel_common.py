@@ -54,38 +54,60 @@ def to_out(x, dtype: tl.constexpr):
 
 
 @triton.jit
-def fold(top, total, acc, part_top, part_total, part):
-    """Add the softmax sums of more positions [D] to those of earlier ones. Written with fma: its bits are fixed."""
-    highest = tl.maximum(top, part_top)
-    fade, part_fade = tl.exp2(top - highest), tl.exp2(part_top - highest)
-    total = tl.fma(total, fade, part_total * part_fade)
-    return highest, total, tl.fma(acc, tl.zeros_like(acc) + fade, part * part_fade)
+def split_size(context, num_splits, SPLIT: tl.constexpr, BLOCK_N: tl.constexpr):
+    """Positions of one program of a decoding row: SPLIT, or where that is 0 a share that `num_splits` programs cover."""
+    if SPLIT:
+        return SPLIT
+    return tl.maximum(tl.cdiv(tl.cdiv(context, num_splits), BLOCK_N), 1) * BLOCK_N
 
 
-@triton.jit(do_not_specialize=["num_chunks", "max_splits"])
-def combine_splits(
-    parts, stats, out, context_lengths, num_chunks, max_splits,
-    HEADS: tl.constexpr, DIM: tl.constexpr, BLOCK_D: tl.constexpr, SPLIT: tl.constexpr,
-):  # fmt: skip
-    """Add up the splits of one decoding row and head, always in order; zeros for a row of no chunk.
+@triton.jit
+def add_splits(parts, stats, used, columns, DIM: tl.constexpr, BLOCK_D: tl.constexpr):
+    """The result [BLOCK_D] of one row and head from its splits, always added in the same order.
 
-    parts  [rows, H, splits, D] float32 sums; stats [rows, H, splits, 2] float32: maximum score, sum of exponentials
+    parts  [splits, D] float32 sums; stats [splits, 2] float32: maximum score, sum of exponentials. Other programs may
+    have written them just now, so they are read past the first cache.
     """
-    UNROLL: tl.constexpr = 4  # loads of so many splits are in flight together
-    head, row = tl.program_id(0), tl.program_id(1)
-    columns = tl.arange(0, BLOCK_D)
-    context = tl.load(context_lengths + row, mask=row < num_chunks, other=0)
-    num_splits = tl.cdiv(context, SPLIT)
-    first = (row * HEADS + head).to(tl.int64) * max_splits
+    LANES: tl.constexpr = 16  # splits whose loads are in flight together
     top, total, acc = FLOOR + 0.0, 0.0, tl.zeros([BLOCK_D], tl.float32)
-    for start in range(0, num_splits, UNROLL):
-        for i in tl.static_range(UNROLL):
-            exists = start + i < num_splits
-            idx = first + start + i
-            part_top = tl.load(stats + idx * 2, mask=exists, other=FLOOR)
-            part_total = tl.load(stats + idx * 2 + 1, mask=exists, other=0.0)
-            part = tl.load(parts + idx * DIM + columns, mask=exists & (columns < DIM), other=0.0)
-            top, total, acc = fold(top, total, acc, part_top, part_total, part)
-    result = acc / tl.where(total > 0, total, 1.0)
-    pointers = out + (row * HEADS + head).to(tl.int64) * DIM + columns
-    tl.store(pointers, to_out(result, out.dtype.element_ty), mask=columns < DIM)
+    for start in range(0, used, LANES):
+        splits = start + tl.arange(0, LANES)
+        exists = splits < used
+        part_top = tl.load(stats + splits * 2, mask=exists, other=FLOOR, cache_modifier=".cg")
+        part_total = tl.load(stats + splits * 2 + 1, mask=exists, other=0.0, cache_modifier=".cg")
+        in_part = exists[:, None] & (columns < DIM)[None, :]
+        part = tl.load(parts + splits[:, None] * DIM + columns[None, :], mask=in_part, other=0.0, cache_modifier=".cg")
+        highest = tl.maximum(top, tl.max(part_top, 0))
+        fade, part_fade = tl.exp2(top - highest), tl.exp2(part_top - highest)
+        total = total * fade + tl.sum(part_total * part_fade, 0)
+        acc = acc * fade + tl.sum(part * part_fade[:, None], 0)
+        top = highest
+    return acc / tl.where(total > 0, total, 1.0)
+
+
+@triton.jit
+def is_last(counter, used):
+    """Whether all other splits have been stored; then the counter is zero again, for the next step."""
+    tl.debug_barrier()  # the stores of all threads come before the one that counts
+    arrived = tl.atomic_add(counter, 1, sem="acq_rel")
+    if arrived == used - 1:
+        tl.store(counter, 0)
+    return arrived == used - 1
+
+
+@triton.jit(do_not_specialize=["num_splits"])
+def combine_splits(
+    parts, stats, out, context_lengths, num_splits,
+    HEADS: tl.constexpr, DIM: tl.constexpr, BLOCK_D: tl.constexpr, SPLIT: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """Add up the splits of BLOCK_D columns of one decoding row and head, where there is more than one split."""
+    head, row = tl.program_id(0), tl.program_id(1)
+    columns = tl.program_id(2) * BLOCK_D + tl.arange(0, BLOCK_D)
+    context = tl.load(context_lengths + row)
+    used = tl.cdiv(context, split_size(context, num_splits, SPLIT, BLOCK_N))
+    if used <= 1:
+        return
+    row_head = (row * HEADS + head).to(tl.int64)
+    first = row_head * num_splits
+    result = add_splits(parts + first * DIM, stats + first * 2, used, columns, DIM, BLOCK_D)
+    tl.store(out + row_head * DIM + columns, to_out(result, out.dtype.element_ty), mask=columns < DIM)

@@ -5,7 +5,16 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from vl2.ops.attention.kernel_common import FLOOR, find_chunk, load_rows, page_slots, to_out
+from vl2.ops.attention.kernel_common import (
+    FLOOR,
+    add_splits,
+    find_chunk,
+    is_last,
+    load_rows,
+    page_slots,
+    split_size,
+    to_out,
+)
 
 
 @triton.jit
@@ -28,21 +37,27 @@ def add_weighted_t(acc, p, v, TERMS: tl.constexpr):
     return acc
 
 
-@triton.jit(do_not_specialize=["max_pages", "max_splits"])
+@triton.jit(do_not_specialize=["num_chunks", "max_pages", "num_splits"])
 def decode_heads(
-    q, keys, values, block_tables, context_lengths, parts, stats, scale, max_pages, max_splits,
+    q, keys, values, out, block_tables, context_lengths, parts, stats, counters, scale, num_chunks, max_pages,
+    num_splits,
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_G: tl.constexpr,
     PAGE_SIZE: tl.constexpr, SPLIT: tl.constexpr, BLOCK_N: tl.constexpr, TERMS: tl.constexpr,
+    LAST_ADDS: tl.constexpr,
 ):  # fmt: skip
-    """One split of one row for the query heads of one KV head.
+    """One split of one row for the query heads of one KV head; zeros for a row of no chunk.
 
     Everything is transposed, positions × heads: the many positions are then the rows of the tensor core's product and
     the few heads its columns, and keys and values go to it from shared memory without passing through registers.
+
+    A row of one split is done here. Of several, each leaves its sums in `parts`, and the one that comes last adds them
+    up in order (LAST_ADDS; else `combine_splits` does).
     """
     kv_head, split, row = tl.program_id(0), tl.program_id(1), tl.program_id(2)
-    context = tl.load(context_lengths + row)
-    first = split * SPLIT
-    if first >= context:
+    context = tl.load(context_lengths + row, mask=row < num_chunks, other=0)
+    size = split_size(context, num_splits, SPLIT, BLOCK_N)
+    first = split * size
+    if (first >= context) & (split > 0):
         return
     GROUP: tl.constexpr = HEADS // KV_HEADS
     columns, group = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_G)
@@ -52,7 +67,7 @@ def decode_heads(
 
     top, total = tl.full([BLOCK_G], FLOOR, tl.float32), tl.zeros([BLOCK_G], tl.float32)
     acc = tl.zeros([BLOCK_D, BLOCK_G], tl.float32)
-    for start in range(first, tl.minimum(first + SPLIT, context), BLOCK_N):
+    for start in range(first, tl.minimum(first + size, context), BLOCK_N):
         positions = start + tl.arange(0, BLOCK_N)
         is_seen = positions < context
         slots = page_slots(block_tables + row * max_pages, positions, is_seen, PAGE_SIZE)
@@ -68,10 +83,23 @@ def decode_heads(
         total = total * fade + tl.sum(p, 0)
         top = highest
 
-    parts_of = heads.to(tl.int64) * max_splits + split
+    used = tl.cdiv(context, size)
+    if used <= 1:
+        result = acc / tl.where(total > 0, total, 1.0)[None, :]
+        tl.store(out + heads[None, :] * DIM + columns[:, None], to_out(result, out.dtype.element_ty), mask=in_q)
+        return
+    parts_of = heads.to(tl.int64) * num_splits + split
     tl.store(parts + parts_of[None, :] * DIM + columns[:, None], acc, mask=in_q)
     tl.store(stats + parts_of * 2, top, mask=group < GROUP)
     tl.store(stats + parts_of * 2 + 1, total, mask=group < GROUP)
+    if LAST_ADDS:
+        if is_last(counters + row * KV_HEADS + kv_head, used):
+            for idx in range(GROUP):
+                row_head = (row * HEADS + kv_head * GROUP + idx).to(tl.int64)
+                of = row_head * num_splits
+                result = add_splits(parts + of * DIM, stats + of * 2, used, columns, DIM, BLOCK_D)
+                result = to_out(result, out.dtype.element_ty)
+                tl.store(out + row_head * DIM + columns, result, mask=columns < DIM)
 
 
 @triton.jit

@@ -9,7 +9,16 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from vl2.ops.attention.kernel_common import FLOOR, find_chunk, load_rows, page_slots, to_out
+from vl2.ops.attention.kernel_common import (
+    FLOOR,
+    add_splits,
+    find_chunk,
+    is_last,
+    load_rows,
+    page_slots,
+    split_size,
+    to_out,
+)
 from vl2.ops.attention.kernel_heads import add_weighted_t
 
 
@@ -37,17 +46,19 @@ def _attend_block(
     return highest, total * fade + tl.sum(p, 0), acc
 
 
-@triton.jit(do_not_specialize=["max_pages", "max_splits"])
+@triton.jit(do_not_specialize=["num_chunks", "max_pages", "num_splits"])
 def decode_latent(
-    q, pool, block_tables, context_lengths, parts, stats, scale, max_pages, max_splits,
+    q, pool, out, block_tables, context_lengths, parts, stats, counters, scale, num_chunks, max_pages, num_splits,
     HEADS: tl.constexpr, RANK: tl.constexpr, ROPE: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_P: tl.constexpr,
     BLOCK_H: tl.constexpr, PAGE_SIZE: tl.constexpr, SPLIT: tl.constexpr, BLOCK_N: tl.constexpr, TERMS: tl.constexpr,
+    LAST_ADDS: tl.constexpr,
 ):  # fmt: skip
-    """One split of one row for BLOCK_H heads."""
+    """One split of one row for BLOCK_H heads; splits are added up as in `decode_heads`."""
     head_block, split, row = tl.program_id(0), tl.program_id(1), tl.program_id(2)
-    context = tl.load(context_lengths + row)
-    first = split * SPLIT
-    if first >= context:
+    context = tl.load(context_lengths + row, mask=row < num_chunks, other=0)
+    size = split_size(context, num_splits, SPLIT, BLOCK_N)
+    first = split * size
+    if (first >= context) & (split > 0):
         return
     WIDTH: tl.constexpr = RANK + ROPE
     ranks, ropes = tl.arange(0, BLOCK_R), tl.arange(0, BLOCK_P)
@@ -61,16 +72,29 @@ def decode_latent(
     top, total = tl.full([BLOCK_H], FLOOR, tl.float32), tl.zeros([BLOCK_H], tl.float32)
     acc = tl.zeros([BLOCK_R, BLOCK_H], tl.float32)
     last_seen = tl.zeros([BLOCK_H], tl.int32) + context - 1
-    for start in range(first, tl.minimum(first + SPLIT, context), BLOCK_N):
+    for start in range(first, tl.minimum(first + size, context), BLOCK_N):
         top, total, acc = _attend_block(
             q_latent, q_rope, pool, block_tables + row * max_pages, top, total, acc, start, context, last_seen, scale,
             ranks, ropes, True, RANK, ROPE, BLOCK_R, BLOCK_P, PAGE_SIZE, BLOCK_N, TERMS,
         )  # fmt: skip
 
-    parts_of = rows.to(tl.int64) * max_splits + split
+    used = tl.cdiv(context, size)
+    if used <= 1:
+        result = acc / tl.where(total > 0, total, 1.0)[None, :]
+        tl.store(out + rows[None, :] * RANK + ranks[:, None], to_out(result, out.dtype.element_ty), mask=in_latent)
+        return
+    parts_of = rows.to(tl.int64) * num_splits + split
     tl.store(parts + parts_of[None, :] * RANK + ranks[:, None], acc, mask=in_latent)
     tl.store(stats + parts_of * 2, top, mask=is_head)
     tl.store(stats + parts_of * 2 + 1, total, mask=is_head)
+    if LAST_ADDS:
+        if is_last(counters + row * tl.num_programs(0) + head_block, used):
+            for idx in range(tl.minimum(BLOCK_H, HEADS - head_block * BLOCK_H)):
+                row_head = (row * HEADS + head_block * BLOCK_H + idx).to(tl.int64)
+                of = row_head * num_splits
+                result = add_splits(parts + of * RANK, stats + of * 2, used, ranks, RANK, BLOCK_R)
+                result = to_out(result, out.dtype.element_ty)
+                tl.store(out + row_head * RANK + ranks, result, mask=ranks < RANK)
 
 
 @triton.jit(do_not_specialize=["num_chunks", "num_rows", "max_pages"])
