@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import bisect
 import json
 import multiprocessing
 import os
@@ -31,10 +32,10 @@ HOST = "127.0.0.1"
 
 
 class FakeTransport:
-    """Each token is a number, so that the client knows when it was made: `stamps` are sent in the order of events."""
+    """A token is the last digit of its step's number, so that the client knows when it was made: `stamps[step]`."""
 
-    def __init__(self, rate: float, num_tokens: int, digits: list[int]) -> None:
-        self.rate, self.num_tokens, self.digits = rate, num_tokens, digits
+    def __init__(self, rate: float, num_tokens: int, digits: list[int], stamps: Any) -> None:
+        self.rate, self.num_tokens, self.digits, self.stamps = rate, num_tokens, digits, stamps
         self.open: dict[str, int] = {}
 
     async def start(self, on_report: Callable[[Any], None], on_death: Callable[[str], None]) -> None:
@@ -50,21 +51,23 @@ class FakeTransport:
         from vl2.core.types import FinishReason, TokenEvent
         from vl2.engine.protocol import Events
 
-        next_s = time.perf_counter()
+        next_s, step = time.perf_counter(), 0
         while True:
             next_s = max(next_s + 1 / self.rate, time.perf_counter()) if self.rate else 0
             await asyncio.sleep(max(0.0, next_s - time.perf_counter()) if self.rate else 0)
             events = []
             for request_id, done in list(self.open.items()):
                 is_last = done + 1 == self.num_tokens
-                token = self.digits[int(time.time() * 1000) // 10 ** (done % 5) % 10]
+                token = self.digits[step % 10]
                 events.append(TokenEvent(request_id, 0, token, finish_reason=FinishReason.LENGTH if is_last else None))
                 if is_last:
                     del self.open[request_id]
                 else:
                     self.open[request_id] = done + 1
             if events:
+                self.stamps[step % len(self.stamps)] = time.perf_counter()
                 self.on_report(Events(events))
+                step += 1
 
     def send(self, command: Any) -> None:
         from vl2.engine.protocol import Abort, Add, Ping, Pong
@@ -83,7 +86,7 @@ class FakeTransport:
         self.task.cancel()
 
 
-def serve(listener: socket.socket, core: int, rate: float, num_tokens: int) -> None:
+def serve(listener: socket.socket, core: int, rate: float, num_tokens: int, stamps: Any) -> None:
     os.sched_setaffinity(0, {core})
     import uvicorn
 
@@ -95,7 +98,7 @@ def serve(listener: socket.socket, core: int, rate: float, num_tokens: int) -> N
     config = EngineConfig(max_queue=8192)
     llm = LLM("nano", engine=config)
     digits = [llm.processor.tokenizer.encode(str(digit))[0] for digit in range(10)]
-    llm.client = EngineGroup(lambda _: FakeTransport(rate, num_tokens, digits), config)
+    llm.client = EngineGroup(lambda _: FakeTransport(rate, num_tokens, digits, stamps), config)
     server = uvicorn.Server(uvicorn.Config(create_app(llm, ServerConfig()), log_config=None, access_log=False))
     server.run(sockets=[listener])
 
@@ -104,7 +107,7 @@ def serve(listener: socket.socket, core: int, rate: float, num_tokens: int) -> N
 
 
 async def read_stream(port: int, num_tokens: int) -> tuple[int, int, list[tuple[float, int]]]:
-    """Tokens and events received, and (arrival, tokens so far) of each read, without a client library's own work."""
+    """Tokens and events received, and (arrival, digit) of each token, without a client library's own work."""
     reader, writer = await asyncio.open_connection(HOST, port)
     body = json.dumps({"messages": [{"role": "user", "content": PROMPT}], "stream": True, "max_tokens": num_tokens})
     head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: {HOST}\r\nContent-Type: application/json\r\n"
@@ -121,8 +124,7 @@ async def read_stream(port: int, num_tokens: int) -> tuple[int, int, list[tuple[
         tokens += sum(map(len, found))
         events += len(found)
         rest = data
-        if found:
-            arrivals.append((now_s, tokens))
+        arrivals += [(now_s, digit - 48) for text in found for digit in text]
     writer.close()
     return tokens, events, arrivals
 
@@ -133,20 +135,23 @@ async def measure(port: int, num_streams: int, num_tokens: int) -> tuple[list[An
     return streams, time.perf_counter() - started_s
 
 
-def lateness_ms(streams: list[Any], rate: float) -> list[float]:
-    """How much later than an even pace each read came: its phase is taken from the stream's earliest token."""
-    late = []
+def latencies_ms(streams: list[Any], stamps: list[float]) -> list[float]:
+    """From the engine's event to the client: the last step with the token's digit before its arrival made it."""
+    found = []
     for _, _, arrivals in streams:
-        dues = [arrival - (tokens - 1) / rate for arrival, tokens in arrivals]
-        start_s = min(dues)
-        late += [(due - start_s) * 1000 for due in dues]
-    return sorted(late)
+        for arrival, digit in arrivals:
+            last = bisect.bisect_right(stamps, arrival) - 1
+            step = last - (last - digit) % 10
+            found.append((arrival - stamps[step]) * 1000)
+    return sorted(found)
 
 
 def run(name: str, num_streams: int, rate: float, num_tokens: int) -> dict[str, Any]:
     listener = socket.create_server((HOST, 0), backlog=2048)
     cores = sorted(os.sched_getaffinity(0))
-    server = multiprocessing.get_context("spawn").Process(target=serve, args=(listener, cores[0], rate, num_tokens))
+    context = multiprocessing.get_context("spawn")
+    stamps = context.Array("d", 100_000, lock=False)
+    server = context.Process(target=serve, args=(listener, cores[0], rate, num_tokens, stamps))
     server.start()
     try:
         os.sched_setaffinity(0, {cores[-1]})
@@ -167,9 +172,9 @@ def run(name: str, num_streams: int, rate: float, num_tokens: int) -> dict[str, 
         "seconds": round(seconds, 1),
     }
     if rate:
-        late = lateness_ms(streams, rate)
-        result |= {"rate": rate, "late_p50_ms": round(statistics.median(late), 2)}
-        result["late_p99_ms"] = round(late[int(len(late) * 0.99)], 2)
+        late = latencies_ms(streams, [stamp for stamp in stamps if stamp])
+        result |= {"rate": rate, "added_p50_ms": round(statistics.median(late), 2)}
+        result["added_p99_ms"] = round(late[int(len(late) * 0.99)], 2)
     return result
 
 

@@ -98,6 +98,8 @@ def _summary(name: str, completion: Completion) -> dict[str, object]:
             }
             for item in choice.grounding or ()
         ],
-        "usage": dataclasses.asdict(completion.usage),
+        "usage": {
+            name: count for name, count in dataclasses.asdict(completion.usage).items() if name.endswith("_tokens")
+        },
         "finish_reason": choice.finish_reason.value,
     }

@@ -72,13 +72,14 @@ ERROR_SCHEMA: dict[str, Any] = {
         }
     },
 }
+_DOCUMENTED: dict[int | str, str] = {
+    "4XX": "The request cannot be answered; `error` tells why",
+    503: "The model is loading, or the server is stopping",
+    504: "The request's deadline passed",
+}
 ERROR_RESPONSES: dict[int | str, dict[str, Any]] = {
     status: {"description": text, "content": {"application/json": {"schema": ERROR_SCHEMA}}}
-    for status, text in {
-        "4XX": "The request cannot be answered; `error` tells why",
-        503: "The model is loading, or the server is stopping",
-        504: "The request's deadline passed",
-    }.items()
+    for status, text in _DOCUMENTED.items()
 }
 """For the API's own description: every route may answer so."""
 
