@@ -7,8 +7,10 @@ import torch
 
 from vl2.ops.attention import reference
 from vl2.ops.attention.batch import AttentionBatch, ChunkShape
+from vl2.ops.rope.table import rope_table
 
 kernel = pytest.importorskip("vl2.ops.attention.kernel", reason="Triton is not installed")
+kernel_mla = pytest.importorskip("vl2.ops.attention.kernel_mla", reason="Triton is not installed")
 
 PAGE_SIZE, SPLIT = 4, 32
 SPARE_ROWS = 3  # rows after the last chunk
@@ -19,6 +21,8 @@ TOLERANCES = {
 }
 DECODE = [(context, 1) for context in (1, 5, 31, 32, 33, 64, 97)]
 MIXED = [(40, 1), (70, 37), (33, 33), (1, 1), (9, 2)]
+FRESH = [(70, 70), (33, 33), (1, 1), (17, 17)]
+DECODES_FIRST = [(40, 1), (9, 1), (70, 37), (33, 33), (41, 1)]
 
 
 @pytest.fixture(autouse=True)
@@ -164,3 +168,46 @@ def test_float16_results_stay_finite(device):
     pool = torch.where(pool.isnan(), pool, 65504.0)
     assert kernel.attend_heads(q, pool, batch, 0.2)[:2].isfinite().all()
     assert kernel.attend_heads(q, pool, dataclasses.replace(batch, max_query_rows=2), 0.2)[:2].isfinite().all()
+
+
+@pytest.mark.parametrize("is_latent", [False, True])
+def test_leading_decodes_of_a_mixed_step_give_the_same(is_latent, device):
+    if is_latent:
+        q, pool, batch = latent_case(DECODES_FIRST, 4, 16, 8, torch.float32, device)
+        attend = lambda batch: kernel.attend_latent(q, pool, batch, 16, 0.2)
+    else:
+        q, pool, batch = head_case(DECODES_FIRST, 4, 2, 16, torch.float32, device)
+        attend = lambda batch: kernel.attend_heads(q, pool, batch, 0.2)
+    by_two = attend(dataclasses.replace(batch, num_decodes=2))
+    torch.testing.assert_close(by_two, attend(batch), **TOLERANCES[torch.float32])
+
+
+@pytest.mark.parametrize("dtype", list(TOLERANCES), ids=lambda dtype: str(dtype)[6:])
+@pytest.mark.parametrize(
+    ("shapes", "flags", "expands"),
+    [
+        (DECODE, {}, False),
+        (MIXED, {}, False),
+        (MIXED, {"min_rows": 1}, True),
+        (DECODES_FIRST, {"num_decodes": 2}, False),
+        (DECODES_FIRST, {"num_decodes": 2, "min_rows": 1}, True),
+        (FRESH, {"is_fresh": True}, True),
+    ],
+)
+def test_attend_mla_equals_the_reference(shapes, flags, expands, dtype, device, monkeypatch):
+    heads, nope, rope, value, rank = 3, 12, 6, 20, 24
+    min_rows = flags.get("min_rows")
+    monkeypatch.setattr(kernel_mla, "MIN_ROWS", min_rows or 1000)
+    _, pool, batch = latent_case(shapes, heads, rank, rope, dtype, device)
+    batch = dataclasses.replace(batch, **{name: value for name, value in flags.items() if name != "min_rows"})
+    own = [torch.arange(context - rows, context) for context, rows in shapes] + [torch.zeros(SPARE_ROWS).long()]
+    positions, table = torch.cat(own).to(device), rope_table(rope, 100, 1e4, None, device)
+    q = torch.randn(len(positions), heads, nope + rope, device=device).to(dtype)
+    kv_b = (torch.randn(heads * (nope + value), rank, device=device) / 4).to(dtype)
+    arguments = (q, kv_b, pool, table, positions, batch, 0.2)
+    assert bool(kernel_mla._num_expanded_keys(len(q), batch)) == expands
+    out, expected = kernel_mla.attend_mla(*arguments), reference.attend_mla(*arguments)
+    assert out.dtype == dtype
+    tolerance = TOLERANCES[dtype] if dtype == torch.float32 else dict(atol=5e-2, rtol=5e-2)
+    torch.testing.assert_close(out[:-SPARE_ROWS], expected[:-SPARE_ROWS], **tolerance)
+    assert out.isfinite().all()

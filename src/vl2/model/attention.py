@@ -38,9 +38,10 @@ class MHA(nn.Module):
 
 
 class MLA(nn.Module):
-    """Multi-head latent attention (arXiv:2405.04434) in its absorbed form: heads read the latent rows themselves.
+    """Multi-head latent attention (arXiv:2405.04434): the cache holds R + Dr numbers a token.
 
-    kv_b's key half is applied to the queries and its value half to the results: the cache holds R + Dr numbers a token.
+    kv_b makes every head's keys and values of a latent row. Absorbed, its key half is applied to the queries and its
+    value half to the results, and heads read the latent rows themselves; a backend may do either (`attend_mla`).
     """
 
     def __init__(self, config: LanguageConfig, ops: Backend, *, dtype: torch.dtype, device: torch.device | str) -> None:
@@ -70,14 +71,14 @@ class MLA(nn.Module):
         self, x: torch.Tensor, step: StepInputs, queries: QueryRows, rope: RopeTable, pool: torch.Tensor
     ) -> torch.Tensor:
         """x [T, C], pool [pages, page size, R + Dr] → [Q, C]."""
-        mla = self.config
         self.ops.write_latent(
             self.kv_a(x), self.kv_norm.weight, INNER_NORM_EPS, rope, step.positions, step.kv_slots, pool
         )
-        keys, values = self.kv_b.weight.unflatten(0, (self.heads, -1)).split((mla.nope_dim, mla.value_dim), dim=1)
-        q = self.ops.absorb_queries(self.queries(queries.take(x)), keys, rope, queries.take(step.positions))
-        out = self.ops.attend_latent(q, pool, queries.sequences, mla.kv_lora_rank, self.scale)
-        return self.o_proj(self.ops.expand_values(out, values))
+        q = self.queries(queries.take(x))
+        out = self.ops.attend_mla(
+            q, self.kv_b.weight, pool, rope, queries.take(step.positions), queries.sequences, self.scale
+        )
+        return self.o_proj(out)
 
     def queries(self, x: torch.Tensor) -> torch.Tensor:
         """[T, C] → [T, H, Dn + Dr]."""

@@ -141,6 +141,27 @@ class Backend(Protocol):
         """
         ...
 
+    def attend_mla(
+        self,
+        q: torch.Tensor,
+        kv_b: torch.Tensor,
+        pool: torch.Tensor,
+        rope: RopeTable,
+        positions: torch.Tensor,
+        batch: AttentionBatch,
+        scale: float,
+    ) -> torch.Tensor:
+        """MLA after the cache is written: absorb_queries, attend_latent and expand_values, or what amounts to them.
+
+        q          [Q, H, Dn + Dr], not rotated
+        kv_b       [H · (Dn + Dv), R]: of each head its key rows, then its value rows
+        pool       [pages, page size, R + Dr]
+        rope       tables as in write_latent
+        positions  [Q] int64, of these queries
+        Returns    [Q, H · Dv] q's dtype; rows of no chunk are finite
+        """
+        ...
+
     def route(
         self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, config: MoEConfig
     ) -> tuple[torch.Tensor, torch.Tensor]:

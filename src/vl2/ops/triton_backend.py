@@ -3,6 +3,7 @@
 import triton
 
 from vl2.ops.attention.kernel import attend_heads, attend_latent
+from vl2.ops.attention.kernel_mla import attend_mla
 from vl2.ops.cublas import linear_gelu
 from vl2.ops.experts.kernel import mix_experts, swiglu
 from vl2.ops.gate.kernel import route
@@ -15,7 +16,7 @@ from vl2.ops.step.kernel import begin_decode
 NAME = f"triton {triton.__version__}"
 
 __all__ = [
-    "NAME", "absorb_queries", "add_layer_norm", "add_rms_norm", "attend_heads", "attend_latent", "begin_decode",
-    "expand_values", "linear_gelu", "mix_experts", "rms_norm", "route", "sample", "swiglu", "write_heads",
-    "write_latent",
+    "NAME", "absorb_queries", "add_layer_norm", "add_rms_norm", "attend_heads", "attend_latent", "attend_mla",
+    "begin_decode", "expand_values", "linear_gelu", "mix_experts", "rms_norm", "route", "sample", "swiglu",
+    "write_heads", "write_latent",
 ]  # fmt: skip

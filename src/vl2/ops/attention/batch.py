@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -33,6 +33,25 @@ class AttentionBatch:
     is_fresh: bool = False  # every chunk starts at position 0: the step's own rows are all of the context
     num_decodes: int = 0  # leading chunks of one row each
     has_fixed_splits: bool = False  # kernels: a row's bits depend on its own context alone, at a cost for few rows
+
+    def split(self) -> tuple[AttentionBatch, AttentionBatch]:
+        """(the leading decodes, the rest); rows of both are counted from the step's first row on."""
+        num = self.num_decodes
+        decodes, rest = (
+            replace(
+                self,
+                chunks=self.chunks[own],
+                block_tables=self.block_tables[own],
+                query_starts=starts,
+                context_lengths=self.context_lengths[own],
+                num_decodes=0,
+            )
+            for own, starts in (
+                (slice(0, num), self.query_starts[: num + 1]),
+                (slice(num, None), self.query_starts[num:]),
+            )
+        )
+        return replace(decodes, max_query_rows=1), rest
 
     @classmethod
     def of(cls, chunks: Sequence[ChunkShape], block_tables: torch.Tensor, row_multiple: int = 1) -> AttentionBatch:

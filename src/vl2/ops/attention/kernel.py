@@ -24,7 +24,7 @@ LOG2_E = math.log2(math.e)
 
 
 FIXED_SPLIT = 256
-"""Positions of a split where a row's bits must not depend on the batch: the number of splits decides the order of sums."""
+"""Positions of a split where a row's bits must not depend on the batch, which else decides the order of sums."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,7 @@ TILES = {
     "prefill_heads": Tile(block_n=64, num_warps=8, num_stages=2, block_m=128),
     "decode_latent": Tile(block_n=64, num_warps=4, num_stages=2, programs=132),
     "prefill_latent": Tile(block_n=64, num_warps=8, num_stages=2, block_m=32),
+    "prefill_expanded": Tile(block_n=64, num_warps=8, num_stages=2, block_m=128),
 }
 FLOAT32_TILES = {
     # no tensor core: products are unrolled, so tiles are small
@@ -57,6 +58,7 @@ FLOAT32_TILES = {
     "prefill_heads": Tile(block_n=32, num_warps=4, num_stages=1, block_m=32),
     "decode_latent": Tile(block_n=16, num_warps=8, num_stages=1, programs=132),
     "prefill_latent": Tile(block_n=16, num_warps=8, num_stages=1, block_m=16),
+    "prefill_expanded": Tile(block_n=32, num_warps=4, num_stages=1, block_m=32),
 }
 
 
@@ -67,52 +69,94 @@ def tile_for(kernel: str, dtype: torch.dtype) -> Tile:
 def attend_heads(q: torch.Tensor, pool: torch.Tensor, batch: AttentionBatch, scale: float) -> torch.Tensor:
     """`Backend.attend_heads` (ops/backend.py)."""
     assert q.is_contiguous() and pool.is_contiguous()
-    (num_rows, heads, dim), (page_size, kv_heads) = q.shape, pool.shape[2:4]
-    out = torch.empty_like(q)
-    sizes = dict(HEADS=heads, KV_HEADS=kv_heads, DIM=dim, BLOCK_D=block(dim), PAGE_SIZE=page_size)
-    if batch.max_query_rows > 1:
-        tile = tile_for("prefill_heads", q.dtype)
-        block_m = max(tile.block_m, block(heads // kv_heads))
-        prefill_heads[num_tiles(num_rows, batch, block_m // (heads // kv_heads)), kv_heads](
-            q, pool[0], pool[1], out, *chunks(batch), scale * LOG2_E, *row_counts(num_rows, batch), **sizes,
-            BLOCK_M=block_m, **tile.options,
-        )  # fmt: skip
-        return out
-    tile = tile_for("decode_heads", q.dtype)
-    if num_rows:
-        splits = Splits.of(q, batch, tile, kv_heads, page_size, dim)
-        decode_heads[kv_heads, splits.count, num_rows](
-            q, pool[0], pool[1], out, *splits.arguments(batch), scale * LOG2_E, *counts(batch, splits),
-            **sizes, BLOCK_G=block(heads // kv_heads), SPLIT=splits.size, LAST_ADDS=splits.last_adds, **tile.options,
-        )  # fmt: skip
-        splits.combine(out, batch)
+    out, num = torch.empty_like(q), batch.num_decodes
+    if batch.max_query_rows <= 1:
+        _decode_heads(q, pool, out, batch, scale)
+    elif num:
+        decodes, rest = batch.split()
+        _decode_heads(q[:num], pool, out[:num], decodes, scale)
+        _prefill_heads(q, pool, out, rest, scale)
+    else:
+        _prefill_heads(q, pool, out, batch, scale)
     return out
+
+
+def _head_sizes(q: torch.Tensor, pool: torch.Tensor) -> dict[str, int]:
+    (_, heads, dim), (page_size, kv_heads) = q.shape, pool.shape[2:4]
+    return dict(HEADS=heads, KV_HEADS=kv_heads, DIM=dim, BLOCK_D=block(dim), PAGE_SIZE=page_size)
+
+
+def _decode_heads(q: torch.Tensor, pool: torch.Tensor, out: torch.Tensor, batch: AttentionBatch, scale: float) -> None:
+    (num_rows, heads, dim), (page_size, kv_heads) = q.shape, pool.shape[2:4]
+    if not num_rows:
+        return
+    tile = tile_for("decode_heads", q.dtype)
+    splits = Splits.of(q, batch, tile, kv_heads, page_size, dim)
+    decode_heads[kv_heads, splits.count, num_rows](
+        q, pool[0], pool[1], out, *splits.arguments(batch), scale * LOG2_E, *counts(batch, splits),
+        **_head_sizes(q, pool), BLOCK_G=block(heads // kv_heads), SPLIT=splits.size, LAST_ADDS=splits.last_adds,
+        **tile.options,
+    )  # fmt: skip
+    splits.combine(out, batch)
+
+
+def _prefill_heads(q: torch.Tensor, pool: torch.Tensor, out: torch.Tensor, batch: AttentionBatch, scale: float) -> None:
+    """Rows before the batch's first are left as they are."""
+    num_rows, group, kv_heads = len(q), q.shape[1] // pool.shape[3], pool.shape[3]
+    tile = tile_for("prefill_heads", q.dtype)
+    block_m = max(tile.block_m, block(group))
+    prefill_heads[num_tiles(num_rows, batch, block_m // group), kv_heads](
+        q, pool[0], pool[1], out, *chunks(batch), scale * LOG2_E, *row_counts(num_rows, batch),
+        **_head_sizes(q, pool), BLOCK_M=block_m, **tile.options,
+    )  # fmt: skip
 
 
 def attend_latent(q: torch.Tensor, pool: torch.Tensor, batch: AttentionBatch, rank: int, scale: float) -> torch.Tensor:
     """`Backend.attend_latent` (ops/backend.py)."""
     assert q.is_contiguous() and pool.is_contiguous()
-    (num_rows, heads, width), page_size = q.shape, pool.shape[1]
-    out = torch.empty(num_rows, heads, rank, dtype=q.dtype, device=q.device)
-    sizes = dict(HEADS=heads, RANK=rank, ROPE=width - rank, PAGE_SIZE=page_size)
-    sizes |= dict(BLOCK_R=block(rank), BLOCK_P=block(width - rank))
-    if batch.max_query_rows > 1:
-        tile = tile_for("prefill_latent", q.dtype)
-        block_m = max(tile.block_m, block(heads))
-        prefill_latent[(num_tiles(num_rows, batch, block_m // heads),)](
-            q, pool, out, *chunks(batch), scale * LOG2_E, *row_counts(num_rows, batch), **sizes,
-            BLOCK_M=block_m, **tile.options,
-        )  # fmt: skip
-        return out
-    tile, block_h = tile_for("decode_latent", q.dtype), min(block(heads), 32)
-    if num_rows:
-        splits = Splits.of(q, batch, tile, triton.cdiv(heads, block_h), page_size, rank)
-        decode_latent[triton.cdiv(heads, block_h), splits.count, num_rows](
-            q, pool, out, *splits.arguments(batch), scale * LOG2_E, *counts(batch, splits),
-            **sizes, BLOCK_H=block_h, SPLIT=splits.size, LAST_ADDS=splits.last_adds, **tile.options,
-        )  # fmt: skip
-        splits.combine(out, batch)
+    out, num = torch.empty(*q.shape[:2], rank, dtype=q.dtype, device=q.device), batch.num_decodes
+    if batch.max_query_rows <= 1:
+        _decode_latent(q, pool, out, batch, scale)
+    elif num:
+        decodes, rest = batch.split()
+        _decode_latent(q[:num], pool, out[:num], decodes, scale)
+        _prefill_latent(q, pool, out, rest, scale)
+    else:
+        _prefill_latent(q, pool, out, batch, scale)
     return out
+
+
+def _latent_sizes(pool: torch.Tensor, out: torch.Tensor) -> dict[str, int]:
+    (page_size, width), (_, heads, rank) = pool.shape[1:], out.shape
+    sizes = dict(HEADS=heads, RANK=rank, ROPE=width - rank, PAGE_SIZE=page_size)
+    return sizes | dict(BLOCK_R=block(rank), BLOCK_P=block(width - rank))
+
+
+def _decode_latent(q: torch.Tensor, pool: torch.Tensor, out: torch.Tensor, batch: AttentionBatch, scale: float) -> None:
+    num_rows, heads, rank = out.shape
+    if not num_rows:
+        return
+    tile, block_h = tile_for("decode_latent", q.dtype), min(block(heads), 32)
+    head_blocks = triton.cdiv(heads, block_h)
+    splits = Splits.of(q, batch, tile, head_blocks, pool.shape[1], rank)
+    decode_latent[head_blocks, splits.count, num_rows](
+        q, pool, out, *splits.arguments(batch), scale * LOG2_E, *counts(batch, splits),
+        **_latent_sizes(pool, out), BLOCK_H=block_h, SPLIT=splits.size, LAST_ADDS=splits.last_adds, **tile.options,
+    )  # fmt: skip
+    splits.combine(out, batch)
+
+
+def _prefill_latent(
+    q: torch.Tensor, pool: torch.Tensor, out: torch.Tensor, batch: AttentionBatch, scale: float
+) -> None:
+    """Rows before the batch's first are left as they are."""
+    num_rows, heads, _ = out.shape
+    tile = tile_for("prefill_latent", q.dtype)
+    block_m = max(tile.block_m, block(heads))
+    prefill_latent[(num_tiles(num_rows, batch, block_m // heads),)](
+        q, pool, out, *chunks(batch), scale * LOG2_E, *row_counts(num_rows, batch),
+        **_latent_sizes(pool, out), BLOCK_M=block_m, **tile.options,
+    )  # fmt: skip
 
 
 def block(width: int) -> int:

@@ -30,7 +30,7 @@ def load_rows(pool, offsets, columns, is_seen, WIDTH: tl.constexpr, BLOCK: tl.co
 
 @triton.jit
 def find_chunk(query_starts, num_chunks, tile, BLOCK_Q: tl.constexpr):
-    """The chunk whose rows tile number `tile` has; `num_chunks`: rows after the last chunk.
+    """The chunk whose rows tile number `tile` has; `num_chunks`: rows after the last chunk; -1: rows before the first.
 
     Chunk s owns the tiles from query_starts[s] // BLOCK_Q + s on: never fewer than it needs, and the host knows how
     many there are in all without knowing the chunks.
@@ -55,7 +55,7 @@ def to_out(x, dtype: tl.constexpr):
 
 @triton.jit
 def split_size(context, num_splits, SPLIT: tl.constexpr, BLOCK_N: tl.constexpr):
-    """Positions of one program of a decoding row: SPLIT, or where that is 0 a share that `num_splits` programs cover."""
+    """Positions of one program of a decoding row: SPLIT, or where that is 0 its share among `num_splits` programs."""
     if SPLIT:
         return SPLIT
     return tl.maximum(tl.cdiv(tl.cdiv(context, num_splits), BLOCK_N), 1) * BLOCK_N

@@ -92,7 +92,7 @@ def decode_heads(
     tl.store(parts + parts_of[None, :] * DIM + columns[:, None], acc, mask=in_q)
     tl.store(stats + parts_of * 2, top, mask=group < GROUP)
     tl.store(stats + parts_of * 2 + 1, total, mask=group < GROUP)
-    if LAST_ADDS:
+    if LAST_ADDS:  # noqa: SIM102 - the compiler's `and` does not stop at False
         if is_last(counters + row * KV_HEADS + kv_head, used):
             for idx in range(GROUP):
                 row_head = (row * HEADS + kv_head * GROUP + idx).to(tl.int64)
@@ -137,6 +137,8 @@ def prefill_heads(
     tile = tl.num_programs(0) - 1 - tl.program_id(0)  # late rows see most and start first
     kv_head = tl.program_id(1)
     chunk = find_chunk(query_starts, num_chunks, tile, BLOCK_Q)
+    if chunk < 0:
+        return
     begin = tl.load(query_starts + chunk)
     end = tl.load(query_starts + chunk + 1, mask=chunk < num_chunks, other=num_rows)
     first_row = begin + (tile - begin // BLOCK_Q - chunk) * BLOCK_Q

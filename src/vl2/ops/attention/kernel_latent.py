@@ -87,7 +87,7 @@ def decode_latent(
     tl.store(parts + parts_of[None, :] * RANK + ranks[:, None], acc, mask=in_latent)
     tl.store(stats + parts_of * 2, top, mask=is_head)
     tl.store(stats + parts_of * 2 + 1, total, mask=is_head)
-    if LAST_ADDS:
+    if LAST_ADDS:  # noqa: SIM102 - the compiler's `and` does not stop at False
         if is_last(counters + row * tl.num_programs(0) + head_block, used):
             for idx in range(tl.minimum(BLOCK_H, HEADS - head_block * BLOCK_H)):
                 row_head = (row * HEADS + head_block * BLOCK_H + idx).to(tl.int64)
@@ -108,6 +108,8 @@ def prefill_latent(
     WIDTH: tl.constexpr = RANK + ROPE
     tile = tl.num_programs(0) - 1 - tl.program_id(0)  # late rows see most and start first
     chunk = find_chunk(query_starts, num_chunks, tile, BLOCK_Q)
+    if chunk < 0:
+        return
     begin = tl.load(query_starts + chunk)
     end = tl.load(query_starts + chunk + 1, mask=chunk < num_chunks, other=num_rows)
     first_row = begin + (tile - begin // BLOCK_Q - chunk) * BLOCK_Q

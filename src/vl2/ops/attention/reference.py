@@ -20,6 +20,8 @@ import torch
 import torch.nn.functional as F
 
 from vl2.ops.attention.batch import AttentionBatch, ChunkShape
+from vl2.ops.rope.reference import absorb_queries, expand_values
+from vl2.ops.rope.table import RopeTable
 from vl2.ops.rows import pad_rows, round_up
 from vl2.ops.wide_product import multiply
 
@@ -125,3 +127,20 @@ def _weighted_sum(probs: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
     for split_probs, split_values in splits:
         total += split_probs @ split_values
     return total
+
+
+def attend_mla(
+    q: torch.Tensor,
+    kv_b: torch.Tensor,
+    pool: torch.Tensor,
+    rope: RopeTable,
+    positions: torch.Tensor,
+    batch: AttentionBatch,
+    scale: float,
+) -> torch.Tensor:
+    """`Backend.attend_mla` (ops/backend.py), absorbed: heads read the latent rows themselves."""
+    heads, rank = q.shape[1], kv_b.shape[1]
+    nope = q.shape[2] - (pool.shape[2] - rank)
+    per_head = kv_b.unflatten(0, (heads, -1))
+    absorbed = absorb_queries(q, per_head[:, :nope], rope, positions)
+    return expand_values(attend_latent(absorbed, pool, batch, rank, scale), per_head[:, nope:])

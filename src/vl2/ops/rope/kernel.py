@@ -184,11 +184,12 @@ def _expand_values(
     tl.store(out + row_heads * DIM + dims[None, :], _to(acc, out.dtype.element_ty), mask=is_row & is_dim)
 
 
-def expand_values(latent: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-    """`Backend.expand_values` (ops/backend.py)."""
+def expand_values(latent: torch.Tensor, values: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+    """`Backend.expand_values` (ops/backend.py), into `out` where it is given."""
     assert latent.is_contiguous() and values.stride(2) == 1
     (num_rows, heads, rank), dim = latent.shape, values.shape[1]
-    out = torch.empty(num_rows, heads * dim, dtype=values.dtype, device=latent.device)
+    if out is None:
+        out = torch.empty(num_rows, heads * dim, dtype=values.dtype, device=latent.device)
     block_m, block_d = _tile(num_rows, values.dtype)
     block_d = min(block_d, max(16, triton.next_power_of_2(dim)))
     if num_rows:
