@@ -329,7 +329,7 @@ class Usage:
     completion_tokens: int
     image_tokens: int = 0  # of prompt_tokens
     cached_tokens: int = 0  # of prompt_tokens
-    timing: Timing | None = None  # of the choice that ended last
+    timing: Timing | None = field(default=None, compare=False)  # of the choice that ended last
     is_from_result_cache: bool = False  # nothing was computed: the stored answer to the same request
 
 
