@@ -64,7 +64,7 @@ class Bench:
         """Milliseconds between tokens, and how much of it the GPU works."""
         for batch in BATCHES:
             for i in range(batch):
-                self.engine.add(request(f"{i}", text_prompt(CONTEXT, seed=i), 100 if batch < 32 else 500))
+                self.engine.add(request(f"{i}", text_prompt(CONTEXT, seed=i), 100))
             times = self._decode_times(batch)
             experts = self._distinct_experts(batch)
             step_s = statistics.median(times)

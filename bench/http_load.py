@@ -72,14 +72,16 @@ def picture_rows(folder: Path) -> dict[str, float]:
 def _address(server: subprocess.Popen[str]) -> str:
     """What the server says that it listens on; the rest of its log is read away in the background."""
     assert server.stderr is not None
+    told = ""
     for line in server.stderr:
+        told += line
         found = re.search(r"http://[0-9.]+:[0-9]+", line)
         if found:
             import threading
 
             threading.Thread(target=lambda: list(server.stderr or ()), daemon=True).start()
             return found[0]
-    raise RuntimeError("the server ended before it listened")
+    raise RuntimeError(f"the server ended before it listened: {told[-1000:]}")
 
 
 def _median_s(client: httpx.Client, size: tuple[int, int], max_tokens: int, repeat: int = 12) -> float:

@@ -2,7 +2,7 @@
 
 from tests.engine.builders import EOS_ID, picture_prompt, request, scheduler, sequence, text_prompt
 from vl2.core.types import FinishReason, QueueOptions, TokenEvent
-from vl2.engine.pacing import STALL_FACTOR, Pacer, StepLoad
+from vl2.engine.pacing import MIN_PREFILL_TOKENS, STALL_FACTOR, Pacer, StepLoad
 from vl2.engine.scheduler import Scheduler, StepBatch, StepOutput
 from vl2.engine.sequence import Sequence
 
@@ -210,3 +210,13 @@ def test_the_pacer_gives_prompts_what_running_answers_can_spare():
     spare_s = (STALL_FACTOR - 1) * 0.010
     assert pacer.prefill_tokens(4) == int(spare_s / 0.0002), "what fits into the spare time, at 0.2 ms a token"
     assert pacer.tiles(4) == 1
+
+
+def test_the_pacer_learns_from_mixed_steps_when_there_are_no_others():
+    pacer = Pacer(max_prefill_tokens=1000, max_tiles=10)
+    pacer.learn(StepLoad(num_decodes=0, num_prefill_tokens=1000, num_tiles=0), seconds=0.100)
+    assert pacer.prefill_tokens(4) == MIN_PREFILL_TOKENS, "what decoding takes is not known yet"
+    for _ in range(50):
+        tokens = pacer.prefill_tokens(4)
+        pacer.learn(StepLoad(num_decodes=4, num_prefill_tokens=tokens, num_tiles=0), seconds=0.020 + tokens * 0.0001)
+    assert 0.7 < pacer.prefill_tokens(4) * 0.0001 / ((STALL_FACTOR - 1) * 0.020) < 1.3

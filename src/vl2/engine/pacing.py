@@ -1,7 +1,7 @@
 """How much prompt work a step may hold while answers are running, so that their tokens keep coming.
 
 A step that only decodes takes some time; prompt tokens and tiles make it longer. Both costs are learned from the steps
-as they run, and the budget is set so that a step takes at most `STALL_FACTOR` times the decoding alone.
+as they run, and the budget is set so that a step takes at most `stall_factor` times the decoding alone.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from dataclasses import dataclass
 STALL_FACTOR = 1.7
 MIN_PREFILL_TOKENS = 16
 """Prompts always move on, however slow they are."""
+GPU_STALL_FACTOR, GPU_MIN_PREFILL_TOKENS = 2.5, 256
+"""A GPU's steps take nearly the same time again and again, and fewer prompt tokens would not make them shorter."""
 LEARNING_RATE = 0.2
 
 
@@ -26,10 +28,18 @@ class StepLoad:
 class Pacer:
     """Estimates in seconds; None until a step has shown them."""
 
-    def __init__(self, max_prefill_tokens: int, max_tiles: int) -> None:
-        """The limits of a step in which nothing decodes; they bound its memory."""
+    def __init__(
+        self,
+        max_prefill_tokens: int,
+        max_tiles: int,
+        *,
+        stall_factor: float = STALL_FACTOR,
+        min_prefill_tokens: int = MIN_PREFILL_TOKENS,
+    ) -> None:
+        """The maxima are for a step in which nothing decodes; they bound its memory."""
         self._max_prefill_tokens, self._max_tiles = max_prefill_tokens, max_tiles
-        self._min_prefill_tokens = min(MIN_PREFILL_TOKENS, max_prefill_tokens)
+        self._min_prefill_tokens = min(min_prefill_tokens, max_prefill_tokens)
+        self._stall_factor = stall_factor
         self._decode_s: float | None = None
         self._prefill_token_s: float | None = None
 
@@ -39,7 +49,7 @@ class Pacer:
             return self._max_prefill_tokens
         if self._decode_s is None or self._prefill_token_s is None:
             return self._min_prefill_tokens
-        affordable = int((STALL_FACTOR - 1) * self._decode_s / self._prefill_token_s)
+        affordable = int((self._stall_factor - 1) * self._decode_s / self._prefill_token_s)
         return max(min(affordable, self._max_prefill_tokens), self._min_prefill_tokens)
 
     def tiles(self, num_decodes: int) -> int:
@@ -47,15 +57,23 @@ class Pacer:
         return 1 if num_decodes else self._max_tiles
 
     def learn(self, load: StepLoad, seconds: float) -> None:
+        """A step of one kind shows its cost; a mixed step shows by how much both estimates together are off."""
+        tokens = load.num_prefill_tokens
         if load.num_tiles:
             return
-        if load.num_decodes and not load.num_prefill_tokens:
+        if not tokens:
             self._decode_s = _blend(self._decode_s, seconds)
-        elif load.num_prefill_tokens >= MIN_PREFILL_TOKENS:
-            decode_s = (self._decode_s or 0.0) if load.num_decodes else 0.0
-            self._prefill_token_s = _blend(
-                self._prefill_token_s, max(seconds - decode_s, 0.1 * seconds) / load.num_prefill_tokens
-            )
+        elif not load.num_decodes:
+            if tokens >= MIN_PREFILL_TOKENS:
+                self._prefill_token_s = _blend(self._prefill_token_s, seconds / tokens)
+        elif self._prefill_token_s is None:
+            self._prefill_token_s = max(seconds - (self._decode_s or 0.0), 0.1 * seconds) / tokens
+        elif self._decode_s is None:
+            self._decode_s = max(seconds - tokens * self._prefill_token_s, 0.1 * seconds)
+        else:
+            error = seconds / (self._decode_s + tokens * self._prefill_token_s)
+            self._decode_s = _blend(self._decode_s, self._decode_s * error)
+            self._prefill_token_s = _blend(self._prefill_token_s, self._prefill_token_s * error)
 
 
 def _blend(old: float | None, new: float) -> float:
