@@ -21,6 +21,7 @@ import torch
 
 from vl2.ops import torch_backend
 from vl2.ops.attention import kernel as attention
+from vl2.ops.attention import kernel_mla
 from vl2.ops.attention.batch import AttentionBatch, ChunkShape
 from vl2.ops.attention.kernel import FLOAT32_TILES, TILES
 from vl2.ops.rope import kernel as rope_kernel
@@ -32,6 +33,7 @@ HEADS = {"Tiny": (10, 10, 128), "grouped": (16, 4, 128)}
 LATENT = {"Small": (16, 512, 64), "base": (32, 512, 64)}
 DECODE_BATCHES, CONTEXT = (1, 8, 32, 128), 1024
 PREFILL = [(1024, 1024)] * 16
+MIXED = [(CONTEXT, 1)] * 128 + [(1024, 1024)]
 DEVICE = "cuda"
 
 
@@ -46,7 +48,10 @@ def make_batch(shapes: list[tuple[int, int]]) -> tuple[AttentionBatch, int, int]
     for table, count in zip(tables, counts, strict=True):
         table[:count] = order[used : used + count]
         used += count
-    return AttentionBatch.of(chunks, tables.to(DEVICE)), start, sum(counts)
+    num_decodes = next((i for i, (_, rows) in enumerate(shapes) if rows > 1), 0)
+    is_fresh = all(context == rows for context, rows in shapes)
+    batch = AttentionBatch.of(chunks, tables.to(DEVICE))
+    return dataclasses.replace(batch, num_decodes=num_decodes, is_fresh=is_fresh), start, sum(counts)
 
 
 def exact(
@@ -90,8 +95,28 @@ def check() -> None:
                 rows_of_pool = pool.unsqueeze(2).expand(-1, -1, heads, -1)
                 wanted = functools.partial(exact, q, rows_of_pool, rows_of_pool[..., :rank], batch, 0.072)
                 judge(f"attend_latent {path} {name}", dtype, "attend_latent", arguments, wanted)
+        for path, shapes in (("decode", decode), ("fresh", [(200, 200), (64, 64), (513, 513)]), ("mixed", MLA_MIXED)):
+            check_mla(path, shapes, dtype)
         for rows in (3, 100, 700):
             check_rope(rows, dtype)
+
+
+MLA_MIXED = [(300, 1), (1000, 1), (700, 300), (900, 150)]
+
+
+def check_mla(path: str, shapes: list[tuple[int, int]], dtype: torch.dtype) -> None:
+    """Errors of the kernels and of the reference against the reference in float64."""
+
+    def run() -> str:
+        case = MLACase("Small", shapes, dtype, copies=1)
+        (arguments,) = case.arguments
+        wide = [x.double() if torch.is_tensor(x) and x.is_floating_point() else x for x in arguments]
+        expected = torch_backend.attend_mla(*wide)
+        outs = [ops(*arguments) for ops in (kernel_mla.attend_mla, kernel_mla.attend_mla, torch_backend.attend_mla)]
+        again = "" if torch.equal(outs[0], outs[1]) else "  NOT REPEATABLE"
+        return f"{error(outs[0], expected):.2e} / {error(outs[2], expected):.2e}" + again
+
+    report(f"attend_mla {path} {str(dtype)[6:]}", run)
 
 
 def judge(label: str, dtype: torch.dtype, op: str, arguments: tuple, wanted: Callable[[], torch.Tensor]) -> None:
@@ -212,15 +237,95 @@ class Case:
         return line(calls, self.num_bytes, self.flops)
 
 
+class MLACase:
+    """The whole of MLA between its projections, with as many layers' pools and weights as the cache does not hold."""
+
+    def __init__(
+        self, name: str, shapes: list[tuple[int, int]], dtype: torch.dtype = torch.bfloat16, copies: int = 0
+    ) -> None:
+        (heads, rank, rotated), nope, value = LATENT[name], 128, 128
+        batch, rows, pages = make_batch(shapes)
+        table = rope_table(rotated, 4096, 1e4, None, DEVICE)
+        positions = torch.cat([torch.arange(context - own, context) for context, own in shapes]).to(DEVICE)
+        q = torch.randn(rows, heads, nope + rotated, device=DEVICE).to(dtype)
+        pool_size, weight_size = pages * PAGE_SIZE * (rank + rotated), heads * (nope + value) * rank
+        self.num_bytes = 2 * (pool_size + weight_size + q.numel() + rows * heads * value)
+        pairs = sum(own * context - own * (own - 1) / 2 for context, own in shapes if own > 1)
+        self.flops = 2 * heads * (nope + rotated + value) * pairs
+        self.flops += 2 * weight_size * sum(context for context, own in shapes if own > 1)
+        copies = copies or max(2, min(24, int(4e8 / self.num_bytes)))
+        self.arguments = [
+            (
+                q,
+                (torch.randn(heads * (nope + value), rank, device=DEVICE) / 20).to(dtype),
+                torch.randn(pages, PAGE_SIZE, rank + rotated, device=DEVICE).to(dtype),
+                table,
+                positions,
+                batch,
+                0.072,
+            )
+            for _ in range(copies)
+        ]
+
+    def line(self) -> str:
+        calls = [functools.partial(kernel_mla.attend_mla, *arguments) for arguments in self.arguments]
+        return line(calls, self.num_bytes, self.flops)
+
+
+def time_mla() -> None:
+    for name in LATENT:
+        for count in DECODE_BATCHES:
+            report(f"{name} MLA decode, batch {count}", lambda: MLACase(name, [(CONTEXT, 1)] * count).line())  # noqa: B023
+        for label, shapes in (("16 × 1,024", PREFILL), ("1 × 1,024", PREFILL[:1]), ("2 × 1,024 of 2,048", CHUNKED)):
+            report(f"{name} MLA prefill {label}", lambda: MLACase(name, shapes).line())  # noqa: B023
+        report(f"{name} MLA 128 decodes and 1 × 1,024", lambda: MLACase(name, MIXED).line())  # noqa: B023
+
+
+CHUNKED = [(2048, 1024)] * 2
+
+
+def time_libraries() -> None:
+    """What torch has for the same work: dense SDPA (cuDNN or flash), flash with packed sequences."""
+    length, count = 1024, 16
+    pairs = count * length * (length + 1) / 2
+    for label, heads, width, value in (("Tiny", 10, 128, 128), ("Small, expanded", 16, 192, 128)):
+        dense = [
+            torch.randn(count, length, heads, w, device=DEVICE, dtype=torch.bfloat16) for w in (width, width, value)
+        ]
+        transposed = [x.transpose(1, 2) for x in dense]
+        num_bytes, flops = sum(2 * x.numel() for x in dense), 2 * heads * (width + value) * pairs
+        for backend in (torch.nn.attention.SDPBackend.CUDNN_ATTENTION, torch.nn.attention.SDPBackend.FLASH_ATTENTION):
+
+            def sdpa() -> str:
+                with torch.nn.attention.sdpa_kernel(backend):  # noqa: B023
+                    call = functools.partial(
+                        torch.nn.functional.scaled_dot_product_attention,
+                        *transposed,  # noqa: B023
+                        is_causal=True,
+                    )
+                    return line([call] * 4, num_bytes, flops)  # noqa: B023
+
+            report(f"{label} prefill 16 × 1,024, torch's {backend.name}", sdpa)
+
+        def packed() -> str:
+            q, k, v = (x.flatten(0, 1) for x in dense)  # noqa: B023
+            v = torch.nn.functional.pad(v, (0, width - value))  # noqa: B023
+            starts = torch.arange(count + 1, device=DEVICE, dtype=torch.int32) * length
+            call = functools.partial(
+                torch.ops.aten._flash_attention_forward, q, k, v, starts, starts, length, length, 0.0, True, False
+            )
+            return line([call] * 4, num_bytes, flops)  # noqa: B023
+
+        report(f"{label} prefill 16 × 1,024, torch's packed flash", packed)
+
+
 def time_attention() -> None:
     for name in ("Tiny", "Small", "base"):
         for count in DECODE_BATCHES:
             report(f"{name} decode, batch {count}", lambda: Case(name, [(CONTEXT, 1)] * count).line())  # noqa: B023
         report(f"{name} prefill 16 × 1,024", lambda: Case(name, PREFILL).line())  # noqa: B023
         report(f"{name} prefill 1 × 1,024", lambda: Case(name, PREFILL[:1]).line())  # noqa: B023
-    q, k, v = (torch.randn(16, 10, 1024, 128, device=DEVICE, dtype=torch.bfloat16) for _ in range(3))
-    sdpa = functools.partial(torch.nn.functional.scaled_dot_product_attention, q, k, v, is_causal=True)
-    report("Tiny prefill 16 × 1,024, torch's SDPA", lambda: line([sdpa] * 4, 8 * q.numel(), 43e9))
+        report(f"{name} 128 decodes and 1 × 1,024", lambda: Case(name, MIXED).line())  # noqa: B023
 
 
 def time_rope() -> None:
@@ -293,7 +398,10 @@ VARIANTS: dict[str, list[dict[str, int]]] = {
     "prefill_heads": prefill_variants(
         (128, 64, 8, 2), (128, 64, 8, 3), (128, 128, 8, 2), (64, 64, 4, 2), (64, 64, 4, 3), (128, 64, 4, 2)
     ),
-    "prefill_latent": prefill_variants((32, 64, 8, 2), (32, 128, 8, 1), (32, 64, 4, 2), (64, 64, 8, 1)),
+    "prefill_latent": prefill_variants((32, 64, 8, 2), (32, 128, 8, 1)),
+    "prefill_expanded": prefill_variants(
+        (128, 64, 8, 2), (128, 64, 8, 3), (128, 128, 8, 2), (64, 64, 4, 2), (128, 32, 8, 3)
+    ),
 }
 
 
@@ -302,9 +410,11 @@ def tune() -> None:
         ("Tiny", "decode_heads", [[(CONTEXT, 1)] * count for count in DECODE_BATCHES]),
         ("Small", "decode_latent", [[(CONTEXT, 1)] * count for count in DECODE_BATCHES]),
         ("Tiny", "prefill_heads", [PREFILL]),
-        ("Small", "prefill_latent", [PREFILL]),
+        ("Small", "prefill_latent", [PREFILL[:4]]),
+        ("Small", "prefill_expanded", [PREFILL]),
     ):
-        usual, cases = TILES[kernel], [Case(name, shape) for shape in shapes]
+        case_of = MLACase if kernel == "prefill_expanded" else Case
+        usual, cases = TILES[kernel], [case_of(name, shape) for shape in shapes]
         for changes in VARIANTS[kernel]:
             TILES[kernel] = dataclasses.replace(usual, **changes)
             report(f"{kernel} {changes}", lambda: " | ".join(case.line()[:11] for case in cases))  # noqa: B023
@@ -320,6 +430,8 @@ if __name__ == "__main__":
         check()
     if "time" in modes:
         time_attention()
+        time_mla()
+        time_libraries()
         time_rope()
     if "tune" in modes:
         tune()
