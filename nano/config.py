@@ -29,14 +29,14 @@ CONFIG: dict = {
     "transformers_version": "4.38.2",
     "vision_config": {
         "model_type": "vision", "model_name": "siglip_so400m_patch14_384", "image_size": 384, "patch_size": 14,
-        "width": 256, "layers": 5, "heads": 4, "mlp_ratio": 2.5, "global_pool": "",
+        "width": 256, "layers": 5, "heads": 4, "mlp_ratio": 2.0, "global_pool": "",
     },
     "projector_config": {"model_type": "mlp_projector", "input_dim": 256, "n_embed": HIDDEN, "depth": 2, "mlp_ratio": 1, "downsample_ratio": 2},
     "language_config": {
         "model_type": "deepseek_v2", "architectures": ["DeepseekV2ForCausalLM"],
-        "vocab_size": 2432, "hidden_size": HIDDEN, "intermediate_size": 256, "num_hidden_layers": 4,
+        "vocab_size": 2432, "hidden_size": HIDDEN, "intermediate_size": 384, "num_hidden_layers": 4,
         "num_attention_heads": 4, "num_key_value_heads": 4, "use_mla": True, "q_lora_rank": None, "kv_lora_rank": 128,
-        "qk_nope_head_dim": 32, "qk_rope_head_dim": 128, "v_head_dim": 64,
+        "qk_nope_head_dim": 64, "qk_rope_head_dim": 128, "v_head_dim": 64,
         "first_k_dense_replace": 1, "moe_layer_freq": 1, "n_routed_experts": 4, "num_experts_per_tok": 2, "n_shared_experts": 1,
         "moe_intermediate_size": 128, "topk_method": "noaux_tc", "scoring_func": "sigmoid", "norm_topk_prob": True,
         "routed_scaling_factor": 1.0, "n_group": 1, "topk_group": 1, "max_position_embeddings": 4096,

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections import defaultdict
 from random import Random
 
-from questions import WORDINGS, Asked, ask, call, follow_up, matches, which
-from scenes import Item, Scene
+from questions import WORDINGS, Asked, ask, call, follow_up, matches, most, which
+from scenes import Scene
 
 TASKS = ("naming", "counting", "colour", "text", "box", "follow-up", "absent", "caption")
 
@@ -42,11 +42,10 @@ def question(rng: Random, scene: Scene, task: str, lang: str) -> Asked | None:
 
 
 def count_most(rng: Random, scene: Scene, lang: str) -> Asked | None:
-    """Count what the scene holds most of; a random thing would nearly always be there once."""
-    targets = [Item(i.kind, i.index, colour=i.colour) for i in scene.items if i.kind != "text"]
-    if not targets:
+    """Count what the scene holds most of."""
+    target = most(rng, scene)
+    if target is None:
         return None
-    target = max(targets, key=lambda t: (sum(matches(i, t) for i in scene.items), rng.random()))
     number = sum(matches(i, target) for i in scene.items)
     return Asked("counting", lang, ((WORDINGS["counting"][lang][0].format(**call(target, lang)), str(number)),))
 

@@ -7,17 +7,19 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from exam import iou
-from heads import Heads, pointing
-from pack import _NUMBER, Batch
+from gaze import NUMBER
+from heads import Heads, looked_for, pointing
+from pack import Batch
 from torch import Tensor
 
 from model import NanoVL2
 
-NUMBER_IDS = torch.tensor(list(_NUMBER))  # vocabulary id of each coordinate 0-999
+NUMBER_IDS = torch.tensor(list(NUMBER))  # vocabulary id of each coordinate 0-999
 
 
-#: Where attention is supervised (`heads.pointing`): names find their things, then answers look at one thing.
-POINTING_LAYERS = {"name": 1, "point": 2}
+#: Layer and number of the heads whose attention is supervised (`heads.pointing`): names find all their things, then answers
+#: look at one thing or character.
+POINTING_LAYERS = {"name": (1, 1), "point": (2, 2)}
 
 
 @dataclass
@@ -55,9 +57,7 @@ def run(
 ) -> Output:
     aux: dict[str, Tensor] = {}
     ids, group = batch.ids[r].long(), batch.group[r].long()
-    length = batch.lengths[r]
-    ids, group, place = ids[:, :length], group[:, :length], batch.place[r][:, :length].long()
-    rows = ids.shape[0]
+    rows, place = ids.shape[0], batch.place[r].long()
     if batch.tiles.shape[0]:
         features = model.vision(pixels(batch.tiles, augment, dtype))
         if heads is not None:
@@ -73,18 +73,22 @@ def run(
     states = model.language(x, positions, p, text_mask(group, p))
     if heads is not None and batch.tiles.shape[0]:
         aux |= heads.tokens(states[1][:, :p], batch)
-        for name, index in POINTING_LAYERS.items():
+        for name, (index, count) in POINTING_LAYERS.items():
             attention = model.language.model["layers"][index].self_attn
             if attention.probe:
-                scale = (attention.dn + attention.dr) ** -0.5
-                aux[name] = pointing(*attention.seen, batch, r, scale, names=name == "name")
+                scale, (queries, keys) = (attention.dn + attention.dr) ** -0.5, attention.seen
+                aux[name] = sum(
+                    pointing(queries[:, k], keys[:, k], looked_for(batch, r, name == "name", k), scale) / count
+                    for k in range(count)
+                )
+                attention.seen = None  # it would keep the whole step's graph
     # An answer token is always preceded by a token of its own conversation, so the shift by one crosses no border.
     at = batch.targets[r]
     hidden = states[-1][:, p:-1].reshape(-1, x.shape[-1]).index_select(0, at)
     conversation = group[:, 1:] + 1000 * torch.arange(rows, device=ids.device)[:, None]
 
     def pick(t: Tensor) -> Tensor:
-        return t[:, 1:length].reshape(-1).index_select(0, at)
+        return t[:, 1:].reshape(-1).index_select(0, at)
 
     weight, coord = pick(batch.weight[r]).float(), pick(batch.coord[r]).long()
     target = ids[:, 1:].reshape(-1).index_select(0, at)

@@ -1,9 +1,11 @@
-"""Training-only heads: dense supervision that teaches the tower to see long before questions alone would.
+"""Training-only heads: dense supervision that teaches the model to see long before questions alone would.
 
-Two places are supervised. Each *patch* of the tower says what covers it (class, colour, printed character) and how far
-the edges of that thing are. Each *image token* in the middle of the decoder says what covers it and where that thing lies
-in the whole picture, so that answering a "where" question is looking the right token up. The heads are thrown away
-after training; nothing of them is in the checkpoint.
+Three places are supervised. Each *patch* of the tower says what covers it (class, colour, printed character), how far the
+edges of that thing are, and, where the tile shows enough, its order: which thing from the left it is, which of how many
+of its name, which character of the line. Each *image token* in the middle of the decoder says the same and where its thing
+lies in the whole picture. And two *attention heads* of the decoder are told where to look (`pointing`). So counting,
+listing and reading become looking the right token up. The heads are thrown away after training; nothing of them is in
+the checkpoint.
 """
 
 from __future__ import annotations
@@ -11,9 +13,15 @@ from __future__ import annotations
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from gaze import ANY_COLOUR, CHARS, MAX_CHARS, MAX_ITEMS, NAMES
 from names import COLOURS
-from pack import ANY_COLOUR, CHARS, NAMES, NUM_CLASSES, NUM_LETTERS, Batch
+from pack import LINE, NUM_CLASSES, NUM_LETTERS, READABLE, WHOLE, Batch
 from torch import Tensor
+
+PATCHES = 192  # of a tile's 729 patches, so many drawn ones are supervised: what covers something is preferred
+MOST = 12  # numbers of equal things that are told apart
+ORDER = (MAX_ITEMS, MOST, MOST, MOST)  # from the left; of its name; how many of its name; ... and of its colour
+LETTER = (MAX_CHARS, MAX_CHARS)  # a character's number from the left and from the right
 
 
 def covering(boxes: Tensor, present: Tensor, grid: int, step: float) -> Tensor:
@@ -36,56 +44,108 @@ def take(values: Tensor, index: Tensor) -> Tensor:
     return picked.masked_fill(missing, 0)
 
 
+def orders(batch: Batch) -> Tensor:
+    """[N, K, 4] the `ORDER` of each thing."""
+    present = batch.classes > 0
+    same = (batch.classes[:, :, None] == batch.classes[:, None, :]) & present[:, None, :]
+    tinted = same & (batch.colours[:, :, None] == batch.colours[:, None, :])
+    number = torch.arange(MAX_ITEMS, device=present.device).expand_as(batch.classes)
+    counts = (same.tril(-1), same, tinted)
+    return torch.stack((number, *(c.sum(-1).clamp_max(MOST - 1) for c in counts)), -1)
+
+
+def letter_orders(batch: Batch) -> Tensor:
+    """[N, M, 2] the `LETTER` of each character."""
+    number = torch.arange(MAX_CHARS, device=batch.chars.device).expand(batch.chars.shape)
+    return torch.stack((number, ((batch.chars > 0).sum(-1, keepdim=True) - 1 - number).clamp_min(0)), -1)
+
+
+def told(logits: Tensor, truth: Tensor, sizes: tuple[int, ...], valid: Tensor) -> Tensor:
+    """Mean cross entropy of several classifications side by side; logits [..., sum(sizes)], truth [..., len(sizes)]."""
+    truth = truth.masked_fill(~valid[..., None], -100).flatten(0, -2)
+    parts = logits.flatten(0, -2).float().split(sizes, -1)
+    losses = [F.cross_entropy(part, truth[:, k], ignore_index=-100, reduction="sum") for k, part in enumerate(parts)]
+    return sum(losses) / (valid.sum() * len(sizes)).clamp_min(1)
+
+
+def columns(index: Tensor) -> Tensor:
+    """Patches [N, 27²] to the left and the right column of each token [N, 14², 2], whose upper patch goes first."""
+    grid = F.pad(index.view(-1, 27, 27), (0, 1, 0, 1), value=-1).view(-1, 14, 2, 14, 2)
+    upper, lower = grid[:, :, 0], grid[:, :, 1]
+    return torch.where(upper >= 0, upper, lower).flatten(1, 2)
+
+
 class Heads(nn.Module):
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
-        self.sizes = (NUM_CLASSES, len(COLOURS) + 1, 4, NUM_LETTERS)
+        self.sizes = (NUM_CLASSES, len(COLOURS) + 1, 4, NUM_LETTERS, sum(ORDER), sum(LETTER))
         self.patch = nn.Linear(width, sum(self.sizes))
         self.norm = nn.RMSNorm(hidden)
-        self.token = nn.Linear(hidden, NUM_CLASSES + 4 + 1)
+        self.token_sizes = (NUM_CLASSES, 4, 1, sum(ORDER), 2 * sum(LETTER))
+        self.token = nn.Linear(hidden, sum(self.token_sizes))
+        self.register_buffer("rare", torch.tensor(10.0), persistent=False)  # weight of a middle: few tokens are one
         self.register_buffer("class_weight", torch.tensor([0.15] + [1.0] * (NUM_CLASSES - 1)), persistent=False)
         self.register_buffer("letter_weight", torch.tensor([0.05] + [1.0] * (NUM_LETTERS - 1)), persistent=False)
 
     def patches(self, features: Tensor, batch: Batch) -> dict[str, Tensor]:
-        """features [N, 729, W] against what each patch shows."""
-        kinds, tints, edges, letters = F.linear(
+        """features [N, 729, W] against what a part of the patches show."""
+        item = covering(batch.boxes, batch.classes > 0, 27, 14.0)
+        char = covering(batch.char_boxes, batch.chars > 0, 27, 14.0)
+        lot = torch.rand(item.shape, device=item.device) + 0.5 * (item >= 0) + (char >= 0)
+        chosen = lot.topk(PATCHES, 1, sorted=False).indices
+        item, char = item.gather(1, chosen), char.gather(1, chosen)
+        features = features.gather(1, chosen[..., None].expand(-1, -1, features.shape[-1]))
+        kinds, tints, edges, letters, order, letter_order = F.linear(
             features, self.patch.weight.to(features.dtype), self.patch.bias.to(features.dtype)
         ).split(self.sizes, -1)
-        index = covering(batch.boxes, batch.classes > 0, 27, 14.0)
-        hit = index >= 0
-        kind, tint = take(batch.classes.long(), index), take(batch.colours.long(), index)
-        letter = take(batch.chars.long(), covering(batch.char_boxes, batch.chars > 0, 27, 14.0))
-        centre = (torch.arange(27, device=features.device) + 0.5) * 14
-        xy = torch.stack((centre.repeat(27), centre.repeat_interleave(27)), -1).repeat(1, 2)
-        offset = ((take(batch.boxes, index) - xy) / 96).clamp(-4, 4)
+        hit = item >= 0
+        kind, tint = take(batch.classes.long(), item), take(batch.colours.long(), item)
+        wide = take(batch.char_boxes[..., 2] - batch.char_boxes[..., 0], char)
+        letter = take(batch.chars.long(), char).masked_fill((char >= 0) & (wide < 6), -100)  # too small to be read
+        xy = torch.stack((chosen % 27, chosen // 27), -1).add(0.5).mul(14).repeat(1, 1, 2)
+        offset = ((take(batch.boxes, item) - xy) / 96).clamp(-4, 4)
         share = hit[..., None].float()
+        whole, line = (batch.view & WHOLE > 0)[:, None], (batch.view & LINE > 0)[:, None]
         return {
             "kind": F.cross_entropy(kinds.flatten(0, 1).float(), kind.flatten(), self.class_weight),
             "tint": F.cross_entropy(tints.flatten(0, 1).float(), tint.masked_fill(~hit, -100).flatten()),
             "edge": (F.smooth_l1_loss(edges.float(), offset, reduction="none", beta=0.05) * share).sum()
             / (4 * share.sum() + 1),
             "letter": F.cross_entropy(letters.flatten(0, 1).float(), letter.flatten(), self.letter_weight),
+            "order": told(order, take(orders(batch), item), ORDER, hit & whole),
+            "line": told(letter_order, take(letter_orders(batch), char), LETTER, (char >= 0) & line),
         }
 
     def tokens(self, hidden: Tensor, batch: Batch) -> dict[str, Tensor]:
         """hidden [B, P, C] of the prefix against what each image token shows."""
-        cover = covering(batch.boxes, batch.classes > 0, 14, 28.0)  # [N, 196]
         rows, per_row = hidden.shape[0], batch.tiles.shape[0] // hidden.shape[0] * 196
         image = (batch.index < per_row)[None]
         where = batch.index.clamp_max(per_row - 1)  # text, newlines and separators are left out of the losses below
-        kind = take(batch.classes.long(), cover).view(rows, per_row)[:, where].masked_fill(~image, -100)
-        spot = take(batch.spots, cover).view(rows, per_row, 4)[:, where]
+
+        def laid(t: Tensor) -> Tensor:
+            return t.reshape(rows, per_row, *t.shape[2:])[:, where]
+
+        item = covering(batch.boxes, batch.classes > 0, 14, 28.0)  # [N, 196]
+        char = columns(covering(batch.char_boxes, batch.chars > 0, 27, 14.0))
+        char = char.masked_fill((batch.view & READABLE == 0)[:, None, None], -1)
+        kind = laid(take(batch.classes.long(), item)).masked_fill(~image, -100)
+        spot = laid(take(batch.spots, item))
         x = self.norm(hidden.float())
-        kinds, edges, middles = self.token(x).split((NUM_CLASSES, 4, 1), -1)
-        share = (kind > 0)[..., None].float()
-        middle = middle_tokens(batch).reshape(rows, per_row)[:, where]
+        kinds, edges, middles, order, letter_order = self.token(x).split(self.token_sizes, -1)
+        hit = kind > 0
+        share = hit[..., None].float()
         miss = F.binary_cross_entropy_with_logits(
-            middles[..., 0], middle, reduction="none", pos_weight=x.new_tensor(10.0)
+            middles[..., 0], laid(middle_tokens(batch)), reduction="none", pos_weight=self.rare
         )
+        letters = [laid(take(letter_orders(batch), char[..., side])) for side in (0, 1)]
+        shown = [laid(char[..., side] >= 0) & image for side in (0, 1)]
+        lines = [told(part, letters[k], LETTER, shown[k]) for k, part in enumerate(letter_order.chunk(2, -1))]
         return {
             "middle": (miss * image).sum() / (rows * image.sum()),
             "token": F.cross_entropy(kinds.flatten(0, 1), kind.flatten(), self.class_weight),
             "spot": (F.smooth_l1_loss(edges, spot, reduction="none", beta=0.02) * share).sum() / (4 * share.sum() + 1),
+            "token_order": told(order, laid(take(orders(batch), item)), ORDER, hit),
+            "token_line": (lines[0] + lines[1]) / 2,
         }
 
 
@@ -100,36 +160,37 @@ def middle_tokens(batch: Batch) -> Tensor:
     return marks[:, :196]
 
 
-def pointing(queries: Tensor, keys: Tensor, batch: Batch, r: int, scale: float, names: bool) -> Tensor:
-    """How badly one attention head looks at what is being said; queries [B, T, D] of text, keys [B, P, D] of the prefix.
+def looked_for(batch: Batch, r: int, names: bool, side: int) -> Tensor:
+    """[B, T-1, P]: which image tokens show what the token after each text token needs (see `gaze`).
 
-    With `names`, the token that ends a name should look at all things of that name. Otherwise: before a coordinate at the
-    thing that is boxed, before a name of a list at the thing that is named, before a letter at that letter. The loss is
-    minus the log of the head's attention on all image tokens that show it.
+    With `names`, all things of the name that was just said. Otherwise one thing or one character; of the characters, those
+    in the left (`side` 0) or right column of a token, so that two heads tell apart two characters that share a token.
     """
-    rows, length = queries.shape[:2]
+    rows = batch.ids.shape[1]
     tiles = batch.tiles.shape[0] // rows
     image, where = batch.index < tiles * 196, batch.index.clamp_max(tiles * 196 - 1)
-    code = batch.point[r][:, 1:length].long()  # the token that position t says is t + 1
-
-    def shows(boxes: Tensor, present: Tensor) -> Tensor:
-        return covering(boxes, present, 14, 28.0).view(rows, -1)[:, where]
-
-    item = shows(batch.boxes, batch.classes > 0)
+    code = batch.point[r][:, 1:].long()
+    item = covering(batch.boxes, batch.classes > 0, 14, 28.0).view(rows, -1)[:, where]
     if names:
         kinds, tints = (t.view(rows, tiles, -1)[:, 0].long() for t in (batch.classes, batch.colours))
         wanted = ((code - NAMES) % ANY_COLOUR).clamp(0, kinds.shape[1] - 1)
         same = kinds.gather(1, wanted)[..., None] == take(kinds, item)[:, None]
         tinted = tints.gather(1, wanted)[..., None] == take(tints, item)[:, None]
         shown = same & (tinted | (code >= NAMES + ANY_COLOUR)[..., None]) & (code >= NAMES)[..., None]
-    else:
-        letter = shows(batch.char_boxes, batch.chars > 0)
-        of_item = (code[..., None] == item[:, None] + 1) & (code < CHARS)[..., None]
-        of_letter = (code[..., None] == letter[:, None] + CHARS) & ((code >= CHARS) & (code < NAMES))[..., None]
-        shown = (of_item & (item >= 0)[:, None]) | (of_letter & (letter >= 0)[:, None])
-    shown = shown & image[None, None]
+        return shown & image
+    char = columns(covering(batch.char_boxes, batch.chars > 0, 27, 14.0))[..., side]
+    char = char.masked_fill((batch.view & READABLE == 0)[:, None], -1).view(rows, -1)[:, where]
+    shows_item = torch.where(item >= 0, item + 1, -1).masked_fill(~image, -1)
+    shows_char = torch.where(char >= 0, char + CHARS, -1).masked_fill(~image, -1)
+    return (code[..., None] == shows_item[:, None]) | (code[..., None] == shows_char[:, None])
+
+
+def pointing(queries: Tensor, keys: Tensor, shown: Tensor, scale: float) -> Tensor:
+    """How badly an attention head looks; queries [B, T, D] of text, keys [B, P, D] of the prefix, `shown` of `looked_for`.
+
+    The loss is minus the log of the head's attention on all image tokens that show what is looked for.
+    """
     logits = (queries[:, :-1] @ keys.mT).float() * scale
     valid = shown.any(-1)
-    right = logits.masked_fill(~shown, float("-inf")).logsumexp(-1)
-    loss = logits.logsumexp(-1) - torch.where(valid, right, 0.0)
-    return (loss * valid).sum() / valid.sum().clamp_min(1)
+    right = logits.masked_fill(~shown, -1e9).logsumexp(-1)
+    return ((logits.logsumexp(-1) - right) * valid).sum() / valid.sum().clamp_min(1)

@@ -143,6 +143,27 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.cat((a * cos - b * sin, b * cos + a * sin), -1)
 
 
+def take_apart(q: Tensor, kv: Tensor, k_rope: Tensor, cos: Tensor, sin: Tensor, heads: int, dn: int, prefix: int):
+    """Projections [B, L, ...] to queries, keys and values [B, L, H, D]: of prefix, of text, then keys and values of all.
+
+    Values are padded to the width of the keys, which the fused attention kernels ask for. It and `put_together` only
+    move numbers: `torch.compile` makes one pass over memory of each.
+    """
+    b, n, _ = q.shape
+    q, kv = q.view(b, n, heads, -1), kv.view(b, n, heads, -1)
+    cos, sin = cos[:, :, None], sin[:, :, None]
+    q = torch.cat((q[..., :dn], rotate(q[..., dn:], cos, sin)), -1)
+    turned = rotate(k_rope[:, :, None], cos, sin).expand(-1, -1, heads, -1)
+    k = torch.cat((kv[..., :dn], turned), -1)
+    v = F.pad(kv[..., dn:], (0, k.shape[-1] - kv.shape[-1] + dn))
+    return q[:, :prefix], q[:, prefix:], k[:, :prefix], v[:, :prefix], k, v
+
+
+def put_together(prefix: Tensor, text: Tensor, dv: int) -> Tensor:
+    """Attended values [B, H, L, D] of prefix and text to [B, L, H·Dv]."""
+    return torch.cat((prefix, text), 2)[..., :dv].transpose(1, 2).flatten(2)
+
+
 class MLA(nn.Module):
     def __init__(self, c: dict) -> None:
         super().__init__()
@@ -155,31 +176,32 @@ class MLA(nn.Module):
         self.kv_a_layernorm = RMSNorm(self.r)
         self.kv_b_proj = Linear(self.r, self.h * (self.dn + self.dv), bias=False)
         self.o_proj = Linear(self.h * self.dv, c["hidden_size"], bias=False)
-        self.probe = False  # keep the first head's queries and keys of a forward, for `heads.pointing`
+        self.apart, self.together = take_apart, put_together  # training replaces them by compiled ones
+        self.probe = False  # keep the first two heads' queries and keys of a forward, for `heads.pointing`
         self.seen: tuple[Tensor, Tensor] | None = None
 
-    def qkv(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries and keys [B, H, L, Dn+Dr]; values padded to the same width, which the fused kernels ask for."""
-        b, n, _ = x.shape
-        q = self.q_proj(x).view(b, n, self.h, -1).transpose(1, 2)
-        q = torch.cat((q[..., : self.dn], rotate(q[..., self.dn :], cos[:, None], sin[:, None])), -1)
-        latent, k_rope = self.kv_a_proj_with_mqa(x).split((self.r, self.dr), -1)
-        kv = self.kv_b_proj(self.kv_a_layernorm(latent)).view(b, n, self.h, -1).transpose(1, 2)
-        k_rope = rotate(k_rope, cos, sin)[:, None].expand(-1, self.h, -1, -1)
-        k = torch.cat((kv[..., : self.dn], k_rope), -1)
-        return q, k, F.pad(kv[..., self.dn :], (0, self.dn + self.dr - self.dv))
-
-    def out(self, o: Tensor) -> Tensor:
-        return self.o_proj(o[..., : self.dv].transpose(1, 2).flatten(2))
-
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, prefix: int, text_mask: Tensor | None) -> Tensor:
-        q, k, v = self.qkv(x, cos, sin)
+        latent, k_rope = self.kv_a_proj_with_mqa(x).split((self.r, self.dr), -1)
+        kv = self.kv_b_proj(self.kv_a_layernorm(latent))
+        parts = self.apart(self.q_proj(x), kv, k_rope, cos, sin, self.h, self.dn, prefix)
+        q, q_text, k, v, k_all, v_all = (t.transpose(1, 2) for t in parts)
         if self.probe:
-            self.seen = q[:, 0, prefix:], k[:, 0, :prefix]
-        o = F.scaled_dot_product_attention(q[:, :, :prefix], k[:, :, :prefix], v[:, :, :prefix], is_causal=True)
-        if text_mask is not None:
-            o = torch.cat((o, F.scaled_dot_product_attention(q[:, :, prefix:], k, v, attn_mask=text_mask)), 2)
-        return self.out(o)
+            self.seen = q_text[:, :2], k[:, :2]
+        o = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        if text_mask is None:
+            return self.o_proj(o[..., : self.dv].transpose(1, 2).flatten(2))
+        o_text = F.scaled_dot_product_attention(q_text, k_all, v_all, attn_mask=text_mask)
+        return self.o_proj(self.together(o, o_text, self.dv))
+
+
+def gated(gate: Tensor, up: Tensor) -> Tensor:
+    return F.silu(gate) * up
+
+
+def gated_experts(gate: Tensor, up: Tensor, weights: Tensor) -> Tensor:
+    """Activations [..., E·F] of all experts, each times its token's weight [..., E] for it."""
+    h = gated(gate, up).unflatten(-1, (weights.shape[-1], -1))
+    return (h * weights[..., None].to(h.dtype)).flatten(-2)
 
 
 class MLP(nn.Module):
@@ -187,9 +209,10 @@ class MLP(nn.Module):
         super().__init__()
         self.gate_proj, self.up_proj = Linear(hidden, width, bias=False), Linear(hidden, width, bias=False)
         self.down_proj = Linear(width, hidden, bias=False)
+        self.gated = gated  # training replaces it by a compiled one
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        return self.down_proj(self.gated(self.gate_proj(x), self.up_proj(x)))
 
 
 class Gate(nn.Module):
@@ -231,13 +254,12 @@ class Experts(nn.Module):
             nn.Parameter(torch.zeros(count, width, hidden)),
         )
         self.down_proj = nn.Parameter(torch.zeros(count, hidden, width))
+        self.gated = gated_experts  # training replaces it by a compiled one
 
     def forward(self, x: Tensor, weights: Tensor) -> Tensor:
         e, f, c = self.gate_proj.shape
-        h = F.silu(F.linear(x, self.gate_proj.view(e * f, c).to(x.dtype))) * F.linear(
-            x, self.up_proj.view(e * f, c).to(x.dtype)
-        )
-        h = (h.unflatten(-1, (e, f)) * weights[..., None].to(x.dtype)).flatten(-2)
+        gate = F.linear(x, self.gate_proj.view(e * f, c).to(x.dtype))
+        h = self.gated(gate, F.linear(x, self.up_proj.view(e * f, c).to(x.dtype)), weights)
         return F.linear(h, self.down_proj.permute(1, 0, 2).reshape(c, e * f).to(x.dtype))
 
 

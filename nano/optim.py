@@ -37,13 +37,13 @@ def orthogonal(g: Tensor, steps: int = 5) -> Tensor:
 
 
 class Optimizer:
-    """Both optimisers behind one `step(scale)`; `scale` is the schedule's factor on all learning rates."""
+    """Both optimisers behind one `step`. Learning rates lie on the device, so that a recorded step can be replayed."""
 
     def __init__(self, model: nn.Module, heads: nn.Module, muon_lr: float = 0.02, adam_lr: float = 2e-3) -> None:
         named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
         inside = [(n, p) for n, p in named if any(k in n for k in _INSIDE) and p.dim() >= 2]
         chosen = {id(p) for _, p in inside}
-        self.lr, self.momentum = muon_lr, 0.95
+        self.rates, self.momentum = (muon_lr, adam_lr), 0.95
         self.groups: dict[tuple[int, int], list[tuple[Tensor, Tensor]]] = {}
         for name, p in inside:
             # A fused qkv or a stack of experts is several matrices: each is orthogonalised by itself.
@@ -55,12 +55,24 @@ class Optimizer:
         plain = [p for _, p in named if id(p) not in chosen and p.dim() < 2]
         self.adam = torch.optim.AdamW(
             [dict(params=rest, weight_decay=0.01), dict(params=plain, weight_decay=0.0), dict(params=list(heads.parameters()), weight_decay=0.0)],
-            lr=adam_lr, betas=(0.9, 0.98), fused=True,
+            lr=torch.tensor(adam_lr), betas=(0.9, 0.98), fused=True, capturable=next(model.parameters()).is_cuda,
         )  # fmt: skip
-        self.adam_lr = adam_lr
+        device = next(model.parameters()).device
+        self.muon_rate, self.adam_rate, self.heads_rate = (torch.zeros((), device=device) for _ in range(3))
+        self.set_rate(1.0)
+
+    def set_rate(self, scale: float, heads_only: bool = False) -> None:
+        """The schedule's factor on all learning rates; with `heads_only` the model itself stands still."""
+        self.muon_rate.fill_(0.0 if heads_only else self.rates[0] * scale)
+        self.adam_rate.fill_(0.0 if heads_only else self.rates[1] * scale)
+        self.heads_rate.fill_(self.rates[1] * scale)
+        *inner, heads = self.adam.param_groups
+        heads["lr"] = self.heads_rate
+        for group in inner:
+            group["lr"] = self.adam_rate
 
     @torch.no_grad()
-    def step(self, scale: float) -> None:
+    def step(self) -> None:
         for (m, n), pairs in self.groups.items():
             grads = torch.cat([torch.zeros_like(b) if p.grad is None else p.grad.view_as(b) for p, b in pairs])
             buffers = torch.cat([buffer for _, buffer in pairs]).lerp_(grads, 1 - self.momentum)
@@ -69,22 +81,15 @@ class Optimizer:
             for p, buffer in pairs:
                 k = buffer.shape[0]
                 buffer.copy_(buffers[at : at + k])
-                p.mul_(1 - self.lr * scale * 0.02).add_(update[at : at + k].view_as(p), alpha=-self.lr * scale)
+                p.mul_(1 - self.muon_rate * 0.02).sub_(update[at : at + k].view_as(p) * self.muon_rate)
                 at += k
-        for group in self.adam.param_groups:
-            group["lr"] = self.adam_lr * scale
         self.adam.step()
-
-    def zero_grad(self) -> None:
-        for pairs in self.groups.values():
-            for p, _ in pairs:
-                p.grad = None
-        self.adam.zero_grad()
 
     def state_dict(self) -> dict:
         return dict(adam=self.adam.state_dict(), muon=[b for pairs in self.groups.values() for _, b in pairs])
 
     def load_state_dict(self, state: dict) -> None:
         self.adam.load_state_dict(state["adam"])
+        self.set_rate(1.0)
         for (_, b), saved in zip([x for pairs in self.groups.values() for x in pairs], state["muon"]):
             b.copy_(saved)

@@ -170,10 +170,25 @@ def present(rng: Random, scene: Scene, text: bool = False) -> Item | None:
     return Item(item.kind, item.index, colour=colour)
 
 
+def most(rng: Random, scene: Scene) -> Item | None:
+    """What the scene holds most of; a random thing would nearly always be there once."""
+    targets = [Item(i.kind, i.index, colour=i.colour) for i in scene.items if i.kind != "text"]
+    return max(targets, key=lambda t: (sum(matches(i, t) for i in scene.items), rng.random()), default=None)
+
+
 def ask(
-    rng: Random, scene: Scene, task: str, lang: str, want_absent: bool = False, wording: int | None = None
+    rng: Random,
+    scene: Scene,
+    task: str,
+    lang: str,
+    want_absent: bool = False,
+    wording: int | None = None,
+    many: float = 0.0,
 ) -> tuple[Turn, Item | None] | None:
-    """One turn of a task about one picture, or None where this scene can not be asked that."""
+    """One turn of a task about one picture, or None where this scene can not be asked that.
+
+    `many`: how often to count what there is most of, and not just anything.
+    """
     words = WORDINGS[task][lang]
     form = words[wording if wording is not None else (0 if rng.random() < 0.35 else rng.randrange(len(words)))]
     if task == "naming":
@@ -191,7 +206,12 @@ def ask(
             return None
         answer = NONE[lang] if colour is None else COLOURS[colour][0] if lang == "zh" else colour
         return (form.format(**call(target, lang)), answer), target
-    target = absent(rng, scene) if want_absent else present(rng, scene, text=task == "box")
+    if want_absent:
+        target = absent(rng, scene)
+    elif task == "counting" and many and rng.random() < many:
+        target = most(rng, scene)
+    else:
+        target = present(rng, scene, text=task == "box")
     if target is None:
         return None
     number = sum(matches(i, target) for i in scene.items)
@@ -207,8 +227,9 @@ def ask(
 def follow_up(rng: Random, scene: Scene, lang: str, canonical: bool = False) -> Asked | None:
     """Two turns: "And the …?" repeats the first question for another target; or any second question."""
     task = rng.choice(("counting", "box", "colour", "exists"))
-    first = ask(rng, scene, task, lang, want_absent=rng.random() < 0.15, wording=0 if canonical else None)
-    second = ask(rng, scene, task, lang, want_absent=rng.random() < 0.15, wording=0)
+    many = 0.0 if canonical else 0.4
+    first = ask(rng, scene, task, lang, want_absent=rng.random() < 0.15, wording=0 if canonical else None, many=many)
+    second = ask(rng, scene, task, lang, want_absent=rng.random() < 0.15, wording=0, many=many)
     if first is None or second is None or second[1] is None:
         return None
     form = WORDINGS["more"][lang][0 if canonical else rng.randrange(len(WORDINGS["more"][lang]))]
@@ -249,11 +270,11 @@ def within(rng: Random, scenes: list[Scene], lang: str) -> Asked | None:
 
 #: How often training asks each task about one picture.
 SINGLE = {
-    "naming": 16,
-    "counting": 17,
-    "colour": 9,
-    "text": 22,
-    "box": 22,
+    "naming": 17,
+    "counting": 20,
+    "colour": 5,
+    "text": 32,
+    "box": 26,
     "caption": 5,
     "exists": 4,
     "follow-up": 9,
@@ -282,12 +303,12 @@ def conversation(rng: Random, scenes: list[Scene]) -> Asked | None:
         made = follow_up(rng, scene, lang)
         return made and _casual(rng, made)
     want_absent = rng.random() < (0.5 if task == "exists" else 0.14)
-    turn = ask(rng, scene, task, lang, want_absent)
-    if turn is None:
-        return None
+    turn = ask(rng, scene, task, lang, want_absent, many=0.6)
+    if turn is None or (task == "counting" and turn[0][1] == "1" and rng.random() < 0.65):
+        return None  # one is what most things are
     turns = [turn[0]]
     if rng.random() < 0.12:  # an unrelated second question in the same conversation
-        second = ask(rng, scene, rng.choice(("naming", "counting", "colour", "text", "box")), lang)
+        second = ask(rng, scene, rng.choice(("naming", "counting", "colour", "text", "box")), lang, many=0.6)
         if second is not None:
             turns.append(second[0])
     return _casual(rng, Asked(task, lang, tuple(turns)))

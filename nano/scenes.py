@@ -74,20 +74,36 @@ def sample_size(rng: Random) -> tuple[int, int]:
     return rng.choice(sizes_by_grid()[rng.choices(grids, weights)[0]])
 
 
-def random_text(rng: Random) -> str:
+@dataclass(frozen=True, slots=True)
+class Mix:
+    """How often scenes hold what."""
+
+    kinds: tuple[float, ...]  # objects, count, shapes, text, mixed
+    texts: tuple[float, float, float]  # shares of words, numbers and codes, summed up; Chinese is the rest
+    numbers: tuple[int, ...]  # how many equal things a "count" scene has
+    longest: int = 10  # digits of a number
+
+
+EXAM_MIX = Mix((26, 24, 12, 24, 14), (0.42, 0.62, 0.72), (1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 8, 9))
+#: More of what is slow to learn: many equal things, and strings that no list of words helps to guess.
+TRAIN_MIX = Mix((20, 32, 7, 32, 9), (0.26, 0.52, 0.66), (1, 2, 3, 4, 5, 6, 7, 8, 9, 2, 3, 4, 5, 6, 7, 8, 9, 10), 12)
+
+
+def random_text(rng: Random, mix: Mix = EXAM_MIX) -> str:
     """A listed word, a number, a letter-digit code, or Chinese; up to 12 characters."""
     kind = rng.random()
-    if kind < 0.42:
+    words, numbers, codes = mix.texts
+    if kind < words:
         word = rng.choice(WORDS)
         return rng.choice((word, word.upper(), word.upper(), word.capitalize()))
-    if kind < 0.62:
-        return "".join(rng.choice("0123456789") for _ in range(rng.randint(1, 10)))
-    if kind < 0.72:
+    if kind < numbers:
+        return "".join(rng.choice("0123456789") for _ in range(rng.randint(1, mix.longest)))
+    if kind < codes:
         return "".join(rng.choice("ABCDEFGHJKLMNPQRSTUVWXYZ23456789") for _ in range(rng.randint(2, 7)))
     return "".join(rng.choice(HANZI) for _ in range(rng.randint(1, 6)))
 
 
-def plan(rng: Random, styles: tuple[str, ...]) -> list[Item]:
+def plan(rng: Random, styles: tuple[str, ...], mix: Mix) -> list[Item]:
     """The things of a scene, without places; the text comes first, because it is the hardest to place."""
 
     def thing(index: int) -> Item:
@@ -102,14 +118,14 @@ def plan(rng: Random, styles: tuple[str, ...]) -> list[Item]:
     def figures(n: int) -> list[Item]:
         return [figure(i) for i in rng.sample(range(len(SHAPES)), n)]
 
-    kind = rng.choices(("objects", "count", "shapes", "text", "mixed"), (26, 24, 12, 24, 14))[0]
+    kind = rng.choices(("objects", "count", "shapes", "text", "mixed"), mix.kinds)[0]
     if kind == "objects":
         items = objects(rng.choice((1, 1, 2, 2, 3, 3, 4, 5, 6)))
         if rng.random() < 0.2:
             items.append(thing(items[0].index))
         return items
     if kind == "count":
-        n = rng.choice((1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 8, 9))
+        n = rng.choice(mix.numbers)
         if rng.random() < 0.75:
             first, style = rng.randrange(len(OBJECTS)), rng.choice(styles)
             items = [Item("object", first, style=style if rng.random() < 0.8 else rng.choice(styles)) for _ in range(n)]
@@ -122,7 +138,7 @@ def plan(rng: Random, styles: tuple[str, ...]) -> list[Item]:
         return items + [i for i in figures(rng.choice((0, 1, 2))) if i.index != first] + objects(rng.choice((0, 1, 2)))
     if kind == "shapes":
         return figures(rng.choice((1, 2, 3, 3, 4, 5)))
-    text = [Item("text", text=random_text(rng))]
+    text = [Item("text", text=random_text(rng, mix))]
     if kind == "text":
         return text + objects(rng.choice((0, 0, 1, 2))) + figures(rng.choice((0, 0, 1)))
     return (text if rng.random() < 0.4 else []) + objects(rng.choice((1, 2, 3))) + figures(rng.choice((1, 2, 3)))
@@ -155,7 +171,9 @@ def _stamp(rng: Random, item: Item, size: float, unit: float, width: int, mean: 
     return draw.printed(rng, item.text, rng.uniform(30, 72) * unit, ink, plate, 0.9 * width)
 
 
-def make_scene(seed: int, size: tuple[int, int] | None = None, styles: tuple[str, ...] = draw.STYLES) -> Scene:
+def make_scene(
+    seed: int, size: tuple[int, int] | None = None, styles: tuple[str, ...] = draw.STYLES, mix: Mix = EXAM_MIX
+) -> Scene:
     """The scene of this seed; `size` fixes the picture's size (training groups scenes by size)."""
     rng = Random(seed)
     width, height = sampled = sample_size(rng)
@@ -164,7 +182,7 @@ def make_scene(seed: int, size: tuple[int, int] | None = None, styles: tuple[str
     across, down = best_grid(*sampled)
     unit = 1 / min(across * 384 / width, down * 384 / height)
     image, mean = draw.ground(rng, width, height)
-    planned = plan(rng, styles)
+    planned = plan(rng, styles, mix)
     short, long = min(width, height), max(width, height)
     biggest = min(0.42 * short, (0.5 * width * height / max(1, len(planned))) ** 0.5)
     smallest = min(max(42 * unit, 0.055 * long), 0.8 * biggest)

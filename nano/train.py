@@ -4,16 +4,16 @@
 
 The schedule is bound to the clock: `--minutes` is the whole training time, the learning rate falls to zero at its end,
 and a call that was stopped (`--stop-after` seconds) goes on where it was. Workers draw scenes all the time; when they are
-slower than the GPU, a picture drawn before is used again, with questions not asked before.
+slower than the GPU, a picture drawn before is used again, with questions not asked before (`feed.py`).
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import multiprocessing as mp
-import queue
-import threading
+import os
 import time
 from pathlib import Path
 from random import Random
@@ -22,14 +22,21 @@ import torch
 from config import CONFIG, initialise, write_checkpoint
 from draw import HELD_OUT_STYLE
 from exam import exam, table
-from forward import NUMBER_IDS, POINTING_LAYERS, answer_loss, bell, exactness, run
+from feed import Feeder, Workers
+from forward import exactness
 from heads import Heads
 from optim import Optimizer
-from pack import Batch, Stream, make_batch
+from pack import Batch, make_batch
+from safetensors.torch import load_file
+from step import Trainer, compile_parts
 
-from model import Gate, NanoVL2
+from model import NanoVL2
 
-AUX = {"kind": 0.6, "tint": 0.2, "edge": 0.6, "letter": 0.8, "token": 0.4, "spot": 3.0}
+#: Weights of the training-only losses (`heads.py`) beside the answers' loss.
+AUX = {
+    "kind": 0.6, "tint": 0.2, "edge": 0.6, "letter": 0.8, "order": 0.4, "line": 0.5,
+    "token": 0.4, "spot": 3.0, "middle": 0.1, "token_order": 0.3, "token_line": 0.4, "name": 0.3, "point": 0.5,
+}  # fmt: skip
 
 
 def arguments() -> argparse.Namespace:
@@ -37,17 +44,21 @@ def arguments() -> argparse.Namespace:
     p.add_argument("--run", type=Path, required=True, help="folder of the checkpoint to resume from, log and weights")
     p.add_argument("--minutes", type=float, default=18, help="training time in all, over all calls")
     p.add_argument("--stop-after", type=float, default=1e9, help="stop this call after so many seconds, to be resumed")
-    p.add_argument("--workers", type=int, default=15)
+    p.add_argument("--workers", type=int, default=27)
     p.add_argument("--sets", type=int, default=3, help="question sets per picture")
-    p.add_argument("--micro", type=int, default=1, help="micro-batches a step")
-    p.add_argument("--muon-lr", type=float, default=0.02)
+    p.add_argument("--muon-lr", type=float, default=0.012)
     p.add_argument("--adam-lr", type=float, default=2e-3)
-    p.add_argument("--point", type=float, default=0.0, help="weight of the pointing loss (0: off)")
-    p.add_argument("--middle", type=float, default=0.0, help="weight of marking each thing's middle token (0: off)")
     p.add_argument(
-        "--many", type=float, default=0.45, help="share of micro-batches with several tiles, after the first fifth"
+        "--eager", action="store_true", help="neither compile nor record the step (starts sooner, runs slower)"
     )
-    p.add_argument("--hold", type=float, default=0.4, help="share of the time before the learning rate begins to fall")
+    p.add_argument(
+        "--many", type=float, default=0.38, help="share of micro-batches with several tiles, after the first eighth"
+    )
+    p.add_argument(
+        "--weights", nargs=2, metavar=("FOLDER", "AT"), help="go on from a checkpoint alone, as if AT (0-1) of the time had passed; "
+        "the heads learn alone for the first 12 seconds",
+    )  # fmt: skip
+    p.add_argument("--hold", type=float, default=0.1, help="share of the time before the learning rate begins to fall")
     p.add_argument("--exam-scenes", type=int, default=1000, help="held-out scenes of the last examination")
     return p.parse_args()
 
@@ -55,44 +66,6 @@ def arguments() -> argparse.Namespace:
 def schedule(progress: float, hold: float) -> float:
     """Warm up over 1 %, hold, then fall linearly to nearly zero."""
     return min(1.0, progress / 0.01 + 0.02, max(0.01, (1 - progress) / (1 - hold)))
-
-
-class Feeder:
-    """Micro-batches on the GPU: fresh ones first; else the oldest picture with questions left."""
-
-    def __init__(self, loader, device: str, keep: int = 150) -> None:
-        self.ready: queue.Queue[Batch] = queue.Queue(3)
-        self.used: list[tuple[Batch, int]] = []
-        self.keep, self.fresh, self.again = keep, 0, 0
-        pull = self._pull_cuda if device == "cuda" else self._pull
-        threading.Thread(target=pull, args=(loader,), daemon=True).start()
-
-    def _pull(self, loader) -> None:
-        for batch in loader:
-            self.ready.put(batch)
-
-    def _pull_cuda(self, loader) -> None:
-        """Copy from pinned memory on a stream of its own, beside the training step."""
-        stream = torch.cuda.Stream()
-        for batch in loader:
-            with torch.cuda.stream(stream):
-                moved = batch.map(lambda t: t.pin_memory()).to("cuda")
-                stream.synchronize()
-            self.ready.put(moved)
-
-    def next(self) -> tuple[Batch, int]:
-        if self.ready.empty() and len(self.used) > 40:
-            batch, r = self.used.pop(0)
-            self.again += 1
-        else:
-            batch, r = self.ready.get(), 0
-            self.fresh += 1
-            if batch.tiles.is_cuda:  # the allocator must not reuse this memory while the training stream reads it
-                batch.map(lambda t: t.record_stream(torch.cuda.current_stream()))
-        if r + 1 < len(batch.lengths):
-            self.used.append((batch, r + 1))
-            del self.used[: -self.keep]
-        return batch, r
 
 
 def exam_jobs(scenes: int) -> list[tuple]:
@@ -121,20 +94,6 @@ def examine(model: NanoVL2, batches: list[Batch], device: str) -> dict:
     return table(records)
 
 
-def gates(model: NanoVL2) -> list[Gate]:
-    return [m for m in model.modules() if isinstance(m, Gate)]
-
-
-def balance(model: NanoVL2, rate: float = 0.001) -> list[list[float]]:
-    """DeepSeek's rule without auxiliary loss: an expert that is chosen too seldom gets a higher bias."""
-    shares = []
-    for gate in gates(model):
-        share = gate.load / gate.load.sum()
-        gate.e_score_correction_bias.data += rate * torch.sign(share.mean() - share)
-        shares.append(share)
-    return shares
-
-
 def main() -> None:
     a = arguments()
     a.run.mkdir(parents=True, exist_ok=True)
@@ -143,45 +102,52 @@ def main() -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     saved_path = a.run / "state.pt"
     saved = torch.load(saved_path, map_location="cpu") if saved_path.exists() else None
-    progress = mp.Value("d", saved["elapsed"] / (a.minutes * 60) if saved else 0.0)
-    loader = iter(
-        torch.utils.data.DataLoader(
-            Stream(saved["drawn"] if saved else 0, a.sets, progress, a.many),
-            batch_size=None,
-            num_workers=a.workers,
-            prefetch_factor=2,
-        )
+    progress = mp.Value(
+        "d", saved["elapsed"] / (a.minutes * 60) if saved else float(a.weights[1]) if a.weights else 0.0
     )
     with mp.Pool(a.workers) as pool:
         final_exam = pool.map(_make, exam_jobs(a.exam_scenes), chunksize=1)
         unseen_style = pool.map(
             _make, [(((1, 1),), 40_000 + 32 * k, 32, 1, False, exam, True, (HELD_OUT_STYLE,)) for k in range(4)]
         )
+    first = saved["drawn"] if saved else 10_000 if a.weights else 0  # scenes not seen before
+    workers = Workers(a.workers, first, a.sets, progress, a.many)
     small_exam = final_exam[:: max(1, len(final_exam) // 8)]
 
+    gc.freeze()  # what is made so far stays; looking through it at every recording would take long
+    fast = device == "cuda" and not a.eager
+    if fast:
+        torch.cuda.set_stream(torch.cuda.Stream())  # recordings cannot be made on the default one
     model = NanoVL2(CONFIG)
     initialise(model)
     model.to(device)
     heads = Heads(CONFIG["vision_config"]["width"], CONFIG["language_config"]["hidden_size"]).to(device)
-    ema = NanoVL2(CONFIG).to(device)
     optimizer = Optimizer(model, heads, a.muon_lr, a.adam_lr)
+    trainer = Trainer(model, heads, optimizer, AUX, record=fast)
+    ema = trainer.average
     step, elapsed = 0, 0.0
     if saved:
         model.load_state_dict(saved["model"])
-        heads.load_state_dict(saved["heads"], strict=False)
+        heads.load_state_dict(saved["heads"])
         optimizer.load_state_dict(saved["optimizer"])
+        ema.load_state_dict(saved["ema"])
+        trainer.refresh()
         step, elapsed = saved["step"], saved["elapsed"]
-    ema.load_state_dict(saved["ema"] if saved else model.state_dict())
-    pairs = [(e, p) for e, p in zip(ema.state_dict().values(), model.state_dict().values())]
-    # The step runs on a bfloat16 copy of the fp32 weights, cast once a step; the router's bias stays fp32.
-    work = NanoVL2(CONFIG).to(device).bfloat16()
-    for mine, theirs in zip(gates(work), gates(model)):
-        mine.e_score_correction_bias.data = theirs.e_score_correction_bias.data
-    for index in POINTING_LAYERS.values():
-        work.language.model["layers"][index].self_attn.probe = a.point > 0
-    weights = AUX | {"point": a.point, "name": a.point, "middle": a.middle}
-    trained = [(w, p) for w, p in zip(work.parameters(), model.parameters()) if p.requires_grad]
-    feeder = Feeder(loader, device)
+    elif a.weights:
+        folder, at = a.weights
+        tensors = load_file(Path(folder) / "model-00001-of-000001.safetensors")
+        model.load_official({k: t.float() for k, t in tensors.items()})
+        ema.load_state_dict(model.state_dict())
+        trainer.refresh()
+        elapsed = float(at) * a.minutes * 60
+    settled = elapsed + 12 if a.weights else 0.0
+    if fast:
+        compile_parts(trainer.work)
+    feeder = Feeder(workers, device)
+    for _ in range(2 if fast else 0):  # compiles, before the clock starts; nothing is learnt
+        trainer.losses(*feeder.next())
+    if fast:
+        torch.cuda.synchronize()
     print(f"ready after {time.monotonic() - start:.1f} s", flush=True)
 
     log = (a.run / "log.jsonl").open("a")
@@ -200,64 +166,49 @@ def main() -> None:
             optimizer=optimizer.state_dict(),
             step=step,
             elapsed=elapsed,
-            drawn=(saved["drawn"] if saved else 0) + feeder.fresh + 4 * a.workers,
+            rows=rows,
+            drawn=first + feeder.fresh + 4 * a.workers,
         )
         torch.save(state, a.run / "state.tmp")
         (a.run / "state.tmp").rename(saved_path)
         write_checkpoint(ema.to_official(), a.run / "nano")
 
-    number_ids = NUMBER_IDS.to(device)
-    near_for = {s: bell(s, device) for s in (6.0, 4.0, 2.5, 1.5)}
     total, last = a.minutes * 60, time.monotonic()
-    next_log, next_save, next_exam, sums = step + 25, elapsed + 60, elapsed + 60, {}
-    rows = torch.zeros((), dtype=torch.long)
+    next_log, next_save, next_exam, sigma = step + 50, elapsed + 60, elapsed + 60, 0.0
+    rows = saved["rows"] if saved else 0
     while elapsed < total and time.monotonic() - start < a.stop_after:
         done = elapsed / total
         progress.value = done
-        near = near_for[6.0 if done < 0.15 else 4.0 if done < 0.4 else 2.5 if done < 0.75 else 1.5]
-        aux_scale = 1.0 if done < 0.5 else max(0.25, 1.0 - 1.5 * (done - 0.5))
-        torch._foreach_copy_([w.data for w, _ in trained], [p.data for _, p in trained])
-        for _ in range(a.micro):
-            batch, r = feeder.next()
-            out = run(work, heads, batch, r, augment=True)
-            answer = answer_loss(out, near, number_ids)
-            loss = answer + aux_scale * sum(weights[k] * v for k, v in out.aux.items())
-            (loss / a.micro).backward()
-            for k, v in dict(answer=answer, **out.aux).items():
-                s = sums.setdefault(k, [torch.zeros((), device=device), 0])
-                s[0] += v.detach()
-                s[1] += 1
-            rows += batch.ids.shape[1]
-        shares = balance(work, 0.001 * schedule(done, a.hold))
-        for w, p in trained:
-            p.grad, w.grad = None if w.grad is None else w.grad.float(), None
-        optimizer.step(schedule(done, a.hold))
-        optimizer.zero_grad()
-        torch._foreach_lerp_([e for e, _ in pairs], [p for _, p in pairs], max(0.002, 1 / (step + 1)))
+        sharp = 6.0 if done < 0.15 else 4.0 if done < 0.4 else 2.5 if done < 0.75 else 1.5
+        if sharp != sigma:
+            sigma = sharp
+            trainer.set_sharpness(sigma)
+        rate = schedule(done, a.hold)
+        trainer.set_rates(
+            rate,
+            aux=1.0 if done < 0.5 else max(0.25, 1.0 - 1.5 * (done - 0.5)),
+            drift=max(0.003, 1 / (step + 1)),
+            heads_only=elapsed < settled,
+        )
+        batch, r = feeder.next()
+        trainer.step(batch, r)
+        rows += batch.ids.shape[1]
         step += 1
+        if step % 8 == 0 and fast:
+            torch.cuda.synchronize()  # or Python would run far ahead of the clock
         now = time.monotonic()
         elapsed, last = elapsed + now - last, now
         if step >= next_log:
-            next_log = step + 100
-            means = {k: round((v / n).item(), 4) for k, (v, n) in sums.items()}
-            sums.clear()
-            load = [[round(x, 3) for x in s.tolist()] for s in shares]
-            write(
-                dict(
-                    lr=round(schedule(done, a.hold), 3),
-                    rows=int(rows),
-                    fresh=feeder.fresh,
-                    again=feeder.again,
-                    **means,
-                    load=load,
-                )
-            )
+            next_log = step + 200
+            load = [[round(x, 3) for x in s] for s in trainer.shares.tolist()]
+            counts = dict(rows=rows, fresh=feeder.fresh, again=feeder.again)
+            write(dict(lr=round(rate, 3), **counts, **trainer.read_losses(), load=load))
         if elapsed > next_exam:
-            next_exam = elapsed + 150
+            next_exam = elapsed + 200
             write(dict(exam={k: v for k, v in examine(ema, small_exam, device).items() if "/" not in k}))
             last = time.monotonic()  # examinations are not training time
         if elapsed > next_save:
-            next_save = elapsed + 75
+            next_save = elapsed + 100
             save_all()
             last = time.monotonic()
     save_all()
@@ -271,9 +222,8 @@ def main() -> None:
     )
     (a.run / "scores.json").write_text(json.dumps(scores, indent=1) + "\n")
     print("RESUME" if elapsed < total else "DONE", f"{time.monotonic() - start:.0f} s", flush=True)
-    import os
-
-    os._exit(0)  # workers are in the middle of scenes; nothing of theirs is needed
+    workers.stop()
+    os._exit(0)  # a thread waits for scenes that nobody needs any more
 
 
 if __name__ == "__main__":

@@ -3,10 +3,13 @@
 import pytest
 
 torch = pytest.importorskip("torch")
+import torch.nn.functional as F  # noqa: E402
 from config import CONFIG, initialise  # noqa: E402
 from forward import POINTING_LAYERS, run  # noqa: E402
-from heads import Heads, covering, middle_tokens, pointing  # noqa: E402
-from pack import CHARS, NAMES, make_batch  # noqa: E402
+from gaze import ANY_COLOUR, CHARS, NAMES, points  # noqa: E402
+from heads import Heads, covering, looked_for, middle_tokens, orders, pointing  # noqa: E402
+from pack import encode_turns, make_batch  # noqa: E402
+from step import LOSSES  # noqa: E402
 
 from model import NanoVL2  # noqa: E402
 
@@ -24,37 +27,55 @@ def test_each_thing_has_one_middle_in_the_view_of_the_whole_picture():
     assert (marks <= things).all() and marks.sum() >= 0.9 * things.sum()
 
 
-def test_a_perfect_look_costs_nothing_and_a_wrong_one_much():
+@pytest.mark.parametrize("side", [0, 1])
+def test_a_perfect_look_costs_nothing_and_a_wrong_one_much(side):
     batch = next(
         b for b in (make_batch(((1, 1),), seed=s, rows=1, sets=1) for s in range(40)) if (b.point[0] >= CHARS).any()
     )
-    p, length = len(batch.index), batch.lengths[0]
-    keys = torch.eye(p)[None]
-    queries = torch.zeros(1, length, p)
-    item = covering(batch.boxes, batch.classes > 0, 14, 28.0)[0] + 1
-    letter = covering(batch.char_boxes, batch.chars > 0, 14, 28.0)[0] + CHARS
-    for t, code in enumerate(batch.point[0][0, 1:length].tolist()):
-        shown = (item == code) if 0 < code < CHARS else (letter == code) if code < NAMES else item < 0
-        on = shown[batch.index.clamp_max(195)] & (batch.index < 196)
-        queries[0, t] = 40.0 * on
-    assert pointing(queries, keys, batch, 0, 1.0, names=False) < 1e-3
-    assert pointing(-queries, keys, batch, 0, 1.0, names=False) > 10
+    shown = looked_for(batch, 0, names=False, side=side)
+    keys = torch.eye(len(batch.index))[None]
+    queries = F.pad(40.0 * shown, (0, 0, 0, 1))
+    assert shown.any() and pointing(queries, keys, shown, 1.0) < 1e-3
+    assert pointing(-queries, keys, shown, 1.0) > 10
+
+
+def test_a_character_is_looked_for_where_it_is_printed():
+    batch = next(
+        b
+        for b in (make_batch(((1, 1),), seed=s, rows=1, sets=1) for s in range(60))
+        if ((b.point[0] >= CHARS) & (b.point[0] < NAMES)).any()
+    )
+    code = batch.point[0][0, 1:]
+    for t in ((code >= CHARS) & (code < NAMES)).nonzero()[:, 0].tolist():
+        x0, _, x1, _ = batch.char_boxes[0, code[t] - CHARS].tolist()
+        for side in (0, 1):
+            tokens = batch.index[looked_for(batch, 0, names=False, side=side)[0, t]]
+            left = tokens % 14 * 28 + 14 * side  # of the column of patches
+            assert ((left + 14 > x0) & (left < x1)).all()
+
+
+def test_things_are_numbered_from_the_left_and_counted_by_name_and_colour():
+    batch = make_batch(((1, 1),), seed=9, rows=6, sets=1)
+    for row, classes, tints in zip(orders(batch), batch.classes, batch.colours, strict=True):
+        for k in (classes > 0).nonzero()[:, 0].tolist():
+            same = classes == classes[k]
+            wanted = (k, int(same[:k].sum()), int(same.sum()), int((same & (tints == tints[k])).sum()))
+            assert tuple(row[k].tolist()) == tuple(map(min, wanted, (15, 11, 11, 11)))
 
 
 def test_all_losses_reach_the_model():
     torch.manual_seed(0)
     model, heads = NanoVL2(CONFIG), Heads(256, 256)
     initialise(model)
-    for index in POINTING_LAYERS.values():
+    for index, _ in POINTING_LAYERS.values():
         model.language.model["layers"][index].self_attn.probe = True
     aux = run(model, heads, make_batch(((2, 1),), seed=3, rows=2, sets=1), 0, augment=True, dtype=torch.float32).aux
-    assert set(aux) == {"kind", "tint", "edge", "letter", "token", "spot", "middle", "name", "point"}
+    assert set(aux) == set(LOSSES) - {"answer"}
     sum(aux.values()).backward()
     assert model.vision.patch_embed.proj.weight.grad.abs().sum() > 0
 
 
 def test_a_name_looks_at_all_things_of_that_name_and_colour():
-    from pack import ANY_COLOUR, encode_turns, points
     from questions import Asked
     from scenes import Item, Scene
     from tokenizer import build
@@ -71,7 +92,7 @@ def test_a_name_looks_at_all_things_of_that_name_and_colour():
     ):
         ids, answer = encode_turns(Asked("box", "en", ((question, "none"),)), with_image=True)
         at = ids.index(tok.encode(after, add_special_tokens=False).ids[0])
-        assert points(Asked("box", "en", ((question, "none"),)), ids, answer, scene)[at + 1] == code, question
+        assert points(((question, "none"),), ids, answer, scene)[at + 1] == code, question
 
 
 def make_batch_image():

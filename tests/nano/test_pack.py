@@ -45,7 +45,8 @@ def test_packing_changes_no_logit():
             t = getattr(alone, key)
             t[0, 0, :n] = getattr(batch, key)[0, 0][second]
         alone.group[0, 0, :n], alone.group[0, 0, n:] = 1, 0
-        alone.lengths[0], alone.targets[0] = n, (alone.weight[0][:, 1:n] > 0).reshape(-1).nonzero()[:, 0]
+        alone.weight[0, 0, n:] = 0
+        alone.targets[0] = (alone.weight[0][:, 1:] > 0).reshape(-1).nonzero()[:, 0]
         single = run(model, None, alone, 0, augment=False, dtype=torch.float32)
     torch.testing.assert_close(single.logits, packed.logits[packed.conversation == 2], atol=1e-4, rtol=1e-4)
 

@@ -1,0 +1,116 @@
+"""From drawing processes to the GPU: workers draw into shared, pinned memory, a thread copies, `next` hands out.
+
+Tiles are most of a micro-batch (70 MB), so they are written once, into a slot of memory that all processes share and
+the GPU reads directly; what else a batch has goes through a pipe. A picture is handed out again with the next set of
+questions whenever the workers are slower than the GPU.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import multiprocessing as mp
+import queue
+import signal
+import threading
+from mmap import mmap
+from multiprocessing.sharedctypes import Synchronized
+
+import numpy as np
+import torch
+from pack import MAX_ROWS, TILE_BUDGET, Batch, training_batch
+from PIL import Image
+from views import TILE
+
+ROOM = max(TILE_BUDGET, MAX_ROWS)  # tiles a slot
+
+
+def keep_memory() -> None:
+    """Do not give freed picture memory back to the system: getting it again costs a page fault for every 4 KB."""
+    Image.core.set_blocks_max(64)
+    with contextlib.suppress(OSError, AttributeError):  # another C library
+        libc = ctypes.CDLL("libc.so.6")
+        m_trim_threshold, m_top_pad, m_mmap_threshold = -1, -2, -3
+        for option, value in ((m_mmap_threshold, 1 << 30), (m_trim_threshold, 2**31 - 1), (m_top_pad, 1 << 26)):
+            libc.mallopt(option, value)
+
+
+class Workers:
+    """Processes that draw micro-batches without end. To be started before CUDA is touched: they are forks."""
+
+    def __init__(self, count: int, start: int, sets: int, progress: Synchronized, many: float) -> None:
+        self.slots = 2 * count + 4
+        self.memory = mmap(-1, self.slots * ROOM * TILE * TILE * 3)
+        self.rooms = np.frombuffer(self.memory, np.uint8).reshape(self.slots, ROOM, TILE, TILE, 3)
+        self.free: mp.SimpleQueue[int] = mp.SimpleQueue()
+        self.made: mp.SimpleQueue[tuple[int, Batch]] = mp.SimpleQueue()
+        for slot in range(self.slots):
+            self.free.put(slot)
+        self.processes = [
+            mp.Process(target=self._work, args=(start + k, count, sets, progress, many), daemon=True)
+            for k in range(count)
+        ]
+        for p in self.processes:
+            p.start()
+
+    def _work(self, number: int, step: int, sets: int, progress: Synchronized, many: float) -> None:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        torch.set_num_threads(1)
+        keep_memory()
+        while True:
+            slot = self.free.get()
+            batch = training_batch(number, sets, progress.value, many, self.rooms[slot])
+            batch.tiles = batch.tiles.new_empty(batch.tiles.shape[0], 0)  # they are in the slot
+            # As plain arrays: tensors would each travel through a shared file.
+            self.made.put((slot, batch.map(lambda t: t.numpy())))
+            number += step
+
+    def next(self) -> tuple[int, Batch]:
+        slot, batch = self.made.get()
+        return slot, batch.map(torch.from_numpy)
+
+    def stop(self) -> None:
+        for p in self.processes:
+            p.kill()
+
+
+class Feeder:
+    """Micro-batches on the device: fresh ones first; else the oldest picture with questions left."""
+
+    def __init__(self, workers: Workers, device: str, keep: int = 150, patience: int = 40) -> None:
+        self.workers, self.device = workers, device
+        self.ready: queue.Queue[Batch] = queue.Queue(3)
+        self.used: list[tuple[Batch, int]] = []
+        self.keep, self.patience, self.fresh, self.again = keep, patience, 0, 0
+        if device == "cuda":  # pinned, so that copies run beside the training step
+            rooms = workers.rooms
+            torch.cuda.check_error(torch.cuda.cudart().cudaHostRegister(rooms.ctypes.data, rooms.nbytes, 0))
+        threading.Thread(target=self._pull, daemon=True).start()
+
+    def _pull(self) -> None:
+        stream = torch.cuda.Stream() if self.device == "cuda" else None
+        while True:
+            slot, batch = self.workers.next()
+            batch.tiles = torch.from_numpy(self.workers.rooms[slot, : len(batch.tiles)])
+            if stream is None:
+                moved = batch.map(torch.clone)
+            else:
+                with torch.cuda.stream(stream):
+                    moved = batch.to("cuda")
+                    stream.synchronize()
+            self.workers.free.put(slot)
+            self.ready.put(moved)
+
+    def next(self) -> tuple[Batch, int]:
+        if self.ready.empty() and len(self.used) > self.patience:
+            batch, r = self.used.pop(0)
+            self.again += 1
+        else:
+            batch, r = self.ready.get(), 0
+            self.fresh += 1
+            if batch.tiles.is_cuda:  # the allocator must not reuse this memory while the training stream reads it
+                batch.map(lambda t: t.record_stream(torch.cuda.current_stream()))
+        if r + 1 < len(batch.targets):
+            self.used.append((batch, r + 1))
+            del self.used[: -self.keep]
+        return batch, r

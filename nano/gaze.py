@@ -1,0 +1,103 @@
+"""What a reader of the picture looks at while saying each token: the codes that `heads.pointing` supervises.
+
+A code belongs to the token that is said; the token before it is the one that has to look. 0 is nothing, `1 + k` is thing
+`k` of the scene, `CHARS + k` is its `k`-th printed character, and `NAMES + k` (`+ ANY_COLOUR`) are all things that have
+the name of thing `k` (in whatever colour).
+"""
+
+from __future__ import annotations
+
+from names import COLOURS, OBJECTS, SHAPES
+from questions import Turn, naming, pixel_box
+from scenes import Scene
+from tokenizer import EOS, build, encode
+
+MAX_ITEMS, MAX_CHARS = 16, 14
+CHARS, NAMES, ANY_COLOUR = 100, 200, 100
+
+_TOK = build()
+_EOS = _TOK.token_to_id(EOS)
+_DET, _END = _TOK.token_to_id("<|det|>"), _TOK.token_to_id("<|/det|>")
+_SEPARATORS = {encode(_TOK, c)[0] for c in (",", "、")}
+NUMBER = {_TOK.token_to_id(str(n)): n for n in range(1000)}
+
+
+def _name_patterns() -> dict[tuple[int, ...], tuple[str, int]]:
+    """Ids of every name, as it is written anywhere → what it names."""
+    out: dict[tuple[int, ...], tuple[str, int]] = {}
+    named = [(("object", k), (t.english, t.plural, t.chinese)) for k, t in enumerate(OBJECTS)]
+    named += [(("shape", k), (english, *words)) for k, (english, words) in enumerate(SHAPES.items())]
+    for what, words in named:
+        for word in words:
+            inside = encode(_TOK, " " + word)[-len(word.split()) if word.isascii() else 1 :]
+            out[tuple(encode(_TOK, word))] = out[tuple(inside)] = what
+    return out
+
+
+_PATTERNS = _name_patterns()
+_STARTS = {pattern[0] for pattern in _PATTERNS}
+_COLOUR_IDS = {tuple(encode(_TOK, w)): c for c, (zh, _) in COLOURS.items() for w in (c, " " + c, zh)}
+
+
+def coordinates(ids: list[int], answer: list[bool]) -> list[int]:
+    """The coordinate that each token of an answer is, or -1."""
+    out, inside = [-1] * len(ids), False
+    for k, i in enumerate(ids):
+        inside = i == _DET or (inside and i != _END)
+        if inside and answer[k] and i in NUMBER:
+            out[k] = NUMBER[i]
+    return out
+
+
+def replies(answer: list[bool]) -> list[tuple[int, int]]:
+    """Where each turn's answer begins and ends (its end mark included)."""
+    starts = [k for k, is_answer in enumerate(answer) if is_answer and (k == 0 or not answer[k - 1])]
+    return [(s, next((k for k in range(s, len(answer)) if not answer[k]), len(answer))) for s in starts]
+
+
+def points(turns: tuple[Turn, ...], ids: list[int], answer: list[bool], scene: Scene) -> list[int]:
+    """The code of each token of a conversation about one picture."""
+    codes = [0] * len(ids)
+    text = next((i.text for i in scene.items if i.kind == "text"), None)
+    lists = {naming(scene, lang) for lang in ("en", "zh")} if scene.items else set()
+    for (_, said), (start, end) in zip(turns, replies(answer)):
+        if said == text and end - start - 1 == len(said):
+            codes[start : end - 1] = range(CHARS, CHARS + len(said))
+        elif said in lists:
+            item, fresh = 0, True
+            for k in range(start, end - 1):
+                separator = ids[k] in _SEPARATORS
+                if fresh and not separator and item < MAX_ITEMS:
+                    codes[k] = 1 + item
+                item, fresh = item + separator, separator
+    w, h = scene.image.size
+    where = {pixel_box(i.box, w, h): k for k, i in enumerate(scene.items[:MAX_ITEMS])}
+    numbers = [(k, v) for k, v in enumerate(coordinates(ids, answer)) if v >= 0]
+    for four in zip(numbers[0::4], numbers[1::4], numbers[2::4], numbers[3::4]):
+        code = 1 + where.get(tuple(v for _, v in four), -1)
+        for k, _ in four:
+            codes[k] = code
+    _mark_names(ids, codes, scene)
+    return codes
+
+
+def _mark_names(ids: list[int], codes: list[int], scene: Scene) -> None:
+    """After each name that is in the picture, look at all things of this name."""
+    at = 0
+    while at < len(ids):
+        if ids[at] not in _STARTS:
+            at += 1
+            continue
+        size = next((n for n in (3, 2, 1) if tuple(ids[at : at + n]) in _PATTERNS), 0)
+        end = at + size
+        if size and end < len(ids) and codes[end] == 0:
+            kind, index = _PATTERNS[tuple(ids[at:end])]
+            colour = _COLOUR_IDS.get(tuple(ids[max(0, at - 1) : at])) or _COLOUR_IDS.get(
+                tuple(ids[max(0, at - 2) : at])
+            )
+            wanted = [k for k, i in enumerate(scene.items[:MAX_ITEMS]) if i.kind == kind and i.index == index]
+            tinted = [k for k in wanted if kind == "shape" and scene.items[k].colour == colour]
+            followed = _PATTERNS.get(tuple(ids[end : end + 1]), ("", 0))[0] == "shape"  # "orange" may be a colour
+            if wanted and not followed and (tinted or not (kind == "shape" and colour)):
+                codes[end] = NAMES + (tinted[0] if tinted else wanted[0] + ANY_COLOUR)
+        at += max(1, size)

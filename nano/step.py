@@ -1,0 +1,148 @@
+"""A training step as recordings: on the GPU, forward and backward of each layout are recorded once and then replayed.
+
+A step is some three thousand small kernels; launching them one by one from Python takes longer than running them, more
+so while all other cores draw scenes. So a micro-batch is copied to where the recording of its layout reads, and one
+launch runs them all; the optimiser's step is another recording. A layout is run unrecorded when it is met first, which
+also warms it up. On a CPU nothing is recorded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from forward import NUMBER_IDS, POINTING_LAYERS, answer_loss, bell, run
+from heads import Heads
+from optim import Optimizer
+from pack import MAX_TARGETS, Batch
+from torch import Tensor
+
+from model import MLP, Experts, Gate, NanoVL2, gated, gated_experts, put_together, take_apart
+
+LOSSES = ("answer", "kind", "tint", "edge", "letter", "order", "line", "middle", "token", "spot", "token_order", "token_line", "name", "point")  # fmt: skip
+
+
+def gates(model: NanoVL2) -> list[Gate]:
+    return [m for m in model.modules() if isinstance(m, Gate)]
+
+
+def compile_parts(model: NanoVL2) -> None:
+    """Fuse what tower and decoder do between their matrix products, for any size, and compile it now."""
+    for block in model.vision.blocks:
+        block.compile(dynamic=True)
+    apart, together = torch.compile(take_apart, dynamic=True), torch.compile(put_together, dynamic=True)
+    act, act_experts = torch.compile(gated, dynamic=True), torch.compile(gated_experts, dynamic=True)
+    for layer in model.language.model["layers"]:
+        layer.self_attn.apart, layer.self_attn.together = apart, together
+    for m in model.modules():
+        if isinstance(m, MLP):
+            m.gated = act
+        elif isinstance(m, Experts):
+            m.gated = act_experts
+
+
+@dataclass
+class Recording:
+    graph: torch.cuda.CUDAGraph
+    inputs: list[Tensor]
+
+    def play(self, inputs: list[Tensor]) -> None:
+        if inputs:
+            torch._foreach_copy_(self.inputs, inputs)
+        self.graph.replay()
+
+
+class Trainer:
+    """All that a step reads and writes: fp32 weights, their bf16 copy that the step runs on, average, optimiser, heads."""
+
+    def __init__(
+        self, model: NanoVL2, heads: Heads, optimizer: Optimizer, weights: dict[str, float], record: bool
+    ) -> None:
+        device = next(model.parameters()).device
+        self.model, self.heads, self.optimizer, self.record, self.device = model, heads, optimizer, record, device
+        self.work = NanoVL2(model.config).to(device).bfloat16()
+        for mine, theirs in zip(gates(self.work), gates(model)):
+            mine.e_score_correction_bias.data = theirs.e_score_correction_bias.data  # the router's bias stays fp32
+        for index, _ in POINTING_LAYERS.values():
+            self.work.language.model["layers"][index].self_attn.probe = True
+        self.average = NanoVL2(model.config).to(device)
+        self.average.load_state_dict(model.state_dict())
+        self.averaged = list(zip(self.average.state_dict().values(), model.state_dict().values()))
+        self.trained = [(w, p) for w, p in zip(self.work.parameters(), model.parameters()) if p.requires_grad]
+        for p in [*(p for pair in self.trained for p in pair), *heads.parameters()]:
+            p.grad = torch.zeros_like(p)
+        self.weights = [weights.get(k, 1.0) for k in LOSSES]
+        self.aux_scale, self.drift, self.balance_rate = (torch.zeros((), device=device) for _ in range(3))
+        self.number_ids, self.near = NUMBER_IDS.to(device), bell(6.0, str(device))
+        self.sums = torch.zeros(
+            len(LOSSES) + 1, device=device
+        )  # of the losses since they were last read, and how often
+        self.shares = torch.zeros(len(gates(model)), gates(model)[0].weight.shape[0], device=device)
+        self.recordings: dict[object, Recording | None] = {}
+        self.pool = torch.cuda.graph_pool_handle() if record else None
+        self.refresh()
+
+    def refresh(self) -> None:
+        torch._foreach_copy_([w.data for w, _ in self.trained], [p.data for _, p in self.trained])
+
+    def set_sharpness(self, sigma: float) -> None:
+        """How narrow the bell around a coordinate is."""
+        self.near.copy_(bell(sigma, str(self.device)))
+
+    def read_losses(self) -> dict[str, float]:
+        *sums, count = self.sums.tolist()
+        self.sums.zero_()
+        return {k: round(s / max(1, count), 4) for k, s in zip(LOSSES, sums)}
+
+    def set_rates(self, rate: float, aux: float, drift: float, heads_only: bool) -> None:
+        """The schedule's factor on learning rates, the training-only losses' factor, and how fast the average follows."""
+        self.optimizer.set_rate(rate, heads_only)
+        self.balance_rate.fill_(0.0 if heads_only else 0.001 * rate)
+        self.aux_scale.fill_(aux)
+        self.drift.fill_(drift)
+
+    def losses(self, batch: Batch, r: int) -> None:
+        """Forward and backward."""
+        one = batch.pick(r, MAX_TARGETS * batch.ids.shape[1])
+        self._run(one.layout, one.tensors(), lambda inputs: self._losses(one.with_tensors(inputs)))
+
+    def step(self, batch: Batch, r: int) -> None:
+        self.losses(batch, r)
+        self._run("optimizer", [], lambda _: self._update())
+
+    def _run(self, key: object, inputs: list[Tensor], work: Callable[[list[Tensor]], None]) -> None:
+        recording = self.recordings.get(key)
+        if recording is None and self.record and key in self.recordings:
+            places = [t.clone() for t in inputs]
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, self.pool, torch.cuda.current_stream(), "thread_local"):
+                work(places)
+            recording = self.recordings[key] = Recording(graph, places)
+        if recording is None:
+            self.recordings[key] = None
+            work(inputs)
+        else:
+            recording.play(inputs)
+
+    def _losses(self, batch: Batch) -> None:
+        torch._foreach_zero_([w.grad for w, _ in self.trained] + [p.grad for p in self.heads.parameters()])
+        out = run(self.work, self.heads, batch, 0, augment=True)
+        zero = torch.zeros((), device=self.device)
+        losses = [answer_loss(out, self.near, self.number_ids), *(out.aux.get(k, zero) for k in LOSSES[1:])]
+        aux = sum(w * v for w, v in zip(self.weights[1:], losses[1:]))
+        (losses[0] + self.aux_scale * aux).backward()
+        self.sums += torch.stack([*(v.detach().float() for v in losses), zero + 1])
+        for gate, share in zip(gates(self.work), self.shares):
+            # DeepSeek's rule without auxiliary loss: an expert that is chosen too seldom gets a higher bias.
+            share.copy_(gate.load / gate.load.sum())
+            gate.e_score_correction_bias.data += self.balance_rate * torch.sign(share.mean() - share)
+
+    def _update(self) -> None:
+        torch._foreach_copy_([p.grad for _, p in self.trained], [w.grad for w, _ in self.trained])
+        self.optimizer.step()
+        self.refresh()
+        averages, latest = zip(*self.averaged)
+        ways = torch._foreach_sub(latest, averages)
+        torch._foreach_mul_(ways, self.drift)
+        torch._foreach_add_(averages, ways)
