@@ -26,7 +26,7 @@ class StepLoad:
 
 
 class Pacer:
-    """Estimates in seconds; None until a step has shown them."""
+    """Estimates in seconds, unknown until a step has shown them."""
 
     def __init__(
         self,
@@ -40,16 +40,17 @@ class Pacer:
         self._max_prefill_tokens, self._max_tiles = max_prefill_tokens, max_tiles
         self._min_prefill_tokens = min(min_prefill_tokens, max_prefill_tokens)
         self._stall_factor = stall_factor
-        self._decode_s: float | None = None
+        self._decode_s: dict[int, float] = {}  # by the number of answers, in powers of two
         self._prefill_token_s: float | None = None
 
     def prefill_tokens(self, num_decodes: int) -> int:
         """Prompt tokens for the next step beside so many running answers."""
         if not num_decodes:
             return self._max_prefill_tokens
-        if self._decode_s is None or self._prefill_token_s is None:
+        if not self._decode_s or self._prefill_token_s is None:
             return self._min_prefill_tokens
-        affordable = int((self._stall_factor - 1) * self._decode_s / self._prefill_token_s)
+        nearest = min(self._decode_s, key=lambda size: abs(size - num_decodes.bit_length()))
+        affordable = int((self._stall_factor - 1) * self._decode_s[nearest] / self._prefill_token_s)
         return max(min(affordable, self._max_prefill_tokens), self._min_prefill_tokens)
 
     def tiles(self, num_decodes: int) -> int:
@@ -57,23 +58,19 @@ class Pacer:
         return 1 if num_decodes else self._max_tiles
 
     def learn(self, load: StepLoad, seconds: float) -> None:
-        """A step of one kind shows its cost; a mixed step shows by how much both estimates together are off."""
-        tokens = load.num_prefill_tokens
+        """A step of one kind shows its cost; of a mixed one, what was known before is taken away."""
+        tokens, size = load.num_prefill_tokens, load.num_decodes.bit_length()
         if load.num_tiles:
             return
         if not tokens:
-            self._decode_s = _blend(self._decode_s, seconds)
-        elif not load.num_decodes:
-            if tokens >= MIN_PREFILL_TOKENS:
-                self._prefill_token_s = _blend(self._prefill_token_s, seconds / tokens)
-        elif self._prefill_token_s is None:
-            self._prefill_token_s = max(seconds - (self._decode_s or 0.0), 0.1 * seconds) / tokens
-        elif self._decode_s is None:
-            self._decode_s = max(seconds - tokens * self._prefill_token_s, 0.1 * seconds)
-        else:
-            error = seconds / (self._decode_s + tokens * self._prefill_token_s)
-            self._decode_s = _blend(self._decode_s, self._decode_s * error)
-            self._prefill_token_s = _blend(self._prefill_token_s, self._prefill_token_s * error)
+            self._decode_s[size] = _blend(self._decode_s.get(size), seconds)
+        elif load.num_decodes and size not in self._decode_s:
+            prefill_s = tokens * (self._prefill_token_s or 0.0)
+            self._decode_s[size] = max(seconds - prefill_s, 0.1 * seconds)
+        elif tokens >= MIN_PREFILL_TOKENS:
+            decode_s = self._decode_s[size] if load.num_decodes else 0.0
+            own_s = max(seconds - decode_s, 0.1 * seconds)
+            self._prefill_token_s = _blend(self._prefill_token_s, own_s / tokens)
 
 
 def _blend(old: float | None, new: float) -> float:
