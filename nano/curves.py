@@ -25,7 +25,9 @@ def main(log: Path, out: Path) -> None:
         ("answer", "answers (soft boxes)"),
         ("kind", "patch: class"),
         ("letter", "patch: character"),
+        ("line", "patch: place in its line"),
         ("token", "token: class"),
+        ("point", "attention: where to look"),
         ("spot", "token: box"),
     ):
         losses.plot(minutes, [e[key] for e in steps], label=name)

@@ -44,8 +44,6 @@ class Workers:
         self.rooms = np.frombuffer(self.memory, np.uint8).reshape(self.slots, ROOM, TILE, TILE, 3)
         self.free: mp.SimpleQueue[int] = mp.SimpleQueue()
         self.made: mp.SimpleQueue[tuple[int, Batch]] = mp.SimpleQueue()
-        for slot in range(self.slots):
-            self.free.put(slot)
         self.processes = [
             mp.Process(target=self._work, args=(start + k, count, sets, progress, many), daemon=True)
             for k in range(count)
@@ -64,6 +62,11 @@ class Workers:
             # As plain arrays: tensors would each travel through a shared file.
             self.made.put((slot, batch.map(lambda t: t.numpy())))
             number += step
+
+    def go(self) -> None:
+        """Let them draw. Until now they waited, and the other cores were free to compile."""
+        for slot in range(self.slots):
+            self.free.put(slot)
 
     def next(self) -> tuple[int, Batch]:
         slot, batch = self.made.get()

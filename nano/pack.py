@@ -109,7 +109,7 @@ def class_of(item: Item) -> int:
 def prefix_pieces(num_images: int, labelled: bool) -> list[list[int]]:
     """Ids of the text pieces around the pictures; the text after the last picture belongs to the conversations."""
     if num_images == 0:
-        return [[_BOS]]
+        return [[_BOS, *_encode("<|User|>: ")]]
     name = (lambda k: f"image_{k + 1}: ") if labelled else (lambda k: "")
     pieces = [[_BOS, *encode(_TOK, "<|User|>: " + name(0))]]
     return pieces + [encode(_TOK, "\n" + name(k)) for k in range(1, num_images)] + [[]]
@@ -120,7 +120,7 @@ def encode_turns(asked: Asked, with_image: bool) -> tuple[list[int], list[bool]]
     ids: list[int] = []
     answer: list[bool] = []
     for k, (question, reply) in enumerate(asked.turns):
-        opening = "\n" if k == 0 and with_image else "<|User|>: "
+        opening = "<|User|>: " if k else "\n" if with_image else ""  # the prefix opens the first turn
         q = _encode(opening + question + "\n\n<|Assistant|>:")
         a = [*_encode(reply), _EOS]
         ids += q + a

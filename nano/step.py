@@ -107,6 +107,10 @@ class Trainer:
         one = batch.pick(r, MAX_TARGETS * batch.ids.shape[1])
         self._run(one.layout, one.tensors(), lambda inputs: self._losses(one.with_tensors(inputs)))
 
+    def warm_up(self, batch: Batch) -> None:
+        """Forward and backward without learning: what is compiled is compiled now."""
+        self._losses(batch.pick(0, MAX_TARGETS * batch.ids.shape[1]))
+
     def step(self, batch: Batch, r: int) -> None:
         self.losses(batch, r)
         self._run("optimizer", [], lambda _: self._update())

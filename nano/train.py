@@ -125,7 +125,7 @@ def main() -> None:
     optimizer = Optimizer(model, heads, a.muon_lr, a.adam_lr)
     trainer = Trainer(model, heads, optimizer, AUX, record=fast)
     ema = trainer.average
-    step, elapsed = 0, 0.0
+    step, elapsed, settled = 0, 0.0, 0.0
     if saved:
         model.load_state_dict(saved["model"])
         heads.load_state_dict(saved["heads"])
@@ -140,14 +140,14 @@ def main() -> None:
         ema.load_state_dict(model.state_dict())
         trainer.refresh()
         elapsed = float(at) * a.minutes * 60
-    settled = elapsed + 12 if a.weights else 0.0
-    if fast:
+        settled = elapsed + 12
+    if fast:  # before the clock starts, and on two sizes, or the first would be taken for a constant
         compile_parts(trainer.work)
-    feeder = Feeder(workers, device)
-    for _ in range(2 if fast else 0):  # compiles, before the clock starts; nothing is learnt
-        trainer.losses(*feeder.next())
-    if fast:
+        for batch in (final_exam[0], final_exam[-1]):
+            trainer.warm_up(batch.to(device))
         torch.cuda.synchronize()
+    workers.go()
+    feeder = Feeder(workers, device)
     print(f"ready after {time.monotonic() - start:.1f} s", flush=True)
 
     log = (a.run / "log.jsonl").open("a")
