@@ -220,3 +220,10 @@ def test_the_pacer_learns_from_mixed_steps_when_there_are_no_others():
         tokens = pacer.prefill_tokens(4)
         pacer.learn(StepLoad(num_decodes=4, num_prefill_tokens=tokens, num_tiles=0), seconds=0.020 + tokens * 0.0001)
     assert 0.7 < pacer.prefill_tokens(4) * 0.0001 / ((STALL_FACTOR - 1) * 0.020) < 1.3
+
+
+def test_where_steps_are_short_anyway_prompts_get_more():
+    pacer = Pacer(max_prefill_tokens=8192, max_tiles=10, unnoticed_step_s=0.020)
+    pacer.learn(StepLoad(num_decodes=0, num_prefill_tokens=8000, num_tiles=0), seconds=0.020)
+    pacer.learn(StepLoad(num_decodes=8, num_prefill_tokens=0, num_tiles=0), seconds=0.002)
+    assert abs(pacer.prefill_tokens(8) - 0.018 / 2.5e-6) <= 1

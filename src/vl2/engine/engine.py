@@ -16,7 +16,7 @@ from vl2.core.stats import EngineStats, ModelInfo
 from vl2.core.types import GenerateRequest, TokenEvent
 from vl2.engine.grammar import Grammars, broken_requests
 from vl2.engine.image_cache import TileCache
-from vl2.engine.pacing import GPU_MIN_PREFILL_TOKENS, GPU_STALL_FACTOR, Pacer, StepLoad
+from vl2.engine.pacing import GPU_STEP_S, Pacer, StepLoad
 from vl2.engine.pages import PagePool
 from vl2.engine.pending import PendingStep
 from vl2.engine.prefix import PageKeys
@@ -46,7 +46,11 @@ class Engine:
         self.scheduler = Scheduler(
             PagePool(self.runner.pool.num_pages, self.runner.pool.page_size),
             TileCache(self.runner.num_tile_slots),
-            self._pacer(config),
+            Pacer(
+                config.max_step_tokens,
+                config.max_step_tiles,
+                unnoticed_step_s=GPU_STEP_S if self.runner.overlaps else 0.0,
+            ),
             max_sequences=config.max_sequences,
             eos_token_id=self.runner.model_config.language.eos_token_id,
         )
@@ -56,16 +60,6 @@ class Engine:
         self._steps = self._generated_tokens = self._tiles_encoded = 0
         self._step_seconds = self._collected_s = 0.0
         self._in_flight: InFlight | None = None
-
-    def _pacer(self, config: EngineConfig) -> Pacer:
-        if not self.runner.overlaps:
-            return Pacer(config.max_step_tokens, config.max_step_tiles)
-        return Pacer(
-            config.max_step_tokens,
-            config.max_step_tiles,
-            stall_factor=GPU_STALL_FACTOR,
-            min_prefill_tokens=GPU_MIN_PREFILL_TOKENS,
-        )
 
     @property
     def info(self) -> ModelInfo:

@@ -1,7 +1,7 @@
 """How much prompt work a step may hold while answers are running, so that their tokens keep coming.
 
 A step that only decodes takes some time; prompt tokens and tiles make it longer. Both costs are learned from the steps
-as they run, and the budget is set so that a step takes at most `stall_factor` times the decoding alone.
+as they run, and the budget is set so that a step takes at most `STALL_FACTOR` times the decoding alone.
 """
 
 from __future__ import annotations
@@ -11,8 +11,10 @@ from dataclasses import dataclass
 STALL_FACTOR = 1.7
 MIN_PREFILL_TOKENS = 16
 """Prompts always move on, however slow they are."""
-GPU_STALL_FACTOR, GPU_MIN_PREFILL_TOKENS = 2.5, 256
-"""A GPU's steps take nearly the same time again and again, and fewer prompt tokens would not make them shorter."""
+GPU_STEP_S = 0.02
+"""On a GPU a step may take so long in any case: nobody who reads a stream sees it, and a short chunk of a prompt reads
+nearly all experts' weights as a long one does.
+"""
 LEARNING_RATE = 0.2
 
 
@@ -33,13 +35,14 @@ class Pacer:
         max_prefill_tokens: int,
         max_tiles: int,
         *,
-        stall_factor: float = STALL_FACTOR,
-        min_prefill_tokens: int = MIN_PREFILL_TOKENS,
+        unnoticed_step_s: float = 0.0,
     ) -> None:
-        """The maxima are for a step in which nothing decodes; they bound its memory."""
+        """The maxima are for a step in which nothing decodes; they bound its memory. No step need be shorter than
+        `unnoticed_step_s`.
+        """
         self._max_prefill_tokens, self._max_tiles = max_prefill_tokens, max_tiles
-        self._min_prefill_tokens = min(min_prefill_tokens, max_prefill_tokens)
-        self._stall_factor = stall_factor
+        self._min_prefill_tokens = min(MIN_PREFILL_TOKENS, max_prefill_tokens)
+        self._unnoticed_step_s = unnoticed_step_s
         self._decode_s: dict[int, float] = {}  # by the number of answers, in powers of two
         self._prefill_token_s: float | None = None
 
@@ -50,7 +53,9 @@ class Pacer:
         if not self._decode_s or self._prefill_token_s is None:
             return self._min_prefill_tokens
         nearest = min(self._decode_s, key=lambda size: abs(size - num_decodes.bit_length()))
-        affordable = int((self._stall_factor - 1) * self._decode_s[nearest] / self._prefill_token_s)
+        decode_s = self._decode_s[nearest]
+        spare_s = max(STALL_FACTOR * decode_s, self._unnoticed_step_s) - decode_s
+        affordable = int(spare_s / self._prefill_token_s)
         return max(min(affordable, self._max_prefill_tokens), self._min_prefill_tokens)
 
     def tiles(self, num_decodes: int) -> int:
