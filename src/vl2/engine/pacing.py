@@ -54,7 +54,7 @@ class Pacer:
             return self._min_prefill_tokens
         nearest = min(self._decode_s, key=lambda size: abs(size - num_decodes.bit_length()))
         decode_s = self._decode_s[nearest]
-        spare_s = max(STALL_FACTOR * decode_s, self._unnoticed_step_s) - decode_s
+        spare_s = max((STALL_FACTOR - 1) * decode_s, self._unnoticed_step_s - decode_s)
         affordable = int(spare_s / self._prefill_token_s)
         return max(min(affordable, self._max_prefill_tokens), self._min_prefill_tokens)
 
