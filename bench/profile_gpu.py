@@ -10,10 +10,9 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from common import drain, request, text_prompt
-
 import shapes
 import torch
+from common import drain, request, text_prompt
 from torch.profiler import ProfilerActivity, profile
 
 from vl2.core.config import EngineConfig
