@@ -13,16 +13,23 @@ FLOOR = tl.constexpr(-1e30)
 
 
 @triton.jit
-def page_slots(block_table, positions, is_seen, PAGE_SIZE: tl.constexpr):
+def page_slots(block_table, positions, is_seen, PAGE_SIZE: tl.constexpr, IS_MASKED: tl.constexpr = True):
     """Rows of the pool [N] int64 that hold these positions; pools have more than 2³¹ elements."""
-    pages = tl.load(block_table + positions // PAGE_SIZE, mask=is_seen, other=0)
+    if IS_MASKED:
+        pages = tl.load(block_table + positions // PAGE_SIZE, mask=is_seen, other=0)
+    else:
+        pages = tl.load(block_table + positions // PAGE_SIZE)
     return pages.to(tl.int64) * PAGE_SIZE + positions % PAGE_SIZE
 
 
 @triton.jit
-def load_rows(pool, offsets, columns, is_seen, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
+def load_rows(
+    pool, offsets, columns, is_seen, WIDTH: tl.constexpr, BLOCK: tl.constexpr, IS_MASKED: tl.constexpr = True
+):
     """[N, BLOCK]: `WIDTH` numbers at each offset. The one place where the cache is read (a quantised one, later)."""
     pointers = pool + offsets[:, None] + columns[None, :]
+    if not IS_MASKED and WIDTH == BLOCK:
+        return tl.load(pointers)
     if WIDTH == BLOCK:
         return tl.load(pointers, mask=is_seen[:, None], other=0.0)
     return tl.load(pointers, mask=is_seen[:, None] & (columns < WIDTH)[None, :], other=0.0)

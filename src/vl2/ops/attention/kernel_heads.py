@@ -111,16 +111,17 @@ def _attend_block(
     """Take BLOCK_N more positions into the running softmax of a tile of rows."""
     positions = start + tl.arange(0, BLOCK_N)
     is_seen = positions < seen
-    offsets = page_slots(block_table, positions, is_seen, PAGE_SIZE) * (KV_HEADS * DIM) + kv_head * DIM
-    k = load_rows(keys, offsets, columns, is_seen, DIM, BLOCK_D)
-    scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
+    slots = page_slots(block_table, positions, is_seen, PAGE_SIZE, IS_MASKED)
+    offsets = slots * (KV_HEADS * DIM) + kv_head * DIM
+    k = load_rows(keys, offsets, columns, is_seen, DIM, BLOCK_D, IS_MASKED)
+    scores = tl.dot(q, tl.trans(k), input_precision="ieee")
     if IS_MASKED:
         visible = (positions[None, :] <= last_seen[:, None]) & is_seen[None, :]
         scores = tl.where(visible, scores, float("-inf"))
-    highest = tl.maximum(top, tl.max(scores, 1))
+    highest = tl.maximum(top, tl.max(scores, 1) * scale)
     fade = tl.exp2(top - highest)
-    p = tl.exp2(scores - highest[:, None])
-    v = load_rows(values, offsets, columns, is_seen, DIM, BLOCK_D)
+    p = tl.exp2(scores * scale - highest[:, None])
+    v = load_rows(values, offsets, columns, is_seen, DIM, BLOCK_D, IS_MASKED)
     acc = add_weighted(acc * fade[:, None], p, v, TERMS)
     return highest, total * fade + tl.sum(p, 1), acc
 

@@ -31,17 +31,17 @@ def _attend_block(
     """Take BLOCK_N more positions into the running softmax of a tile's columns (rows × heads)."""
     positions = start + tl.arange(0, BLOCK_N)
     is_seen = positions < seen
-    offsets = page_slots(block_table, positions, is_seen, PAGE_SIZE) * (RANK + ROPE)
-    latent = load_rows(pool, offsets, ranks, is_seen, RANK, BLOCK_R)
-    rope = load_rows(pool, offsets + RANK, ropes, is_seen, ROPE, BLOCK_P)
+    offsets = page_slots(block_table, positions, is_seen, PAGE_SIZE, IS_MASKED) * (RANK + ROPE)
+    latent = load_rows(pool, offsets, ranks, is_seen, RANK, BLOCK_R, IS_MASKED)
+    rope = load_rows(pool, offsets + RANK, ropes, is_seen, ROPE, BLOCK_P, IS_MASKED)
     scores = tl.dot(rope, q_rope, input_precision="ieee")
-    scores = tl.dot(latent, q_latent, scores, input_precision="ieee") * scale
+    scores = tl.dot(latent, q_latent, scores, input_precision="ieee")
     if IS_MASKED:
         visible = (positions[:, None] <= last_seen[None, :]) & is_seen[:, None]
         scores = tl.where(visible, scores, float("-inf"))
-    highest = tl.maximum(top, tl.max(scores, 0))
+    highest = tl.maximum(top, tl.max(scores, 0) * scale)
     fade = tl.exp2(top - highest)
-    p = tl.exp2(scores - highest[None, :])
+    p = tl.exp2(scores * scale - highest[None, :])
     acc = add_weighted_t(acc * fade[None, :], p, latent, TERMS)
     return highest, total * fade + tl.sum(p, 0), acc
 
