@@ -76,7 +76,8 @@ def add_splits(parts, stats, used, columns, DIM: tl.constexpr, BLOCK_D: tl.const
     have written them just now, so they are read past the first cache.
     """
     LANES: tl.constexpr = 16  # splits whose loads are in flight together
-    top, total, acc = FLOOR + 0.0, 0.0, tl.zeros([BLOCK_D], tl.float32)
+    top, total = tl.full((), FLOOR, tl.float32), tl.full((), 0.0, tl.float32)
+    acc = tl.zeros([BLOCK_D], tl.float32)
     for start in range(0, used, LANES):
         splits = start + tl.arange(0, LANES)
         exists = splits < used
