@@ -393,14 +393,14 @@ def prefill_variants(*tiles: tuple[int, int, int, int]) -> list[dict[str, int]]:
 
 
 VARIANTS: dict[str, list[dict[str, int]]] = {
-    "decode_heads": decode_variants([(64, 4, 3), (128, 4, 2), (32, 4, 3), (64, 2, 2)], (132, 264, 528, 1056)),
-    "decode_latent": decode_variants([(64, 8, 2), (64, 4, 1), (32, 4, 3), (32, 4, 2)], (66, 132, 264, 528)),
+    "decode_heads": decode_variants([(64, 4, 2), (64, 4, 4), (128, 4, 3), (32, 4, 4)], (264, 528, 800, 1600)),
+    "decode_latent": decode_variants([(64, 4, 2), (32, 4, 4), (32, 8, 4), (64, 8, 2)], (132, 264, 528, 1056)),
     "prefill_heads": prefill_variants(
-        (128, 64, 8, 2), (128, 64, 8, 3), (128, 128, 8, 2), (64, 64, 4, 2), (64, 64, 4, 3), (128, 64, 4, 2)
+        (128, 64, 8, 3), (128, 64, 8, 4), (64, 64, 4, 3), (64, 64, 4, 2), (64, 32, 4, 4), (128, 128, 8, 3)
     ),
-    "prefill_latent": prefill_variants((32, 64, 8, 2), (32, 128, 8, 1)),
+    "prefill_latent": prefill_variants((32, 64, 8, 2), (32, 32, 8, 3), (32, 32, 4, 3)),
     "prefill_expanded": prefill_variants(
-        (128, 64, 8, 2), (128, 64, 8, 3), (128, 128, 8, 2), (64, 64, 4, 2), (128, 32, 8, 3)
+        (128, 64, 8, 3), (64, 64, 4, 2), (64, 32, 4, 3), (128, 32, 8, 4), (128, 64, 8, 2)
     ),
 }
 

@@ -1,9 +1,9 @@
 """Attention over pages in Triton: which kernel runs, on which grid, with which tiles.
 
-A step in which every chunk has one row decodes: the context of a row is cut into splits of equal numbers of
-positions, each is summed by a program of its own, and a second kernel adds them up in order. Any other step runs the
-prefill kernel for all of its rows. Nothing here reads the device: grids follow from shapes, and programs without work
-end at once.
+A chunk of one row decodes: its context is cut into splits, each is summed by a program of its own, and their sums are
+added up in order. Few rows are cut into many splits, so that all of the card works on them. All other chunks are for the
+prefill kernels, and so are single rows that do not stand at the step's beginning. Nothing here reads the device: grids
+follow from shapes, and programs without work end at once.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from vl2.ops.attention.kernel_heads import decode_heads, prefill_heads
 from vl2.ops.attention.kernel_latent import decode_latent, prefill_latent
 
 LOG2_E = math.log2(math.e)
-
 
 FIXED_SPLIT = 256
 """Positions of a split where a row's bits must not depend on the batch, which else decides the order of sums."""
@@ -45,12 +44,12 @@ class Tile:
 
 
 TILES = {
-    # for wgmma: positions (decode) or rows (prefill) come in 64s
-    "decode_heads": Tile(block_n=64, num_warps=4, num_stages=2, programs=264, last_adds=True),
-    "prefill_heads": Tile(block_n=64, num_warps=8, num_stages=2, block_m=128),
-    "decode_latent": Tile(block_n=64, num_warps=4, num_stages=2, programs=132),
+    # Rows (prefill) come in 64s, for wgmma. With two stages nothing is loaded during the products (see `page_slots`).
+    "decode_heads": Tile(block_n=64, num_warps=4, num_stages=3, programs=800, last_adds=True),
+    "prefill_heads": Tile(block_n=64, num_warps=8, num_stages=3, block_m=128),
+    "decode_latent": Tile(block_n=32, num_warps=4, num_stages=3, programs=264),
     "prefill_latent": Tile(block_n=64, num_warps=8, num_stages=2, block_m=32),
-    "prefill_expanded": Tile(block_n=64, num_warps=8, num_stages=2, block_m=128),
+    "prefill_expanded": Tile(block_n=64, num_warps=8, num_stages=3, block_m=128),
 }
 FLOAT32_TILES = {
     # no tensor core: products are unrolled, so tiles are small

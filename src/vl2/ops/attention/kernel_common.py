@@ -13,12 +13,12 @@ FLOOR = tl.constexpr(-1e30)
 
 
 @triton.jit
-def page_slots(block_table, positions, is_seen, PAGE_SIZE: tl.constexpr, IS_MASKED: tl.constexpr = True):
-    """Rows of the pool [N] int64 that hold these positions; pools have more than 2³¹ elements."""
-    if IS_MASKED:
-        pages = tl.load(block_table + positions // PAGE_SIZE, mask=is_seen, other=0)
-    else:
-        pages = tl.load(block_table + positions // PAGE_SIZE)
+def page_slots(block_table, positions, seen, PAGE_SIZE: tl.constexpr):
+    """Rows of the pool [N] int64 that hold these positions; pools have more than 2³¹ elements.
+
+    Loops look them up one block ahead: only then does the compiler load a block's rows during the work on others.
+    """
+    pages = tl.load(block_table + positions // PAGE_SIZE, mask=positions < seen, other=0)
     return pages.to(tl.int64) * PAGE_SIZE + positions % PAGE_SIZE
 
 

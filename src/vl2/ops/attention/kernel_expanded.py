@@ -25,9 +25,8 @@ def gather_rows(
         return
     target = (tl.load(key_ends + chunk) - context).to(tl.int64) * WIDTH
     positions, columns = first + tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_W)
-    is_seen = positions < context
-    slots = page_slots(block_tables + chunk * max_pages, positions, is_seen, PAGE_SIZE)
-    has = is_seen[:, None] & (columns < WIDTH)[None, :]
+    slots = page_slots(block_tables + chunk * max_pages, positions, context, PAGE_SIZE)
+    has = (positions < context)[:, None] & (columns < WIDTH)[None, :]
     values = tl.load(pool + slots[:, None] * WIDTH + columns[None, :], mask=has, other=0.0)
     tl.store(rows + target + positions[:, None] * WIDTH + columns[None, :], values, mask=has)
 

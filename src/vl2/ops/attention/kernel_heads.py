@@ -67,18 +67,19 @@ def decode_heads(
 
     top, total = tl.full([BLOCK_G], FLOOR, tl.float32), tl.zeros([BLOCK_G], tl.float32)
     acc = tl.zeros([BLOCK_D, BLOCK_G], tl.float32)
+    block_table, ahead = block_tables + row * max_pages, tl.arange(0, BLOCK_N)
+    slots = page_slots(block_table, first + ahead, context, PAGE_SIZE)
     for start in range(first, tl.minimum(first + size, context), BLOCK_N):
-        positions = start + tl.arange(0, BLOCK_N)
-        is_seen = positions < context
-        slots = page_slots(block_tables + row * max_pages, positions, is_seen, PAGE_SIZE)
+        is_seen = start + ahead < context
         offsets = slots * (KV_HEADS * DIM) + kv_head * DIM
         k = load_rows(keys, offsets, columns, is_seen, DIM, BLOCK_D)
         v = load_rows(values, offsets, columns, is_seen, DIM, BLOCK_D)
-        scores = tl.dot(k, q_t, input_precision="ieee") * scale
+        slots = page_slots(block_table, start + BLOCK_N + ahead, context, PAGE_SIZE)
+        scores = tl.dot(k, q_t, input_precision="ieee")
         scores = tl.where(is_seen[:, None], scores, float("-inf"))
-        highest = tl.maximum(top, tl.max(scores, 0))
+        highest = tl.maximum(top, tl.max(scores, 0) * scale)
         fade = tl.exp2(top - highest)
-        p = tl.exp2(scores - highest[None, :])
+        p = tl.exp2(scores * scale - highest[None, :])
         acc = add_weighted_t(acc * fade[None, :], p, v, TERMS)
         total = total * fade + tl.sum(p, 0)
         top = highest
@@ -104,14 +105,13 @@ def decode_heads(
 
 @triton.jit
 def _attend_block(
-    q, keys, values, block_table, top, total, acc, start, seen, last_seen, kv_head, scale, columns,
+    q, keys, values, block_table, slots, top, total, acc, start, seen, last_seen, kv_head, scale, columns,
     IS_MASKED: tl.constexpr, KV_HEADS: tl.constexpr, DIM: tl.constexpr, BLOCK_D: tl.constexpr,
     PAGE_SIZE: tl.constexpr, BLOCK_N: tl.constexpr, TERMS: tl.constexpr,
 ):  # fmt: skip
     """Take BLOCK_N more positions into the running softmax of a tile of rows."""
     positions = start + tl.arange(0, BLOCK_N)
     is_seen = positions < seen
-    slots = page_slots(block_table, positions, is_seen, PAGE_SIZE, IS_MASKED)
     offsets = slots * (KV_HEADS * DIM) + kv_head * DIM
     k = load_rows(keys, offsets, columns, is_seen, DIM, BLOCK_D, IS_MASKED)
     scores = tl.dot(q, tl.trans(k), input_precision="ieee")
@@ -122,8 +122,9 @@ def _attend_block(
     fade = tl.exp2(top - highest)
     p = tl.exp2(scores * scale - highest[:, None])
     v = load_rows(values, offsets, columns, is_seen, DIM, BLOCK_D, IS_MASKED)
+    slots = page_slots(block_table, positions + BLOCK_N, seen, PAGE_SIZE)
     acc = add_weighted(acc * fade[:, None], p, v, TERMS)
-    return highest, total * fade + tl.sum(p, 1), acc
+    return slots, highest, total * fade + tl.sum(p, 1), acc
 
 
 @triton.jit(do_not_specialize=["num_chunks", "num_rows", "max_pages"])
@@ -161,14 +162,15 @@ def prefill_heads(
     block_table = block_tables + tl.minimum(chunk, num_chunks - 1) * max_pages
     top, total = tl.full([BLOCK_M], FLOOR, tl.float32), tl.zeros([BLOCK_M], tl.float32)
     acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+    slots = page_slots(block_table, tl.arange(0, BLOCK_N), seen, PAGE_SIZE)
     for start in range(0, tl.minimum(seen_by_all, seen), BLOCK_N):
-        top, total, acc = _attend_block(
-            own, keys, values, block_table, top, total, acc, start, seen, last_seen, kv_head, scale, columns,
+        slots, top, total, acc = _attend_block(
+            own, keys, values, block_table, slots, top, total, acc, start, seen, last_seen, kv_head, scale, columns,
             False, KV_HEADS, DIM, BLOCK_D, PAGE_SIZE, BLOCK_N, TERMS,
         )  # fmt: skip
     for start in range(seen_by_all, seen, BLOCK_N):
-        top, total, acc = _attend_block(
-            own, keys, values, block_table, top, total, acc, start, seen, last_seen, kv_head, scale, columns,
+        slots, top, total, acc = _attend_block(
+            own, keys, values, block_table, slots, top, total, acc, start, seen, last_seen, kv_head, scale, columns,
             True, KV_HEADS, DIM, BLOCK_D, PAGE_SIZE, BLOCK_N, TERMS,
         )  # fmt: skip
     result = acc / tl.where(total > 0, total, 1.0)[:, None]

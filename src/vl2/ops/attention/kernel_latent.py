@@ -24,14 +24,15 @@ from vl2.ops.attention.kernel_heads import add_weighted_t
 
 @triton.jit
 def _attend_block(
-    q_latent, q_rope, pool, block_table, top, total, acc, start, seen, last_seen, scale, ranks, ropes,
+    q_latent, q_rope, pool, block_table, slots, top, total, acc, start, seen, last_seen, scale, ranks, ropes,
     IS_MASKED: tl.constexpr, RANK: tl.constexpr, ROPE: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_P: tl.constexpr,
     PAGE_SIZE: tl.constexpr, BLOCK_N: tl.constexpr, TERMS: tl.constexpr,
 ):  # fmt: skip
     """Take BLOCK_N more positions into the running softmax of a tile's columns (rows × heads)."""
     positions = start + tl.arange(0, BLOCK_N)
     is_seen = positions < seen
-    offsets = page_slots(block_table, positions, is_seen, PAGE_SIZE, IS_MASKED) * (RANK + ROPE)
+    offsets = slots * (RANK + ROPE)
+    slots = page_slots(block_table, positions + BLOCK_N, seen, PAGE_SIZE)
     latent = load_rows(pool, offsets, ranks, is_seen, RANK, BLOCK_R, IS_MASKED)
     rope = load_rows(pool, offsets + RANK, ropes, is_seen, ROPE, BLOCK_P, IS_MASKED)
     scores = tl.dot(rope, q_rope, input_precision="ieee")
@@ -43,7 +44,7 @@ def _attend_block(
     fade = tl.exp2(top - highest)
     p = tl.exp2(scores * scale - highest[None, :])
     acc = add_weighted_t(acc * fade[None, :], p, latent, TERMS)
-    return highest, total * fade + tl.sum(p, 0), acc
+    return slots, highest, total * fade + tl.sum(p, 0), acc
 
 
 @triton.jit(do_not_specialize=["num_chunks", "max_pages", "num_splits"])
@@ -72,9 +73,11 @@ def decode_latent(
     top, total = tl.full([BLOCK_H], FLOOR, tl.float32), tl.zeros([BLOCK_H], tl.float32)
     acc = tl.zeros([BLOCK_R, BLOCK_H], tl.float32)
     last_seen = tl.zeros([BLOCK_H], tl.int32) + context - 1
+    block_table = block_tables + row * max_pages
+    slots = page_slots(block_table, first + tl.arange(0, BLOCK_N), context, PAGE_SIZE)
     for start in range(first, tl.minimum(first + size, context), BLOCK_N):
-        top, total, acc = _attend_block(
-            q_latent, q_rope, pool, block_tables + row * max_pages, top, total, acc, start, context, last_seen, scale,
+        slots, top, total, acc = _attend_block(
+            q_latent, q_rope, pool, block_table, slots, top, total, acc, start, context, last_seen, scale,
             ranks, ropes, True, RANK, ROPE, BLOCK_R, BLOCK_P, PAGE_SIZE, BLOCK_N, TERMS,
         )  # fmt: skip
 
@@ -133,14 +136,15 @@ def prefill_latent(
     block_table = block_tables + tl.minimum(chunk, num_chunks - 1) * max_pages
     top, total = tl.full([BLOCK_M], FLOOR, tl.float32), tl.zeros([BLOCK_M], tl.float32)
     acc = tl.zeros([BLOCK_R, BLOCK_M], tl.float32)
+    slots = page_slots(block_table, tl.arange(0, BLOCK_N), seen, PAGE_SIZE)
     for start in range(0, tl.minimum(seen_by_all, seen), BLOCK_N):
-        top, total, acc = _attend_block(
-            q_latent, q_rope, pool, block_table, top, total, acc, start, seen, last_seen, scale, ranks, ropes,
+        slots, top, total, acc = _attend_block(
+            q_latent, q_rope, pool, block_table, slots, top, total, acc, start, seen, last_seen, scale, ranks, ropes,
             False, RANK, ROPE, BLOCK_R, BLOCK_P, PAGE_SIZE, BLOCK_N, TERMS,
         )  # fmt: skip
     for start in range(seen_by_all, seen, BLOCK_N):
-        top, total, acc = _attend_block(
-            q_latent, q_rope, pool, block_table, top, total, acc, start, seen, last_seen, scale, ranks, ropes,
+        slots, top, total, acc = _attend_block(
+            q_latent, q_rope, pool, block_table, slots, top, total, acc, start, seen, last_seen, scale, ranks, ropes,
             True, RANK, ROPE, BLOCK_R, BLOCK_P, PAGE_SIZE, BLOCK_N, TERMS,
         )  # fmt: skip
     result = acc / tl.where(total > 0, total, 1.0)[None, :]
