@@ -62,11 +62,24 @@ def head_case(shapes, heads, kv_heads, dim, dtype, device):
     return q, pool, batch
 
 
-def latent_case(shapes, heads, rank, rope, dtype, device):
+def latent_case(shapes, heads, rank, dtype, device, nope=12, rope=6, value=20):
+    """The arguments of attend_mla."""
     batch, slots, num_pages = make_batch(shapes, device)
     pool = poisoned(num_pages, slots, rank + rope, dtype=dtype)
-    q = torch.randn(sum(rows for _, rows in shapes) + SPARE_ROWS, heads, rank + rope, device=device).to(dtype)
-    return q, pool, batch
+    own = [torch.arange(context - rows, context) for context, rows in shapes] + [torch.zeros(SPARE_ROWS).long()]
+    positions, table = torch.cat(own).to(device), rope_table(rope, 100, 1e4, None, device)
+    q = torch.randn(len(positions), heads, nope + rope, device=device).to(dtype)
+    kv_b = (torch.randn(heads * (nope + value), rank, device=device) / 4).to(dtype)
+    return q, kv_b, pool, table, positions, batch, 0.2
+
+
+def check_latent(arguments):
+    out, expected = kernel_mla.attend_mla(*arguments), reference.attend_mla(*arguments)
+    dtype = arguments[0].dtype
+    assert out.dtype == dtype
+    tolerance = TOLERANCES[dtype] if dtype == torch.float32 else dict(atol=5e-2, rtol=5e-2)
+    torch.testing.assert_close(out[:-SPARE_ROWS], expected[:-SPARE_ROWS], **tolerance)
+    assert not out[-SPARE_ROWS:].any()
 
 
 @pytest.mark.parametrize("shapes", [DECODE, MIXED], ids=["decode", "mixed"])
@@ -88,47 +101,35 @@ def test_attend_heads_equals_the_reference(shapes, heads, kv_heads, dim, dtype, 
     assert not out[-SPARE_ROWS:].any()
 
 
-@pytest.mark.parametrize("shapes", [DECODE, MIXED], ids=["decode", "mixed"])
-@pytest.mark.parametrize(
-    ("heads", "rank", "rope", "dtype"),
-    [(4, 24, 6, torch.float32), (3, 32, 8, torch.float32), (4, 16, 8, torch.bfloat16), (4, 16, 16, torch.float16)],
-)
-def test_attend_latent_equals_the_reference(shapes, heads, rank, rope, dtype, device):
-    q, pool, batch = latent_case(shapes, heads, rank, rope, dtype, device)
-    out = kernel.attend_latent(q, pool, batch, rank, 0.2)
-    expected = reference.attend_latent(q, pool, batch, rank, 0.2).to(out.dtype)
-    torch.testing.assert_close(out[:-SPARE_ROWS], expected[:-SPARE_ROWS], **TOLERANCES[dtype])
-    assert not out[-SPARE_ROWS:].any()
-
-
 @pytest.mark.parametrize("last_adds", [False, True])
 @pytest.mark.parametrize("programs", [1, 60, 1000])
-@pytest.mark.parametrize("is_latent", [False, True])
-def test_splits_in_any_number_give_the_same(is_latent, programs, last_adds, device, monkeypatch):
-    name = "decode_latent" if is_latent else "decode_heads"
-    tile = dataclasses.replace(kernel.FLOAT32_TILES[name], programs=programs, last_adds=last_adds)
-    monkeypatch.setitem(kernel.FLOAT32_TILES, name, tile)
-    if is_latent:
-        q, pool, batch = latent_case(DECODE, 4, 16, 8, torch.float32, device)
-        out, expected = (ops.attend_latent(q, pool, batch, 16, 0.2) for ops in (kernel, reference))
-    else:
-        q, pool, batch = head_case(DECODE, 6, 2, 16, torch.float32, device)
-        out, expected = (ops.attend_heads(q, pool, batch, 0.2) for ops in (kernel, reference))
+def test_splits_of_heads_in_any_number_give_the_same(programs, last_adds, device, monkeypatch):
+    tile = dataclasses.replace(kernel.FLOAT32_TILES["decode_heads"], programs=programs, last_adds=last_adds)
+    monkeypatch.setitem(kernel.FLOAT32_TILES, "decode_heads", tile)
+    q, pool, batch = head_case(DECODE, 6, 2, 16, torch.float32, device)
+    out, expected = (ops.attend_heads(q, pool, batch, 0.2) for ops in (kernel, reference))
     torch.testing.assert_close(out[:-SPARE_ROWS], expected[:-SPARE_ROWS], **TOLERANCES[torch.float32])
     assert not out[-SPARE_ROWS:].any()
     assert not kernel.arrival_counters(out.device).any()
 
 
-@pytest.mark.parametrize("is_latent", [False, True])
-def test_a_step_of_decoding_rows_gives_the_same_by_the_prefill_kernel(is_latent, device):
-    if is_latent:
-        q, pool, batch = latent_case(DECODE, 4, 16, 8, torch.float32, device)
-        attend = lambda batch: kernel.attend_latent(q, pool, batch, 16, 0.2)
-    else:
-        q, pool, batch = head_case(DECODE, 4, 2, 16, torch.float32, device)
-        attend = lambda batch: kernel.attend_heads(q, pool, batch, 0.2)
-    by_prefill = attend(dataclasses.replace(batch, max_query_rows=2))
-    torch.testing.assert_close(attend(batch), by_prefill, **TOLERANCES[torch.float32])
+@pytest.mark.parametrize("adder", ["last", "kernel", "expand"])
+@pytest.mark.parametrize("programs", [1, 60, 1000])
+def test_splits_of_latent_rows_in_any_number_give_the_same(programs, adder, device, monkeypatch):
+    tile = dataclasses.replace(kernel.FLOAT32_TILES["decode_latent"], programs=programs, last_adds=adder == "last")
+    monkeypatch.setitem(kernel.FLOAT32_TILES, "decode_latent", tile)
+    monkeypatch.setattr(kernel_mla, "FEW_ROWS", 100 if adder == "expand" else 0)
+    check_latent(latent_case(DECODE, 5, 24, torch.float32, device))
+    assert not kernel.arrival_counters(device).any()
+
+
+@pytest.mark.parametrize("num_decodes", [0, 2])
+def test_decoding_rows_give_the_same_by_the_prefill_kernel(num_decodes, device):
+    q, pool, batch = head_case(DECODES_FIRST, 4, 2, 16, torch.float32, device)
+    out, expected = (
+        kernel.attend_heads(q, pool, dataclasses.replace(batch, num_decodes=num), 0.2) for num in (num_decodes, 0)
+    )
+    torch.testing.assert_close(out, expected, **TOLERANCES[torch.float32])
 
 
 @pytest.mark.parametrize("max_query_rows", [1, 2])
@@ -170,44 +171,31 @@ def test_float16_results_stay_finite(device):
     assert kernel.attend_heads(q, pool, dataclasses.replace(batch, max_query_rows=2), 0.2)[:2].isfinite().all()
 
 
-@pytest.mark.parametrize("is_latent", [False, True])
-def test_leading_decodes_of_a_mixed_step_give_the_same(is_latent, device):
-    if is_latent:
-        q, pool, batch = latent_case(DECODES_FIRST, 4, 16, 8, torch.float32, device)
-        attend = lambda batch: kernel.attend_latent(q, pool, batch, 16, 0.2)
-    else:
-        q, pool, batch = head_case(DECODES_FIRST, 4, 2, 16, torch.float32, device)
-        attend = lambda batch: kernel.attend_heads(q, pool, batch, 0.2)
-    by_two = attend(dataclasses.replace(batch, num_decodes=2))
-    torch.testing.assert_close(by_two, attend(batch), **TOLERANCES[torch.float32])
-
-
 @pytest.mark.parametrize("dtype", list(TOLERANCES), ids=lambda dtype: str(dtype)[6:])
 @pytest.mark.parametrize(
-    ("shapes", "flags", "expands"),
+    ("shapes", "flags", "min_rows", "expands"),
     [
-        (DECODE, {}, False),
-        (MIXED, {}, False),
-        (MIXED, {"min_rows": 1}, True),
-        (DECODES_FIRST, {"num_decodes": 2}, False),
-        (DECODES_FIRST, {"num_decodes": 2, "min_rows": 1}, True),
-        (FRESH, {"is_fresh": True}, True),
+        (DECODE, {}, 1, False),
+        (MIXED, {}, 1000, False),
+        (MIXED, {}, 1, True),
+        (DECODES_FIRST, {"num_decodes": 2}, 1000, False),
+        (DECODES_FIRST, {"num_decodes": 2}, 1, True),
+        (FRESH, {"is_fresh": True}, 1000, True),
     ],
 )
-def test_attend_mla_equals_the_reference(shapes, flags, expands, dtype, device, monkeypatch):
-    heads, nope, rope, value, rank = 3, 12, 6, 20, 24
-    min_rows = flags.get("min_rows")
-    monkeypatch.setattr(kernel_mla, "MIN_ROWS", min_rows or 1000)
-    _, pool, batch = latent_case(shapes, heads, rank, rope, dtype, device)
-    batch = dataclasses.replace(batch, **{name: value for name, value in flags.items() if name != "min_rows"})
-    own = [torch.arange(context - rows, context) for context, rows in shapes] + [torch.zeros(SPARE_ROWS).long()]
-    positions, table = torch.cat(own).to(device), rope_table(rope, 100, 1e4, None, device)
-    q = torch.randn(len(positions), heads, nope + rope, device=device).to(dtype)
-    kv_b = (torch.randn(heads * (nope + value), rank, device=device) / 4).to(dtype)
-    arguments = (q, kv_b, pool, table, positions, batch, 0.2)
-    assert bool(kernel_mla._num_expanded_keys(len(q), batch)) == expands
-    out, expected = kernel_mla.attend_mla(*arguments), reference.attend_mla(*arguments)
-    assert out.dtype == dtype
-    tolerance = TOLERANCES[dtype] if dtype == torch.float32 else dict(atol=5e-2, rtol=5e-2)
-    torch.testing.assert_close(out[:-SPARE_ROWS], expected[:-SPARE_ROWS], **tolerance)
-    assert out.isfinite().all()
+def test_attend_mla_equals_the_reference(shapes, flags, min_rows, expands, dtype, device, monkeypatch):
+    prefills = []
+    monkeypatch.setattr(kernel_mla, "MIN_ROWS", min_rows)
+    for name in ("_prefill_expanded", "_prefill_absorbed"):
+        monkeypatch.setattr(kernel_mla, name, noting(prefills, getattr(kernel_mla, name)))
+    *arguments, batch, scale = latent_case(shapes, 3, 24, dtype, device)
+    check_latent((*arguments, dataclasses.replace(batch, **flags), scale))
+    assert prefills == ([] if shapes == DECODE else ["_prefill_expanded" if expands else "_prefill_absorbed"])
+
+
+def noting(names, function):
+    def call(*arguments):
+        names.append(function.__name__)
+        return function(*arguments)
+
+    return call

@@ -60,17 +60,17 @@ def test_write_latent_norms_rotates_and_writes_its_slots_alone(rank, rope, dtype
 
 
 @DTYPES
-@pytest.mark.parametrize("rows", [1, ROWS, 70])
+@pytest.mark.parametrize("rows", [1, 16, ROWS, 70])
 def test_absorb_queries_and_expand_values_equal_the_reference(rows, dtype, device):
     heads, nope, rope, value, rank = 3, 12, 6, 24, 40
     table, positions = rope_table(rope, 1000, 1e4, None, device), torch.randint(1000, (rows,), device=device)
     kv_b = torch.randn(heads, nope + value, rank, device=device).to(dtype) / 4
     keys, values = kv_b.split((nope, value), dim=1)
     q = torch.randn(rows, heads, nope + rope, device=device).to(dtype)
-    assert_close(kernel.absorb_queries(q, keys, table, positions), reference.absorb_queries(q, keys, table, positions))
-    latent = torch.randn(rows, heads, rank, device=device)
-    for given in (latent, latent.to(dtype)):
-        assert_close(kernel.expand_values(given, values), reference.expand_values(given, values))
+    expected = reference.absorb_queries(q, keys, table, positions)[..., :rank]  # the kernels' rest is rotated later
+    assert_close(kernel.absorb_queries(q, keys), expected)
+    latent = torch.randn(rows, heads, rank, device=device).to(dtype)
+    assert_close(kernel.expand_values(latent, values), reference.expand_values(latent, values))
 
 
 def test_float16_results_saturate(device):
@@ -83,5 +83,5 @@ def test_float16_results_saturate(device):
     assert pool.isfinite().all()
     weights = torch.full((1, 16, 16), 6e4, dtype=torch.float16, device=device)
     q = torch.full((2, 1, 24), 6e4, dtype=torch.float16, device=device)
-    assert kernel.absorb_queries(q, weights, table, positions).isfinite().all()
+    assert kernel.absorb_queries(q, weights).isfinite().all()
     assert kernel.expand_values(weights[:, :2].transpose(0, 1).contiguous(), weights).isfinite().all()

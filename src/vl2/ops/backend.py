@@ -100,44 +100,12 @@ class Backend(Protocol):
         """
         ...
 
-    def absorb_queries(
-        self, q: torch.Tensor, keys: torch.Tensor, rope: RopeTable, positions: torch.Tensor
-    ) -> torch.Tensor:
-        """MLA: take queries into the latent space (q_nope · keys, rounded to the dtype), rotate their last part.
-
-        q          [Q, H, Dn + Dr]
-        keys       [H, Dn, R], may be strided: kv_b's key half
-        positions  [Q] int64, of these queries
-        Returns    [Q, H, R + Dr]
-        """
-        ...
-
     def attend_heads(self, q: torch.Tensor, pool: torch.Tensor, batch: AttentionBatch, scale: float) -> torch.Tensor:
         """Causal multi-head attention over pages (grouped where H > K).
 
         q        [Q, H, D]
         pool     [2, pages, page size, K, D]
         Returns  [Q, H, D] q's dtype; rows of no chunk are finite
-        """
-        ...
-
-    def attend_latent(
-        self, q: torch.Tensor, pool: torch.Tensor, batch: AttentionBatch, rank: int, scale: float
-    ) -> torch.Tensor:
-        """Causal attention on latent rows: every head reads the same row, whose first R numbers are also the value.
-
-        q        [Q, H, R + Dr]
-        pool     [pages, page size, R + Dr]
-        Returns  [Q, H, R] float32, or already rounded to q's dtype as expand_values does; rows of no chunk are finite
-        """
-        ...
-
-    def expand_values(self, latent: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-        """MLA: take attention's results out of the latent space (latent, rounded to the dtype, · valuesᵀ).
-
-        latent   [Q, H, R] float32 or values' dtype, as attend_latent gives it
-        values   [H, Dv, R], may be strided: kv_b's value half
-        Returns  [Q, H · Dv] values' dtype
         """
         ...
 
@@ -151,7 +119,10 @@ class Backend(Protocol):
         batch: AttentionBatch,
         scale: float,
     ) -> torch.Tensor:
-        """MLA after the cache is written: absorb_queries, attend_latent and expand_values, or what amounts to them.
+        """Causal attention on latent rows, of which kv_b makes every head's keys and values.
+
+        Absorbed, queries are taken into the latent space by the key half (and rounded), attend there with the rows as
+        keys and values, and their results (rounded) are taken out by the value half. Expanded, the rows are taken out.
 
         q          [Q, H, Dn + Dr], not rotated
         kv_b       [H · (Dn + Dv), R]: of each head its key rows, then its value rows

@@ -2,21 +2,21 @@
 
 import triton
 
-from vl2.ops.attention.kernel import attend_heads, attend_latent
+from vl2.ops.attention.kernel import attend_heads
 from vl2.ops.attention.kernel_mla import attend_mla
 from vl2.ops.cublas import linear_gelu
 from vl2.ops.experts.kernel import mix_experts, swiglu
 from vl2.ops.gate.kernel import route
 from vl2.ops.norm.kernel import add_rms_norm, rms_norm
 from vl2.ops.norm.layer_kernel import add_layer_norm
-from vl2.ops.rope.kernel import absorb_queries, expand_values, write_heads, write_latent
+from vl2.ops.rope.kernel import write_heads, write_latent
 from vl2.ops.sampling.kernel import sample
 from vl2.ops.step.kernel import begin_decode
 
 NAME = f"triton {triton.__version__}"
 
 __all__ = [
-    "NAME", "absorb_queries", "add_layer_norm", "add_rms_norm", "attend_heads", "attend_latent", "attend_mla",
-    "begin_decode", "expand_values", "linear_gelu", "mix_experts", "rms_norm", "route", "sample", "swiglu",
+    "NAME", "add_layer_norm", "add_rms_norm", "attend_heads", "attend_mla",
+    "begin_decode", "linear_gelu", "mix_experts", "rms_norm", "route", "sample", "swiglu",
     "write_heads", "write_latent",
 ]  # fmt: skip

@@ -1,9 +1,9 @@
-"""Attention over pages in Triton: which kernel runs, on which grid, with which tiles.
+"""Attention over pages in Triton: which kernel runs, on which grid, with which tiles (MLA: `kernel_mla.py`).
 
 A chunk of one row decodes: its context is cut into splits, each is summed by a program of its own, and their sums are
-added up in order. Few rows are cut into many splits, so that all of the card works on them. All other chunks are for the
-prefill kernels, and so are single rows that do not stand at the step's beginning. Nothing here reads the device: grids
-follow from shapes, and programs without work end at once.
+added up in order. Few rows are cut into many splits, so that all of the card works on them. All other chunks are
+prefill, and so are single rows that do not stand at the step's beginning. Nothing here reads the device: grids follow
+from shapes, and programs without work end at once.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ import triton
 from vl2.ops.attention.batch import AttentionBatch
 from vl2.ops.attention.kernel_common import combine_splits
 from vl2.ops.attention.kernel_heads import decode_heads, prefill_heads
-from vl2.ops.attention.kernel_latent import decode_latent, prefill_latent
 
 LOG2_E = math.log2(math.e)
 
@@ -47,7 +46,7 @@ TILES = {
     # Rows (prefill) come in 64s, for wgmma. With two stages nothing is loaded during the products (see `page_slots`).
     "decode_heads": Tile(block_n=64, num_warps=4, num_stages=3, programs=800, last_adds=True),
     "prefill_heads": Tile(block_n=64, num_warps=8, num_stages=3, block_m=128),
-    "decode_latent": Tile(block_n=32, num_warps=4, num_stages=3, programs=264),
+    "decode_latent": Tile(block_n=32, num_warps=4, num_stages=3, programs=132),
     "prefill_latent": Tile(block_n=64, num_warps=8, num_stages=2, block_m=32),
     "prefill_expanded": Tile(block_n=64, num_warps=8, num_stages=3, block_m=128),
 }
@@ -57,7 +56,7 @@ FLOAT32_TILES = {
     "prefill_heads": Tile(block_n=32, num_warps=4, num_stages=1, block_m=32),
     "decode_latent": Tile(block_n=16, num_warps=8, num_stages=1, programs=132),
     "prefill_latent": Tile(block_n=16, num_warps=8, num_stages=1, block_m=16),
-    "prefill_expanded": Tile(block_n=32, num_warps=4, num_stages=1, block_m=32),
+    "prefill_expanded": Tile(block_n=16, num_warps=8, num_stages=1, block_m=16),
 }
 
 
@@ -110,54 +109,6 @@ def _prefill_heads(q: torch.Tensor, pool: torch.Tensor, out: torch.Tensor, batch
     )  # fmt: skip
 
 
-def attend_latent(q: torch.Tensor, pool: torch.Tensor, batch: AttentionBatch, rank: int, scale: float) -> torch.Tensor:
-    """`Backend.attend_latent` (ops/backend.py)."""
-    assert q.is_contiguous() and pool.is_contiguous()
-    out, num = torch.empty(*q.shape[:2], rank, dtype=q.dtype, device=q.device), batch.num_decodes
-    if batch.max_query_rows <= 1:
-        _decode_latent(q, pool, out, batch, scale)
-    elif num:
-        decodes, rest = batch.split()
-        _decode_latent(q[:num], pool, out[:num], decodes, scale)
-        _prefill_latent(q, pool, out, rest, scale)
-    else:
-        _prefill_latent(q, pool, out, batch, scale)
-    return out
-
-
-def _latent_sizes(pool: torch.Tensor, out: torch.Tensor) -> dict[str, int]:
-    (page_size, width), (_, heads, rank) = pool.shape[1:], out.shape
-    sizes = dict(HEADS=heads, RANK=rank, ROPE=width - rank, PAGE_SIZE=page_size)
-    return sizes | dict(BLOCK_R=block(rank), BLOCK_P=block(width - rank))
-
-
-def _decode_latent(q: torch.Tensor, pool: torch.Tensor, out: torch.Tensor, batch: AttentionBatch, scale: float) -> None:
-    num_rows, heads, rank = out.shape
-    if not num_rows:
-        return
-    tile, block_h = tile_for("decode_latent", q.dtype), min(block(heads), 32)
-    head_blocks = triton.cdiv(heads, block_h)
-    splits = Splits.of(q, batch, tile, head_blocks, pool.shape[1], rank)
-    decode_latent[head_blocks, splits.count, num_rows](
-        q, pool, out, *splits.arguments(batch), scale * LOG2_E, *counts(batch, splits),
-        **_latent_sizes(pool, out), BLOCK_H=block_h, SPLIT=splits.size, LAST_ADDS=splits.last_adds, **tile.options,
-    )  # fmt: skip
-    splits.combine(out, batch)
-
-
-def _prefill_latent(
-    q: torch.Tensor, pool: torch.Tensor, out: torch.Tensor, batch: AttentionBatch, scale: float
-) -> None:
-    """Rows before the batch's first are left as they are."""
-    num_rows, heads, _ = out.shape
-    tile = tile_for("prefill_latent", q.dtype)
-    block_m = max(tile.block_m, block(heads))
-    prefill_latent[(num_tiles(num_rows, batch, block_m // heads),)](
-        q, pool, out, *chunks(batch), scale * LOG2_E, *row_counts(num_rows, batch),
-        **_latent_sizes(pool, out), BLOCK_M=block_m, **tile.options,
-    )  # fmt: skip
-
-
 def block(width: int) -> int:
     """Block sizes are powers of two, and a matrix product takes 16 at least."""
     return max(16, triton.next_power_of_2(width))
@@ -196,8 +147,8 @@ def arrival_counters(device: torch.device) -> torch.Tensor:
 class Splits:
     """Partial results of a decode step: row s belongs to chunk s, rows from S on to none."""
 
-    parts: torch.Tensor  # [rows, H, splits, D] float32
-    stats: torch.Tensor  # [rows, H, splits, 2] float32: maximum score, sum of exponentials
+    parts: torch.Tensor  # [Q, H, splits, D] float32; a row of one split does not use it
+    stats: torch.Tensor  # [Q, H, splits, 2] float32: maximum score, sum of exponentials
     size: int  # positions of a split; 0: a share of the row's context
     last_adds: bool
     block_n: int
@@ -207,13 +158,11 @@ class Splits:
         cls, q: torch.Tensor, batch: AttentionBatch, tile: Tile, programs: int, page_size: int, width: int
     ) -> Splits:
         """For so many programs a split. The table's width bounds what a context can be."""
-        rows, most = max(1, min(len(q), len(batch.block_tables))), batch.block_tables.shape[1] * page_size
+        rows, most = len(q), batch.block_tables.shape[1] * page_size
         size = FIXED_SPLIT if batch.has_fixed_splits else 0
-        count = (
-            triton.cdiv(most, size)
-            if size
-            else min(tile.programs // (rows * programs), triton.cdiv(most, tile.block_n))
-        )
+        count = triton.cdiv(most, size or tile.block_n)
+        if not size:
+            count = min(count, tile.programs // (rows * programs))
         shape = rows, q.shape[1], max(1, count)
         parts = torch.empty(*shape, width if count > 1 else 0, dtype=torch.float32, device=q.device)
         stats = torch.empty(*shape, 2, dtype=torch.float32, device=q.device)
@@ -234,7 +183,7 @@ class Splits:
         if count == 1 or self.last_adds or not len(batch.block_tables):
             return
         block_d = min(128, block(width))
-        combine_splits[heads, rows, triton.cdiv(width, block_d)](
+        combine_splits[heads, min(rows, len(batch.block_tables)), triton.cdiv(width, block_d)](
             self.parts, self.stats, out, batch.context_lengths, count, HEADS=heads, DIM=width, BLOCK_D=block_d,
             SPLIT=self.size, BLOCK_N=self.block_n, num_warps=4,
         )  # fmt: skip

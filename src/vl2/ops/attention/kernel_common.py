@@ -61,6 +61,18 @@ def to_out(x, dtype: tl.constexpr):
 
 
 @triton.jit
+def rotate_pairs(rows, positions, has_row, cos, sin, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
+    """[N, BLOCK]: `WIDTH` numbers of a query at each of these pointers, dimension 2i rotated with 2i + 1."""
+    pairs = tl.arange(0, BLOCK // 2)[None, :]
+    has = has_row[:, None] & (pairs < WIDTH // 2)
+    even = tl.load(rows[:, None] + 2 * pairs, mask=has, other=0.0).to(tl.float32)
+    odd = tl.load(rows[:, None] + 2 * pairs + 1, mask=has, other=0.0).to(tl.float32)
+    turn = positions[:, None] * (WIDTH // 2) + pairs
+    c, s = tl.load(cos + turn, mask=has, other=0.0), tl.load(sin + turn, mask=has, other=0.0)
+    return to_out(tl.interleave(even * c - odd * s, odd * c + even * s), rows.dtype.element_ty)
+
+
+@triton.jit
 def split_size(context, num_splits, SPLIT: tl.constexpr, BLOCK_N: tl.constexpr):
     """Positions of one program of a decoding row: SPLIT, or where that is 0 its share among `num_splits` programs."""
     if SPLIT:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from vl2.ops.attention.kernel_common import FLOOR, find_chunk, page_slots, to_out
+from vl2.ops.attention.kernel_common import FLOOR, find_chunk, page_slots, rotate_pairs, to_out
 from vl2.ops.attention.kernel_heads import add_weighted
 
 
@@ -97,16 +97,10 @@ def prefill_expanded(
 
     rows = first_row + tl.arange(0, BLOCK_M)
     is_row, last_seen = rows < end, context - end + rows
-    nopes, pairs, dims = tl.arange(0, BLOCK_NOPE), tl.arange(0, BLOCK_P // 2), tl.arange(0, BLOCK_V)
-    source = q + (rows * HEADS + head).to(tl.int64)[:, None] * (NOPE + ROPE)
-    q_own = tl.load(source + nopes[None, :], mask=is_row[:, None] & (nopes < NOPE)[None, :], other=0.0)
-    in_rope = (is_row & (last_seen >= 0))[:, None] & (pairs < ROPE // 2)[None, :]
-    even = tl.load(source + NOPE + 2 * pairs[None, :], mask=in_rope, other=0.0).to(tl.float32)
-    odd = tl.load(source + NOPE + 2 * pairs[None, :] + 1, mask=in_rope, other=0.0).to(tl.float32)
-    turn = last_seen[:, None] * (ROPE // 2) + pairs[None, :]
-    c, s = tl.load(cos + turn, mask=in_rope, other=0.0), tl.load(sin + turn, mask=in_rope, other=0.0)
-    q_rope = tl.interleave(even * c - odd * s, odd * c + even * s)
-    q_rope = to_out(q_rope, q.dtype.element_ty)
+    nopes, dims = tl.arange(0, BLOCK_NOPE), tl.arange(0, BLOCK_V)
+    source = q + (rows * HEADS + head).to(tl.int64) * (NOPE + ROPE)
+    q_own = tl.load(source[:, None] + nopes[None, :], mask=is_row[:, None] & (nopes < NOPE)[None, :], other=0.0)
+    q_rope = rotate_pairs(source + NOPE, last_seen, is_row & (last_seen >= 0), cos, sin, ROPE, BLOCK_P)
 
     first_position = context - end + first_row
     seen = tl.minimum(context, first_position + BLOCK_M)

@@ -16,6 +16,7 @@ from vl2.ops.attention.kernel_common import (
     is_last,
     load_rows,
     page_slots,
+    rotate_pairs,
     split_size,
     to_out,
 )
@@ -49,43 +50,49 @@ def _attend_block(
 
 @triton.jit(do_not_specialize=["num_chunks", "max_pages", "num_splits"])
 def decode_latent(
-    q, pool, out, block_tables, context_lengths, parts, stats, counters, scale, num_chunks, max_pages, num_splits,
-    HEADS: tl.constexpr, RANK: tl.constexpr, ROPE: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_P: tl.constexpr,
-    BLOCK_H: tl.constexpr, PAGE_SIZE: tl.constexpr, SPLIT: tl.constexpr, BLOCK_N: tl.constexpr, TERMS: tl.constexpr,
-    LAST_ADDS: tl.constexpr,
+    q_latent, q, cos, sin, pool, out, block_tables, context_lengths, parts, stats, counters, scale, num_chunks,
+    max_pages, num_splits,
+    HEADS: tl.constexpr, RANK: tl.constexpr, NOPE: tl.constexpr, ROPE: tl.constexpr, BLOCK_R: tl.constexpr,
+    BLOCK_P: tl.constexpr, BLOCK_H: tl.constexpr, PAGE_SIZE: tl.constexpr, SPLIT: tl.constexpr,
+    BLOCK_N: tl.constexpr, TERMS: tl.constexpr, LAST_ADDS: tl.constexpr, HAS_ADDER: tl.constexpr,
 ):  # fmt: skip
-    """One split of one row for BLOCK_H heads; splits are added up as in `decode_heads`."""
+    """One split of one row for BLOCK_H heads; splits are added up as in `decode_heads`, or HAS_ADDER: by
+    `expand_splits`, which wants them all, one or many.
+
+    q_latent  [Q, H, R]: queries in the latent space
+    q         [Q, H, Dn + Dr]: as they were projected; their last part is rotated here
+    """
     head_block, split, row = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     context = tl.load(context_lengths + row, mask=row < num_chunks, other=0)
     size = split_size(context, num_splits, SPLIT, BLOCK_N)
     first = split * size
     if (first >= context) & (split > 0):
         return
-    WIDTH: tl.constexpr = RANK + ROPE
     ranks, ropes = tl.arange(0, BLOCK_R), tl.arange(0, BLOCK_P)
     heads = head_block * BLOCK_H + tl.arange(0, BLOCK_H)
     is_head, rows = heads < HEADS, row * HEADS + heads
     in_latent = (ranks < RANK)[:, None] & is_head[None, :]
-    in_rope = (ropes < ROPE)[:, None] & is_head[None, :]
-    q_latent = tl.load(q + rows[None, :] * WIDTH + ranks[:, None], mask=in_latent, other=0.0)
-    q_rope = tl.load(q + rows[None, :] * WIDTH + RANK + ropes[:, None], mask=in_rope, other=0.0)
+    last_seen = tl.zeros([BLOCK_H], tl.int32) + context - 1
+    own = tl.load(q_latent + rows[None, :] * RANK + ranks[:, None], mask=in_latent, other=0.0)
+    is_turned = is_head & (last_seen >= 0)
+    own_rope = tl.trans(rotate_pairs(q + rows * (NOPE + ROPE) + NOPE, last_seen, is_turned, cos, sin, ROPE, BLOCK_P))
 
     top, total = tl.full([BLOCK_H], FLOOR, tl.float32), tl.zeros([BLOCK_H], tl.float32)
     acc = tl.zeros([BLOCK_R, BLOCK_H], tl.float32)
-    last_seen = tl.zeros([BLOCK_H], tl.int32) + context - 1
     block_table = block_tables + row * max_pages
     slots = page_slots(block_table, first + tl.arange(0, BLOCK_N), context, PAGE_SIZE)
     for start in range(first, tl.minimum(first + size, context), BLOCK_N):
         slots, top, total, acc = _attend_block(
-            q_latent, q_rope, pool, block_table, slots, top, total, acc, start, context, last_seen, scale,
+            own, own_rope, pool, block_table, slots, top, total, acc, start, context, last_seen, scale,
             ranks, ropes, True, RANK, ROPE, BLOCK_R, BLOCK_P, PAGE_SIZE, BLOCK_N, TERMS,
         )  # fmt: skip
 
     used = tl.cdiv(context, size)
-    if used <= 1:
-        result = acc / tl.where(total > 0, total, 1.0)[None, :]
-        tl.store(out + rows[None, :] * RANK + ranks[:, None], to_out(result, out.dtype.element_ty), mask=in_latent)
-        return
+    if not HAS_ADDER:  # noqa: SIM102 - as below
+        if used <= 1:
+            result = acc / tl.where(total > 0, total, 1.0)[None, :]
+            tl.store(out + rows[None, :] * RANK + ranks[:, None], to_out(result, out.dtype.element_ty), mask=in_latent)
+            return
     parts_of = rows.to(tl.int64) * num_splits + split
     tl.store(parts + parts_of[None, :] * RANK + ranks[:, None], acc, mask=in_latent)
     tl.store(stats + parts_of * 2, top, mask=is_head)
@@ -102,13 +109,14 @@ def decode_latent(
 
 @triton.jit(do_not_specialize=["num_chunks", "num_rows", "max_pages"])
 def prefill_latent(
-    q, pool, out, block_tables, query_starts, context_lengths, scale, num_chunks, num_rows, max_pages,
-    HEADS: tl.constexpr, RANK: tl.constexpr, ROPE: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_P: tl.constexpr,
+    q_latent, q, cos, sin, pool, out, block_tables, query_starts, context_lengths, scale, num_chunks, num_rows,
+    max_pages,
+    HEADS: tl.constexpr, RANK: tl.constexpr, NOPE: tl.constexpr, ROPE: tl.constexpr, BLOCK_R: tl.constexpr,
+    BLOCK_P: tl.constexpr,
     PAGE_SIZE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, TERMS: tl.constexpr,
 ):  # fmt: skip
     """A tile of query rows of one chunk with all heads: its column m is head m % H of query row m // H."""
     BLOCK_Q: tl.constexpr = BLOCK_M // HEADS
-    WIDTH: tl.constexpr = RANK + ROPE
     tile = tl.num_programs(0) - 1 - tl.program_id(0)  # late rows see most and start first
     chunk = find_chunk(query_starts, num_chunks, tile, BLOCK_Q)
     if chunk < 0:
@@ -125,28 +133,54 @@ def prefill_latent(
     is_row = (m // HEADS < BLOCK_Q) & (rows < end)
     row_heads = (rows * HEADS + m % HEADS).to(tl.int64)
     in_latent = (ranks < RANK)[:, None] & is_row[None, :]
-    in_rope = (ropes < ROPE)[:, None] & is_row[None, :]
-    q_latent = tl.load(q + row_heads[None, :] * WIDTH + ranks[:, None], mask=in_latent, other=0.0)
-    q_rope = tl.load(q + row_heads[None, :] * WIDTH + RANK + ropes[:, None], mask=in_rope, other=0.0)
+    last_seen = context - end + rows
+    own = tl.load(q_latent + row_heads[None, :] * RANK + ranks[:, None], mask=in_latent, other=0.0)
+    is_turned = is_row & (last_seen >= 0)
+    source = q + row_heads * (NOPE + ROPE) + NOPE
+    own_rope = tl.trans(rotate_pairs(source, last_seen, is_turned, cos, sin, ROPE, BLOCK_P))
 
     first_position = context - end + first_row
     seen = tl.minimum(context, first_position + BLOCK_Q)
     seen_by_all = tl.maximum((first_position + 1) // BLOCK_N, 0) * BLOCK_N
-    last_seen = context - end + rows
     block_table = block_tables + tl.minimum(chunk, num_chunks - 1) * max_pages
     top, total = tl.full([BLOCK_M], FLOOR, tl.float32), tl.zeros([BLOCK_M], tl.float32)
     acc = tl.zeros([BLOCK_R, BLOCK_M], tl.float32)
     slots = page_slots(block_table, tl.arange(0, BLOCK_N), seen, PAGE_SIZE)
     for start in range(0, tl.minimum(seen_by_all, seen), BLOCK_N):
         slots, top, total, acc = _attend_block(
-            q_latent, q_rope, pool, block_table, slots, top, total, acc, start, seen, last_seen, scale, ranks, ropes,
+            own, own_rope, pool, block_table, slots, top, total, acc, start, seen, last_seen, scale, ranks, ropes,
             False, RANK, ROPE, BLOCK_R, BLOCK_P, PAGE_SIZE, BLOCK_N, TERMS,
         )  # fmt: skip
     for start in range(seen_by_all, seen, BLOCK_N):
         slots, top, total, acc = _attend_block(
-            q_latent, q_rope, pool, block_table, slots, top, total, acc, start, seen, last_seen, scale, ranks, ropes,
+            own, own_rope, pool, block_table, slots, top, total, acc, start, seen, last_seen, scale, ranks, ropes,
             True, RANK, ROPE, BLOCK_R, BLOCK_P, PAGE_SIZE, BLOCK_N, TERMS,
         )  # fmt: skip
     result = acc / tl.where(total > 0, total, 1.0)[None, :]
     pointers = out + row_heads[None, :] * RANK + ranks[:, None]
     tl.store(pointers, to_out(result, out.dtype.element_ty), mask=in_latent)
+
+
+@triton.jit(do_not_specialize=["num_chunks", "num_splits"])
+def expand_splits(
+    parts, stats, values, out, context_lengths, num_chunks, num_splits, head_stride, value_stride,
+    HEADS: tl.constexpr, RANK: tl.constexpr, DIM: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_D: tl.constexpr,
+    SPLIT: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """Add up the splits of a row and head and take the result out of the latent space: BLOCK_D of its numbers.
+
+    values  [H, Dv, R]
+    out     [Q, H, Dv]
+    """
+    head, row = tl.program_id(1), tl.program_id(2)
+    dims, ranks = tl.program_id(0) * BLOCK_D + tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_R)
+    pointers = values + head * head_stride + dims[:, None] * value_stride + ranks[None, :]
+    value = tl.load(pointers, mask=(dims < DIM)[:, None] & (ranks < RANK)[None, :], other=0.0)
+    context = tl.load(context_lengths + row, mask=row < num_chunks, other=0)
+    used = tl.maximum(tl.cdiv(context, split_size(context, num_splits, SPLIT, BLOCK_N)), 1)
+    row_head = (row * HEADS + head).to(tl.int64)
+    first = row_head * num_splits
+    latent = add_splits(parts + first * RANK, stats + first * 2, used, ranks, RANK, BLOCK_R)
+    latent = to_out(latent, value.dtype).to(tl.float32)
+    result = tl.sum(value.to(tl.float32) * latent[None, :], 1)
+    tl.store(out + row_head * DIM + dims, to_out(result, out.dtype.element_ty), mask=dims < DIM)

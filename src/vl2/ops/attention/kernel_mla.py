@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import triton
 
 from vl2.ops.attention.batch import AttentionBatch
-from vl2.ops.attention.kernel import LOG2_E, attend_latent, block, num_tiles, tile_for
+from vl2.ops.attention.kernel import LOG2_E, Splits, block, chunks, counts, num_tiles, row_counts, tile_for
 from vl2.ops.attention.kernel_expanded import gather_rows, prefill_expanded
+from vl2.ops.attention.kernel_latent import decode_latent, expand_splits, prefill_latent
 from vl2.ops.rope.kernel import absorb_queries, expand_values
 from vl2.ops.rope.table import RopeTable
 from vl2.ops.saturate import saturate
@@ -17,6 +20,9 @@ MIN_ROWS = 48
 
 MAX_KEYS = 1 << 14
 """Positions taken out of the latent space at once, or as many as the step has rows: this bounds the memory."""
+
+FEW_ROWS = 8
+"""Decoding rows whose splits are added up by the kernel that takes them out of the latent space."""
 
 
 def attend_mla(
@@ -28,53 +34,127 @@ def attend_mla(
     batch: AttentionBatch,
     scale: float,
 ) -> torch.Tensor:
-    """`Backend.attend_mla` (ops/backend.py)."""
-    num, num_keys = batch.num_decodes, _num_expanded_keys(len(q), batch)
-    if not num_keys:
-        return _absorbed(q, kv_b, pool, rope, positions, batch, scale)
-    nope, rank = q.shape[2] - (pool.shape[2] - kv_b.shape[1]), kv_b.shape[1]
-    value = len(kv_b) // q.shape[1] - nope
-    out = torch.empty(len(q), q.shape[1] * value, dtype=q.dtype, device=q.device)
-    rest = batch
-    if num:
-        decodes, rest = batch.split()
-        _absorbed(q[:num], kv_b, pool, rope, positions[:num], decodes, scale, out[:num])
-    ends = rest.query_starts[1:] if rest.is_fresh else rest.context_lengths.cumsum(0, dtype=torch.int32)
-    rows = gather(pool, rest, ends, num_keys)
-    keys_values = saturate(torch.mm(rows[:, :rank], kv_b.t()))
-    _attend_expanded(q, keys_values, rows, out, rope, rest, ends, rank, nope, scale)
+    """`Backend.attend_mla` (ops/backend.py). Positions follow from the batch."""
+    assert q.is_contiguous() and pool.is_contiguous() and kv_b.is_contiguous()
+    layer, num_rows = Layer.of(q, kv_b, pool, rope, scale), len(q)
+    out = torch.empty(num_rows, layer.heads * layer.value, dtype=q.dtype, device=q.device)
+    if not num_rows:
+        return out
+    if batch.max_query_rows <= 1:
+        _decode(q, layer, batch, out)
+        return out
+    num, (decodes, rest) = batch.num_decodes, batch.split()
+    if num_keys := _num_expanded_keys(num_rows, num, rest):
+        _prefill_expanded(q, layer, rest, num_keys, out)
+    else:
+        _prefill_absorbed(q, layer, rest, out)
+    if num:  # last: prefill leaves anything in these rows
+        _decode(q[:num], layer, decodes, out[:num])
     return out
 
 
-def _num_expanded_keys(num_rows: int, batch: AttentionBatch) -> int:
-    """Positions that the chunks after the decodes see, if taking them out of the latent space pays; else 0."""
-    if batch.max_query_rows <= 1:
-        return 0
+@dataclass(frozen=True)
+class Layer:
+    """What attention reads but the queries."""
+
+    kv_b: torch.Tensor  # [H · (Dn + Dv), R]
+    pool: torch.Tensor  # [pages, page size, R + Dr]
+    rope: RopeTable
+    scale: float  # of scores in units of log2
+    heads: int
+    nope: int
+
+    @classmethod
+    def of(cls, q: torch.Tensor, kv_b: torch.Tensor, pool: torch.Tensor, rope: RopeTable, scale: float) -> Layer:
+        return cls(kv_b, pool, rope, scale * LOG2_E, q.shape[1], q.shape[2] - (pool.shape[2] - kv_b.shape[1]))
+
+    @property
+    def rank(self) -> int:
+        return self.kv_b.shape[1]
+
+    @property
+    def value(self) -> int:
+        return len(self.kv_b) // self.heads - self.nope
+
+    @property
+    def keys(self) -> torch.Tensor:
+        """[H, Dn, R]"""
+        return self.kv_b.unflatten(0, (self.heads, -1))[:, : self.nope]
+
+    @property
+    def values(self) -> torch.Tensor:
+        """[H, Dv, R]"""
+        return self.kv_b.unflatten(0, (self.heads, -1))[:, self.nope :]
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        page_size, width = self.pool.shape[1:]
+        rope = width - self.rank
+        sizes = dict(HEADS=self.heads, RANK=self.rank, NOPE=self.nope, ROPE=rope, PAGE_SIZE=page_size)
+        return sizes | dict(BLOCK_R=block(self.rank), BLOCK_P=block(rope))
+
+
+def _decode(q: torch.Tensor, layer: Layer, batch: AttentionBatch, out: torch.Tensor) -> None:
+    num_rows, heads, rank = len(q), layer.heads, layer.rank
+    tile, block_h = tile_for("decode_latent", q.dtype), min(block(heads), 32)
+    head_blocks = triton.cdiv(heads, block_h)
+    splits = Splits.of(q, batch, tile, head_blocks, layer.pool.shape[1], rank)
+    has_adder = num_rows <= FEW_ROWS and splits.count > 1
+    attended = q.new_empty(0 if has_adder else num_rows, heads, rank)
+    decode_latent[head_blocks, splits.count, num_rows](
+        absorb_queries(q, layer.keys), q, layer.rope.cos, layer.rope.sin, layer.pool, attended,
+        *splits.arguments(batch), layer.scale, *counts(batch, splits), **layer.sizes, BLOCK_H=block_h,
+        SPLIT=splits.size, LAST_ADDS=splits.last_adds and not has_adder, HAS_ADDER=has_adder, **tile.options,
+    )  # fmt: skip
+    values = layer.values
+    if not has_adder:
+        splits.combine(attended, batch)
+        expand_values(attended, values, out)
+        return
+    block_d = min(32, block(layer.value))
+    expand_splits[triton.cdiv(layer.value, block_d), heads, num_rows](
+        splits.parts, splits.stats, values, out, batch.context_lengths, len(batch.block_tables), splits.count,
+        values.stride(0), values.stride(1), HEADS=heads, RANK=rank, DIM=layer.value, BLOCK_R=block(rank),
+        BLOCK_D=block_d, SPLIT=splits.size, BLOCK_N=tile.block_n, num_warps=4,
+    )  # fmt: skip
+
+
+def _prefill_absorbed(q: torch.Tensor, layer: Layer, batch: AttentionBatch, out: torch.Tensor) -> None:
+    tile, attended = tile_for("prefill_latent", q.dtype), q.new_empty(*q.shape[:2], layer.rank)
+    block_m = max(tile.block_m, block(layer.heads))
+    prefill_latent[(num_tiles(len(q), batch, block_m // layer.heads),)](
+        absorb_queries(q, layer.keys), q, layer.rope.cos, layer.rope.sin, layer.pool, attended, *chunks(batch),
+        layer.scale, *row_counts(len(q), batch), **layer.sizes, BLOCK_M=block_m, **tile.options,
+    )  # fmt: skip
+    expand_values(attended, layer.values, out)
+
+
+def _num_expanded_keys(num_rows: int, num_decodes: int, batch: AttentionBatch) -> int:
+    """How many positions these chunks see, if that is known and taking them out of the latent space pays; else 0."""
     if batch.is_fresh:
         return num_rows
-    contexts = [chunk.context_length for chunk in batch.chunks[batch.num_decodes :]]
-    pays = num_rows - batch.num_decodes >= MIN_ROWS * len(contexts)
+    contexts = [chunk.context_length for chunk in batch.chunks]
+    pays = num_rows - num_decodes >= MIN_ROWS * len(contexts)
     return sum(contexts) if pays and sum(contexts) <= max(MAX_KEYS, num_rows) else 0
 
 
-def _absorbed(
-    q: torch.Tensor,
-    kv_b: torch.Tensor,
-    pool: torch.Tensor,
-    rope: RopeTable,
-    positions: torch.Tensor,
-    batch: AttentionBatch,
-    scale: float,
-    out: torch.Tensor | None = None,
-) -> torch.Tensor:
-    rank, heads = kv_b.shape[1], q.shape[1]
-    nope = q.shape[2] - (pool.shape[2] - rank)
-    per_head = kv_b.unflatten(0, (heads, -1))
-    absorbed = absorb_queries(q, per_head[:, :nope], rope, positions)
-    return expand_values(attend_latent(absorbed, pool, batch, rank, scale), per_head[:, nope:], out)
+def _prefill_expanded(q: torch.Tensor, layer: Layer, batch: AttentionBatch, num_keys: int, out: torch.Tensor) -> None:
+    """Take all positions of these chunks out of the latent space, one after the other, and attend to them there."""
+    fresh = batch.is_fresh
+    ends = batch.query_starts[1:] if fresh else batch.context_lengths.cumsum(0, dtype=torch.int32)
+    rows = _gather(layer.pool, batch, ends, num_keys)
+    keys_values = saturate(torch.mm(rows[:, : layer.rank], layer.kv_b.t()))
+    num_rows, heads, width = q.shape
+    nope, value, tile = layer.nope, layer.value, tile_for("prefill_expanded", q.dtype)
+    prefill_expanded[heads, num_tiles(num_rows, batch, tile.block_m)](
+        q, keys_values, rows, layer.rope.cos, layer.rope.sin, out, batch.query_starts, batch.context_lengths, ends,
+        layer.scale, len(batch.block_tables), num_rows,
+        HEADS=heads, RANK=layer.rank, NOPE=nope, ROPE=width - nope, VALUE=value, BLOCK_NOPE=block(nope),
+        BLOCK_P=block(width - nope), BLOCK_V=block(value), BLOCK_M=tile.block_m, **tile.options,
+    )  # fmt: skip
 
 
-def gather(pool: torch.Tensor, batch: AttentionBatch, ends: torch.Tensor, num_keys: int) -> torch.Tensor:
+def _gather(pool: torch.Tensor, batch: AttentionBatch, ends: torch.Tensor, num_keys: int) -> torch.Tensor:
     """[positions, R + Dr]: the context of chunk s lies before row ends[s]."""
     page_size, width = pool.shape[1:]
     num_chunks, max_pages = batch.block_tables.shape
@@ -86,26 +166,3 @@ def gather(pool: torch.Tensor, batch: AttentionBatch, ends: torch.Tensor, num_ke
             WIDTH=width, BLOCK_W=triton.next_power_of_2(width), PAGE_SIZE=page_size, BLOCK_N=block_n, num_warps=4,
         )  # fmt: skip
     return rows
-
-
-def _attend_expanded(
-    q: torch.Tensor,
-    keys_values: torch.Tensor,
-    rows: torch.Tensor,
-    out: torch.Tensor,
-    rope: RopeTable,
-    batch: AttentionBatch,
-    ends: torch.Tensor,
-    rank: int,
-    nope: int,
-    scale: float,
-) -> None:
-    assert q.is_contiguous() and keys_values.is_contiguous() and out.is_contiguous()
-    num_rows, heads, width = q.shape
-    value, tile = out.shape[1] // heads, tile_for("prefill_expanded", q.dtype)
-    prefill_expanded[heads, num_tiles(num_rows, batch, tile.block_m)](
-        q, keys_values, rows, rope.cos, rope.sin, out, batch.query_starts, batch.context_lengths, ends,
-        scale * LOG2_E, len(batch.block_tables), num_rows,
-        HEADS=heads, RANK=rank, NOPE=nope, ROPE=width - nope, VALUE=value, BLOCK_NOPE=block(nope),
-        BLOCK_P=block(width - nope), BLOCK_V=block(value), BLOCK_M=tile.block_m, **tile.options,
-    )  # fmt: skip

@@ -77,7 +77,12 @@ def attend_heads(q: torch.Tensor, pool: torch.Tensor, batch: AttentionBatch, sca
 
 
 def attend_latent(q: torch.Tensor, pool: torch.Tensor, batch: AttentionBatch, rank: int, scale: float) -> torch.Tensor:
-    """`Backend.attend_latent` (ops/backend.py)."""
+    """Causal attention on latent rows: every head reads the same row, whose first R numbers are also the value.
+
+    q        [Q, H, R + Dr]
+    pool     [pages, page size, R + Dr]
+    Returns  [Q, H, R] float32
+    """
     heads = q.shape[1]
     out = torch.zeros(*q.shape[:2], rank, dtype=torch.float32, device=q.device)
     multiple = batch.row_multiple // math.gcd(batch.row_multiple, heads)  # heads are rows of the products too

@@ -7,6 +7,10 @@ import triton
 import triton.language as tl
 
 from vl2.ops.rope.table import RopeTable
+from vl2.ops.saturate import saturate
+
+FEW_ROWS = 16
+"""As many queries are absorbed by a kernel that reads the weights with many programs; more by cuBLAS."""
 
 
 @triton.jit
@@ -123,42 +127,41 @@ def write_latent(
 
 @triton.jit(do_not_specialize=["num_rows"])
 def _absorb_queries(
-    q, keys, cos, sin, positions, out, num_rows, head_stride, dim_stride,
-    HEADS: tl.constexpr, DIM: tl.constexpr, PAIRS: tl.constexpr, RANK: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_PAIRS: tl.constexpr,
+    q, keys, out, num_rows, head_stride, dim_stride,
+    HEADS: tl.constexpr, DIM: tl.constexpr, WIDTH: tl.constexpr, RANK: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_R: tl.constexpr,
 ):  # fmt: skip
-    """BLOCK_M queries of one head times BLOCK_R columns of its key matrix; the last column block rotates instead."""
-    column_block, head = tl.program_id(1), tl.program_id(2)
-    rows = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
-    is_row = (rows < num_rows)[:, None]
-    row_heads = (rows * HEADS + head).to(tl.int64)[:, None]
-    source, target = q + row_heads * (DIM + 2 * PAIRS), out + row_heads * (RANK + 2 * PAIRS)
-    if column_block == tl.num_programs(1) - 1:
-        pairs = tl.arange(0, BLOCK_PAIRS)[None, :]
-        row = tl.load(positions + rows, mask=rows < num_rows, other=0)[:, None] * PAIRS
-        _rotate_pairs(source + DIM, target + RANK, cos, sin, row, pairs, is_row & (pairs < PAIRS))
-        return
-    dims, ranks = tl.arange(0, BLOCK_D), column_block * BLOCK_R + tl.arange(0, BLOCK_R)
-    own = tl.load(source + dims[None, :], mask=is_row & (dims < DIM)[None, :], other=0.0)
+    """BLOCK_M queries of one head times BLOCK_R columns of its key matrix."""
+    head = tl.program_id(1)
+    rows, dims = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_D)
+    ranks = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
+    is_row, row_heads = (rows < num_rows)[:, None], (rows * HEADS + head)[:, None]
+    own = tl.load(q + row_heads * WIDTH + dims[None, :], mask=is_row & (dims < DIM)[None, :], other=0.0)
     in_keys = (dims < DIM)[:, None] & (ranks < RANK)[None, :]
     key = tl.load(keys + head * head_stride + dims[:, None] * dim_stride + ranks[None, :], mask=in_keys, other=0.0)
-    latent = tl.dot(own, key, input_precision="ieee")
-    tl.store(target + ranks[None, :], _to(latent, out.dtype.element_ty), mask=is_row & (ranks < RANK)[None, :])
+    latent = _to(tl.dot(own, key, input_precision="ieee"), out.dtype.element_ty)
+    tl.store(out + row_heads * RANK + ranks[None, :], latent, mask=is_row & (ranks < RANK)[None, :])
 
 
-def absorb_queries(q: torch.Tensor, keys: torch.Tensor, rope: RopeTable, positions: torch.Tensor) -> torch.Tensor:
-    """`Backend.absorb_queries` (ops/backend.py)."""
+def absorb_queries(q: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
+    """MLA: take queries into the latent space.
+
+    q        [Q, H, Dn + Dr]: the last part is left out
+    keys     [H, Dn, R], may be strided: kv_b's key half
+    Returns  [Q, H, R]
+    """
     assert q.is_contiguous() and keys.stride(2) == 1
     (num_rows, heads, width), (dim, rank) = q.shape, keys.shape[1:]
-    out = torch.empty(num_rows, heads, rank + width - dim, dtype=q.dtype, device=q.device)
-    block_m, block_r = _tile(num_rows, q.dtype)
-    if num_rows:
-        _absorb_queries[triton.cdiv(num_rows, block_m), triton.cdiv(rank, block_r) + 1, heads](
-            q, keys, rope.cos, rope.sin, positions, out, num_rows, keys.stride(0), keys.stride(1),
-            HEADS=heads, DIM=dim, PAIRS=rope.cos.shape[1], RANK=rank, BLOCK_M=block_m,
-            BLOCK_D=max(16, triton.next_power_of_2(dim)), BLOCK_R=block_r,
-            BLOCK_PAIRS=triton.next_power_of_2(rope.cos.shape[1]), num_warps=4,
-        )  # fmt: skip
+    out = torch.empty(num_rows, heads, rank, dtype=q.dtype, device=q.device)
+    if num_rows > FEW_ROWS:
+        torch.bmm(q[:, :, :dim].transpose(0, 1), keys, out=out.transpose(0, 1))
+        return saturate(out)
+    block_r = 32
+    _absorb_queries[triton.cdiv(rank, block_r), heads](
+        q, keys, out, num_rows, keys.stride(0), keys.stride(1),
+        HEADS=heads, DIM=dim, WIDTH=width, RANK=rank, BLOCK_M=FEW_ROWS, BLOCK_D=max(16, triton.next_power_of_2(dim)),
+        BLOCK_R=block_r, num_warps=4,
+    )  # fmt: skip
     return out
 
 
@@ -185,7 +188,12 @@ def _expand_values(
 
 
 def expand_values(latent: torch.Tensor, values: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
-    """`Backend.expand_values` (ops/backend.py), into `out` where it is given."""
+    """MLA: take attention's results out of the latent space.
+
+    latent   [Q, H, R]
+    values   [H, Dv, R], may be strided: kv_b's value half
+    Returns  [Q, H · Dv] values' dtype: `out`, where it is given
+    """
     assert latent.is_contiguous() and values.stride(2) == 1
     (num_rows, heads, rank), dim = latent.shape, values.shape[1]
     if out is None:

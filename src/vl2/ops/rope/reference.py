@@ -61,14 +61,25 @@ def write_latent(
 
 
 def absorb_queries(q: torch.Tensor, keys: torch.Tensor, rope: RopeTable, positions: torch.Tensor) -> torch.Tensor:
-    """`Backend.absorb_queries` (ops/backend.py)."""
+    """MLA: take queries into the latent space (q_nope · keys, rounded to the dtype), rotate their last part.
+
+    q          [Q, H, Dn + Dr]
+    keys       [H, Dn, R], may be strided: kv_b's key half
+    positions  [Q] int64, of these queries
+    Returns    [Q, H, R + Dr]
+    """
     nope, rotated = q.split((keys.shape[1], q.shape[2] - keys.shape[1]), dim=-1)
     latent = to_dtype(nope.transpose(0, 1) @ keys, q.dtype).transpose(0, 1)
     return torch.cat((latent, rotate_pairs(rotated, rope.rows(positions))), dim=-1)
 
 
 def expand_values(latent: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-    """`Backend.expand_values` (ops/backend.py)."""
+    """MLA: take attention's results out of the latent space (latent, rounded to the dtype, · valuesᵀ).
+
+    latent   [Q, H, R] float32
+    values   [H, Dv, R], may be strided: kv_b's value half
+    Returns  [Q, H · Dv] values' dtype
+    """
     heads = latent.to(values.dtype).transpose(0, 1) @ values.transpose(1, 2)
     return to_dtype(heads.transpose(0, 1).flatten(1), values.dtype)
 
