@@ -43,7 +43,7 @@ def attend_mla(
     if batch.max_query_rows <= 1:
         _decode(q, layer, batch, out)
         return out
-    num, (decodes, rest) = batch.num_decodes, batch.split()
+    num, (decodes, rest) = batch.num_decodes, batch.split() if batch.num_decodes else (batch, batch)
     if num_keys := _num_expanded_keys(num_rows, num, rest):
         _prefill_expanded(q, layer, rest, num_keys, out)
     else:
