@@ -14,9 +14,10 @@ from PIL import Image
 
 from vl2.core.config import ProcessorConfig
 from vl2.core.errors import InvalidImage, InvalidRequest, TooLarge
+from vl2.core.media import is_pdf
 from vl2.processing.images import open_image
 from vl2.processing.isolated import POOL, render_pdf
-from vl2.processing.pdf import LONG_SIDE, is_pdf, parse_pages
+from vl2.processing.pdf import LONG_SIDE, parse_pages
 
 LIMITS = ProcessorConfig()
 COLOURS = [(250, 0, 0), (0, 200, 0), (0, 0, 150)]

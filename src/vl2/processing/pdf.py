@@ -9,14 +9,8 @@ from PIL import Image
 from vl2.core.config import ProcessorConfig
 from vl2.core.errors import InvalidImage, InvalidRequest, TooLarge
 
-MAGIC = b"%PDF-"
-MAGIC_WITHIN = 1024  # bytes; what Acrobat tolerates before it
 LONG_SIDE = 1536  # pixels of a page's longer side: more than the model can see of it
 _RANGE = re.compile(r"(\d{1,6})(?:-(\d{1,6})?)?")
-
-
-def is_pdf(data: bytes) -> bool:
-    return MAGIC in data[:MAGIC_WITHIN]
 
 
 def render(data: bytes, pages: str | None, limits: ProcessorConfig) -> list[Image.Image]:

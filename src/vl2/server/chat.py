@@ -11,7 +11,7 @@ from typing import cast
 
 from vl2.core.errors import DeadlineExceeded, EngineError, InvalidRequest, NotReady, UnknownModel
 from vl2.core.interface import ChatModel
-from vl2.core.types import Delta, FinishReason, Message, QueueOptions, SamplingParams, Usage, fold_deltas
+from vl2.core.types import Delta, FinishReason, Message, Prompt, QueueOptions, SamplingParams, Usage, fold_deltas
 from vl2.server.access import RequestRecord
 from vl2.server.answer import Answer
 from vl2.server.fetch import Fetch
@@ -94,6 +94,11 @@ class ChatService:
         """Everything that the model is told. Raises: RequestError."""
         messages = await self.reader(key.tenant).messages(question.turns)
         return messages if question.tools is None else with_tools(messages, question.tools)
+
+    async def prompt(self, question: Question, key: Key) -> Prompt:
+        """What the model would see, without asking it. Raises: RequestError, NotReady."""
+        self.check_ready()
+        return await self.llm.process(await self.messages(question, key))
 
     def options_of(self, question: Question, key: Key, left_s: float | None = None) -> QueueOptions:
         """With what the key decides: whose the request is, and how early it may come. `left_s`: until its deadline."""

@@ -23,12 +23,7 @@ def counting_routes(service: ChatService) -> APIRouter:
     router = APIRouter(prefix="/v1", tags=["counting"], route_class=JSONRoute)
 
     async def count(question: Question, request: Request) -> Prompt:
-        service.check_ready()
-
-        async def work() -> Prompt:
-            return await service.llm.process(await service.messages(question, key_of(request)))
-
-        return await while_connected(request.receive, work())
+        return await while_connected(request.receive, service.prompt(question, key_of(request)))
 
     @router.post("/tokenize", summary="The tokens that the model would see")
     async def tokenize(body: TokenizeRequest, request: Request) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from vl2.core.errors import InvalidRequest, VL2Error
+from vl2.core.media import is_pdf
 from vl2.core.types import ImagePart, Message
 from vl2.server.fetch import Fetch, decode_base64
 
@@ -15,7 +16,6 @@ if TYPE_CHECKING:
     from PIL import Image
 
 MAX_PARALLEL_READS = 8  # of one request
-PDF_MAGIC, PDF_MAGIC_WITHIN = b"%PDF-", 1024
 
 ReadPages = Callable[[bytes, "str | None"], Awaitable["list[Image.Image]"]]
 ReadFile = Callable[[str], Awaitable[bytes]]
@@ -79,7 +79,7 @@ class Reader:
         async with gate:
             try:
                 data = await self._read(reference)
-                if PDF_MAGIC not in data[:PDF_MAGIC_WITHIN]:
+                if not is_pdf(data):
                     return [ImagePart(data, reference.is_low_detail)]
                 pages = await self.read_pages(data, reference.pages)
                 return [ImagePart(page, reference.is_low_detail) for page in pages]

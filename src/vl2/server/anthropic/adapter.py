@@ -9,6 +9,7 @@ from vl2.core.errors import InvalidRequest
 from vl2.core.types import Grammar, SamplingParams
 from vl2.server.anthropic import schema
 from vl2.server.chat import Question
+from vl2.server.openai.adapter import MAX_STOP_STRINGS
 from vl2.server.tools import Tool, Tools, call_text, make_tools, result_text
 from vl2.server.turns import Reference, Turn
 
@@ -76,7 +77,9 @@ def _params(body: schema.MessagesRequest) -> SamplingParams:
     names = ("temperature", "top_p", "top_k", "seed")
     given = {name: value for name in names if (value := getattr(body, name)) is not None}
     stop = tuple(body.stop_sequences or ())
-    if len(stop) > 16 or not all(stop):
-        raise InvalidRequest("stop_sequences takes at most 16 non-empty strings", param="stop_sequences")
+    if len(stop) > MAX_STOP_STRINGS or not all(stop):
+        raise InvalidRequest(
+            f"stop_sequences takes at most {MAX_STOP_STRINGS} non-empty strings", param="stop_sequences"
+        )
     grammar = Grammar("grounding") if body.grounding else None
     return SamplingParams(max_tokens=body.max_tokens, stop=stop, grammar=grammar, **given)

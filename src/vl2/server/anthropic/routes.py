@@ -8,7 +8,6 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
 from vl2.core.errors import InvalidRequest
-from vl2.core.types import Prompt
 from vl2.server.access import record_of
 from vl2.server.answer import Answer
 from vl2.server.anthropic.adapter import to_question
@@ -56,11 +55,7 @@ def anthropic_routes(service: ChatService, ids: NodeIds) -> APIRouter:
     @router.post("/count_tokens", summary="How many tokens a conversation has")
     async def count(body: CountRequest, request: Request) -> dict[str, Any]:
         question = question_of(body, request)
-        service.check_ready()
-
-        async def work() -> Prompt:
-            return await service.llm.process(await service.messages(question, key_of(request)))
-
-        return {"input_tokens": len((await while_connected(request.receive, work())).token_ids)}
+        prompt = await while_connected(request.receive, service.prompt(question, key_of(request)))
+        return {"input_tokens": len(prompt.token_ids)}
 
     return router

@@ -96,12 +96,17 @@ def _logit_bias(given: dict[str, float]) -> dict[int, float]:
     return {int(key): bias for key, bias in given.items()}
 
 
-def _num_logprobs(body: schema.ChatRequest) -> int | None:
-    top = body.top_logprobs
+def check_top_logprobs(top: int | None) -> None:
+    """Raises: InvalidRequest."""
     if top is not None and not 0 <= top <= MAX_TOP_LOGPROBS:
         raise InvalidRequest(
             f"top_logprobs is {top}, but must be between 0 and {MAX_TOP_LOGPROBS}", param="top_logprobs"
         )
+
+
+def _num_logprobs(body: schema.ChatRequest) -> int | None:
+    top = body.top_logprobs
+    check_top_logprobs(top)
     if top and not body.logprobs:
         raise InvalidRequest("top_logprobs needs logprobs: true", param="top_logprobs")
     return (top or 0) if body.logprobs else None

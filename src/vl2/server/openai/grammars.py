@@ -48,9 +48,9 @@ def _wanted(body: schema.ChatRequest) -> dict[str, tuple[GrammarKind, str | tupl
         if form.json_schema is None:
             raise InvalidRequest("response_format.json_schema is missing", param="response_format.json_schema")
         path = "response_format.json_schema.schema"
-        wanted[path] = ("json_schema", _text(path, form.json_schema.schema_))
+        wanted[path] = ("json_schema", schema_text(path, form.json_schema.schema_))
     if body.guided_json is not None:
-        wanted["guided_json"] = ("json_schema", _text("guided_json", body.guided_json))
+        wanted["guided_json"] = ("json_schema", schema_text("guided_json", body.guided_json))
     if body.guided_choice is not None:
         wanted["guided_choice"] = ("choice", tuple(body.guided_choice))
     if body.guided_regex is not None:
@@ -69,7 +69,7 @@ def _structured(given: schema.StructuredOutputs | None) -> dict[str, tuple[Gramm
     if all(value is None for value in vars(given).values()):
         raise InvalidRequest(f"{name} must have one of json, json_object, regex and choice", param=name)
     if given.json_ is not None:
-        wanted[f"{name}.json"] = ("json_schema", _text(f"{name}.json", given.json_))
+        wanted[f"{name}.json"] = ("json_schema", schema_text(f"{name}.json", given.json_))
     if given.json_object:
         wanted[f"{name}.json_object"] = ("json_object", "")
     if given.regex is not None:
@@ -79,7 +79,8 @@ def _structured(given: schema.StructuredOutputs | None) -> dict[str, tuple[Gramm
     return wanted
 
 
-def _text(path: str, given: dict[str, Any] | str) -> str:
+def schema_text(path: str, given: dict[str, Any] | str) -> str:
+    """A schema as JSON. Raises: InvalidRequest that names `path`."""
     if isinstance(given, str):
         return given
     try:

@@ -176,13 +176,13 @@ class ToolChoice(Body):
     function: NamedFunction
 
 
-def _tool_choice_kind(value: Any) -> str | None:
+def tool_choice_kind(value: Any) -> str | None:
     return "<word>" if isinstance(value, str) else "<object>" if isinstance(value, (dict, Body)) else None
 
 
 AnyToolChoice = Annotated[
     Annotated[Literal["none", "auto", "required"], Tag("<word>")] | Annotated[ToolChoice, Tag("<object>")],
-    choice_of(_tool_choice_kind, "must be 'none', 'auto', 'required', or name a function"),
+    choice_of(tool_choice_kind, "must be 'none', 'auto', 'required', or name a function"),
 ]
 
 

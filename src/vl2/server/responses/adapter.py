@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
 from vl2.core.errors import InvalidRequest
-from vl2.core.types import MAX_TOP_LOGPROBS, Grammar, QueueOptions, SamplingParams
+from vl2.core.types import Grammar, QueueOptions, SamplingParams
 from vl2.server.chat import Question
+from vl2.server.openai.adapter import check_top_logprobs
+from vl2.server.openai.grammars import schema_text
 from vl2.server.responses import schema
 from vl2.server.tools import ANY_OBJECT, Tool, Tools, call_text, make_tools, result_text
 from vl2.server.turns import Reference, Turn
@@ -67,9 +68,7 @@ def _tools(body: schema.InputRequest) -> Tools | None:
 def _params(body: schema.ResponseRequest) -> SamplingParams:
     given = {name: value for name in ("temperature", "top_p", "seed") if (value := getattr(body, name)) is not None}
     top = body.top_logprobs
-    if top is not None and not 0 <= top <= MAX_TOP_LOGPROBS:
-        limit = f"between 0 and {MAX_TOP_LOGPROBS}"
-        raise InvalidRequest(f"top_logprobs is {top}, but must be {limit}", param="top_logprobs")
+    check_top_logprobs(top)
     has_logprobs = bool(top) or LOGPROBS in (body.include or ())
     return SamplingParams(
         max_tokens=body.max_output_tokens,
@@ -92,9 +91,4 @@ def _grammar(body: schema.ResponseRequest) -> Grammar | None:
         return Grammar("json_object")
     if form.schema_ is None:
         raise InvalidRequest("text.format.schema is missing", param="text.format.schema")
-    try:
-        text = json.dumps(form.schema_, ensure_ascii=False, allow_nan=False)
-        text.encode()
-    except ValueError:
-        raise InvalidRequest("text.format.schema cannot be written as JSON", param="text.format.schema") from None
-    return Grammar("json_schema", text)
+    return Grammar("json_schema", schema_text("text.format.schema", form.schema_))

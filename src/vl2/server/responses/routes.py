@@ -44,10 +44,8 @@ def responses_routes(service: ChatService, store: ResponseStore, ids: NodeIds) -
         key = key_of(request)
         service.check_model(body.model)
         record_of(request).headers |= ignored_header(check_fields(body))
-        before = earlier_turns(store, ids, body, key)
-        service.check_ready()
-        messages = await service.messages(to_question(body, before), key)
-        prompt = await service.llm.process(messages)
+        question = to_question(body, earlier_turns(store, ids, body, key))
+        prompt = await while_connected(request.receive, service.prompt(question, key))
         return {"object": "response.input_tokens", "input_tokens": len(prompt.token_ids)}
 
     def stored(response_id: str, request: Request) -> Stored:

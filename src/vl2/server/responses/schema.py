@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field, Tag, model_validator
 
 from vl2.server.fields import Hint, Refused
-from vl2.server.openai.schema import Body, Count, StreamOptions, Text, choice_of, kind_of
+from vl2.server.openai.schema import Body, Count, StreamOptions, Text, choice_of, kind_of, tool_choice_kind
 
 
 class InputText(Body):
@@ -136,10 +136,7 @@ class NamedTool(Body):
 
 ToolChoice = Annotated[
     Annotated[Literal["none", "auto", "required"], Tag("<word>")] | Annotated[NamedTool, Tag("<object>")],
-    choice_of(
-        lambda value: "<word>" if isinstance(value, str) else "<object>" if isinstance(value, (dict, Body)) else None,
-        "must be 'none', 'auto', 'required', or name a function",
-    ),
+    choice_of(tool_choice_kind, "must be 'none', 'auto', 'required', or name a function"),
 ]
 
 

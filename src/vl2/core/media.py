@@ -1,0 +1,10 @@
+"""What a file is, by its first bytes."""
+
+from __future__ import annotations
+
+PDF_MAGIC = b"%PDF-"
+PDF_MAGIC_WITHIN = 1024  # bytes; what Acrobat tolerates before it
+
+
+def is_pdf(data: bytes) -> bool:
+    return PDF_MAGIC in data[:PDF_MAGIC_WITHIN]
