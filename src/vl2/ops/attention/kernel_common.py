@@ -8,6 +8,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from vl2.ops.saturate_kernel import to_dtype
+
 FLOOR = tl.constexpr(-1e30)
 """Where a running maximum starts: less than any score, but finite, so that differences are never NaN."""
 
@@ -53,14 +55,6 @@ def find_chunk(query_starts, num_chunks, tile, BLOCK_Q: tl.constexpr):
 
 
 @triton.jit
-def to_out(x, dtype: tl.constexpr):
-    """Cast, saturating where the target is float16."""
-    if dtype == tl.float16:
-        x = tl.clamp(x, -65504.0, 65504.0)
-    return x.to(dtype)
-
-
-@triton.jit
 def rotate_pairs(rows, positions, has_row, cos, sin, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
     """[N, BLOCK]: `WIDTH` numbers of a query at each of these pointers, dimension 2i rotated with 2i + 1."""
     pairs = tl.arange(0, BLOCK // 2)[None, :]
@@ -69,7 +63,7 @@ def rotate_pairs(rows, positions, has_row, cos, sin, WIDTH: tl.constexpr, BLOCK:
     odd = tl.load(rows[:, None] + 2 * pairs + 1, mask=has, other=0.0).to(tl.float32)
     turn = positions[:, None] * (WIDTH // 2) + pairs
     c, s = tl.load(cos + turn, mask=has, other=0.0), tl.load(sin + turn, mask=has, other=0.0)
-    return to_out(tl.interleave(even * c - odd * s, odd * c + even * s), rows.dtype.element_ty)
+    return to_dtype(tl.interleave(even * c - odd * s, odd * c + even * s), rows.dtype.element_ty)
 
 
 @triton.jit
@@ -130,4 +124,4 @@ def combine_splits(
     row_head = (row * HEADS + head).to(tl.int64)
     first = row_head * num_splits
     result = add_splits(parts + first * DIM, stats + first * 2, used, columns, DIM, BLOCK_D)
-    tl.store(out + row_head * DIM + columns, to_out(result, out.dtype.element_ty), mask=columns < DIM)
+    tl.store(out + row_head * DIM + columns, to_dtype(result, out.dtype.element_ty), mask=columns < DIM)

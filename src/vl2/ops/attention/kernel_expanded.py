@@ -9,8 +9,9 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from vl2.ops.attention.kernel_common import FLOOR, find_chunk, page_slots, rotate_pairs, to_out
+from vl2.ops.attention.kernel_common import FLOOR, find_chunk, page_slots, rotate_pairs
 from vl2.ops.attention.kernel_heads import add_weighted
+from vl2.ops.saturate_kernel import to_dtype
 
 
 @triton.jit(do_not_specialize=["max_pages"])
@@ -119,4 +120,4 @@ def prefill_expanded(
         )  # fmt: skip
     result = acc / tl.where(total > 0, total, 1.0)[:, None]
     target = out + (rows * HEADS + head).to(tl.int64)[:, None] * VALUE + dims[None, :]
-    tl.store(target, to_out(result, out.dtype.element_ty), mask=is_row[:, None] & (dims < VALUE)[None, :])
+    tl.store(target, to_dtype(result, out.dtype.element_ty), mask=is_row[:, None] & (dims < VALUE)[None, :])

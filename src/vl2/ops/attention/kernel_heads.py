@@ -13,8 +13,8 @@ from vl2.ops.attention.kernel_common import (
     load_rows,
     page_slots,
     split_size,
-    to_out,
 )
+from vl2.ops.saturate_kernel import to_dtype
 
 
 @triton.jit
@@ -87,7 +87,7 @@ def decode_heads(
     used = tl.cdiv(context, size)
     if used <= 1:
         result = acc / tl.where(total > 0, total, 1.0)[None, :]
-        tl.store(out + heads[None, :] * DIM + columns[:, None], to_out(result, out.dtype.element_ty), mask=in_q)
+        tl.store(out + heads[None, :] * DIM + columns[:, None], to_dtype(result, out.dtype.element_ty), mask=in_q)
         return
     parts_of = heads.to(tl.int64) * num_splits + split
     tl.store(parts + parts_of[None, :] * DIM + columns[:, None], acc, mask=in_q)
@@ -99,7 +99,7 @@ def decode_heads(
                 row_head = (row * HEADS + kv_head * GROUP + idx).to(tl.int64)
                 of = row_head * num_splits
                 result = add_splits(parts + of * DIM, stats + of * 2, used, columns, DIM, BLOCK_D)
-                result = to_out(result, out.dtype.element_ty)
+                result = to_dtype(result, out.dtype.element_ty)
                 tl.store(out + row_head * DIM + columns, result, mask=columns < DIM)
 
 
@@ -174,4 +174,4 @@ def prefill_heads(
             True, KV_HEADS, DIM, BLOCK_D, PAGE_SIZE, BLOCK_N, TERMS,
         )  # fmt: skip
     result = acc / tl.where(total > 0, total, 1.0)[:, None]
-    tl.store(out + offsets[:, None] + columns[None, :], to_out(result, out.dtype.element_ty), mask=in_tile)
+    tl.store(out + offsets[:, None] + columns[None, :], to_dtype(result, out.dtype.element_ty), mask=in_tile)

@@ -18,9 +18,9 @@ from vl2.ops.attention.kernel_common import (
     page_slots,
     rotate_pairs,
     split_size,
-    to_out,
 )
 from vl2.ops.attention.kernel_heads import add_weighted_t
+from vl2.ops.saturate_kernel import to_dtype
 
 
 @triton.jit
@@ -91,7 +91,9 @@ def decode_latent(
     if not HAS_ADDER:  # noqa: SIM102 - as below
         if used <= 1:
             result = acc / tl.where(total > 0, total, 1.0)[None, :]
-            tl.store(out + rows[None, :] * RANK + ranks[:, None], to_out(result, out.dtype.element_ty), mask=in_latent)
+            tl.store(
+                out + rows[None, :] * RANK + ranks[:, None], to_dtype(result, out.dtype.element_ty), mask=in_latent
+            )
             return
     parts_of = rows.to(tl.int64) * num_splits + split
     tl.store(parts + parts_of[None, :] * RANK + ranks[:, None], acc, mask=in_latent)
@@ -103,7 +105,7 @@ def decode_latent(
                 row_head = (row * HEADS + head_block * BLOCK_H + idx).to(tl.int64)
                 of = row_head * num_splits
                 result = add_splits(parts + of * RANK, stats + of * 2, used, ranks, RANK, BLOCK_R)
-                result = to_out(result, out.dtype.element_ty)
+                result = to_dtype(result, out.dtype.element_ty)
                 tl.store(out + row_head * RANK + ranks, result, mask=ranks < RANK)
 
 
@@ -158,7 +160,7 @@ def prefill_latent(
         )  # fmt: skip
     result = acc / tl.where(total > 0, total, 1.0)[None, :]
     pointers = out + row_heads[None, :] * RANK + ranks[:, None]
-    tl.store(pointers, to_out(result, out.dtype.element_ty), mask=in_latent)
+    tl.store(pointers, to_dtype(result, out.dtype.element_ty), mask=in_latent)
 
 
 @triton.jit(do_not_specialize=["num_chunks", "num_splits"])
@@ -181,6 +183,6 @@ def expand_splits(
     row_head = (row * HEADS + head).to(tl.int64)
     first = row_head * num_splits
     latent = add_splits(parts + first * RANK, stats + first * 2, used, ranks, RANK, BLOCK_R)
-    latent = to_out(latent, value.dtype).to(tl.float32)
+    latent = to_dtype(latent, value.dtype).to(tl.float32)
     result = tl.sum(value.to(tl.float32) * latent[None, :], 1)
-    tl.store(out + row_head * DIM + dims, to_out(result, out.dtype.element_ty), mask=dims < DIM)
+    tl.store(out + row_head * DIM + dims, to_dtype(result, out.dtype.element_ty), mask=dims < DIM)

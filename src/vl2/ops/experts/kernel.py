@@ -17,6 +17,7 @@ import triton.language as tl
 from vl2.ops.experts.align import Blocks, align
 from vl2.ops.experts.weights import ExpertWeights
 from vl2.ops.rows import RowRounding
+from vl2.ops.saturate_kernel import to_dtype
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,18 +109,10 @@ def _precision(x: torch.Tensor) -> str:
 
 
 @triton.jit
-def _saturated(x, dtype: tl.constexpr):
-    """float32 → dtype; float16 keeps its largest number instead of inf."""
-    if dtype == tl.float16:
-        x = tl.clamp(x, -65504.0, 65504.0)
-    return x.to(dtype)
-
-
-@triton.jit
 def _swish(gate, up, dtype: tl.constexpr):
     """silu(gate) · up of accumulators, with the roundings of a model that computes them one by one."""
-    gate, up = _saturated(gate, dtype).to(tl.float32), _saturated(up, dtype).to(tl.float32)
-    return _saturated(_saturated(gate / (1.0 + tl.exp(-gate)), dtype).to(tl.float32) * up, dtype)
+    gate, up = to_dtype(gate, dtype).to(tl.float32), to_dtype(up, dtype).to(tl.float32)
+    return to_dtype(to_dtype(gate / (1.0 + tl.exp(-gate)), dtype).to(tl.float32) * up, dtype)
 
 
 @triton.jit
@@ -209,7 +202,7 @@ def _down(
         b = tl.load(columns + k[:, None], mask=is_column[None, :] & is_k[:, None], other=0.0)
         total = tl.dot(a, b, total, input_precision=PRECISION)
     at = results + pair.to(tl.int64)[:, None] * width + column[None, :]
-    tl.store(at, _saturated(total, results.dtype.element_ty), mask=is_pair[:, None] & is_column[None, :])
+    tl.store(at, to_dtype(total, results.dtype.element_ty), mask=is_pair[:, None] & is_column[None, :])
 
 
 @triton.jit
@@ -227,7 +220,7 @@ def _weighted_sum(
             total += result * tl.load(weights + token * NUM_ROUTED + k)
         else:
             total += result
-    tl.store(out + token * width + column, _saturated(total, out.dtype.element_ty), mask=inside)
+    tl.store(out + token * width + column, to_dtype(total, out.dtype.element_ty), mask=inside)
 
 
 @triton.jit

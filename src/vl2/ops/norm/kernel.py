@@ -6,6 +6,8 @@ import torch
 import triton
 import triton.language as tl
 
+from vl2.ops.saturate_kernel import to_dtype
+
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     """`Backend.rms_norm` (ops/backend.py)."""
@@ -60,11 +62,3 @@ def _rms_norm(
     wide = value.to(tl.float32)
     scale = tl.rsqrt(tl.sum(wide * wide, 0) / WIDTH + eps)
     tl.store(normed + row * WIDTH + columns, to_dtype(wide * scale * w, normed.dtype.element_ty), mask=inside)
-
-
-@triton.jit
-def to_dtype(x, dtype: tl.constexpr):
-    """Cast, saturating where the target is float16 (ops/saturate.py)."""
-    if dtype == tl.float16:
-        x = tl.clamp(x.to(tl.float32), -65504.0, 65504.0)
-    return x.to(dtype)

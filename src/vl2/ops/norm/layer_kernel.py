@@ -7,6 +7,7 @@ import triton
 import triton.language as tl
 
 from vl2.ops.norm.reference import LAYER_NORM_EPS
+from vl2.ops.saturate_kernel import to_dtype
 
 
 def add_layer_norm(
@@ -33,11 +34,12 @@ def _add_layer_norm(x, delta, weight, bias, total, normed, width, eps, HAS_DELTA
     at = tl.program_id(0).to(tl.int64) * width + columns
     row = tl.load(x + at, mask=inside, other=0.0)
     if HAS_DELTA:
-        row = (row.to(tl.float32) + tl.load(delta + at, mask=inside, other=0.0).to(tl.float32)).to(row.dtype)
+        added = tl.load(delta + at, mask=inside, other=0.0).to(tl.float32)
+        row = to_dtype(row.to(tl.float32) + added, row.dtype)
         tl.store(total + at, row, mask=inside)
     wide = row.to(tl.float32)
     centred = tl.where(inside, wide - tl.sum(wide, 0) / width, 0.0)
     scale = 1.0 / tl.sqrt_rn(tl.sum(centred * centred, 0) / width + eps)
     w = tl.load(weight + columns, mask=inside, other=0.0).to(tl.float32)
     b = tl.load(bias + columns, mask=inside, other=0.0).to(tl.float32)
-    tl.store(normed + at, (centred * scale * w + b).to(normed.dtype.element_ty), mask=inside)
+    tl.store(normed + at, to_dtype(centred * scale * w + b, normed.dtype.element_ty), mask=inside)

@@ -8,17 +8,10 @@ import triton.language as tl
 
 from vl2.ops.rope.table import RopeTable
 from vl2.ops.saturate import saturate
+from vl2.ops.saturate_kernel import to_dtype
 
 FEW_ROWS = 16
 """As many queries are absorbed by a kernel that reads the weights with many programs; more by cuBLAS."""
-
-
-@triton.jit
-def _to(x, dtype: tl.constexpr):
-    """Cast, saturating where the target is float16."""
-    if dtype == tl.float16:
-        x = tl.clamp(x, -65504.0, 65504.0)
-    return x.to(dtype)
 
 
 @triton.jit
@@ -42,8 +35,8 @@ def _write_heads(
     c = tl.load(cos + row, mask=dims < HALF, other=0.0)
     s = tl.load(sin + row, mask=dims < HALF, other=0.0)
     is_value = heads >= HEADS + KV_HEADS
-    rotated = _to(tl.where(is_value, first, first * c - second * s), out.dtype.element_ty)
-    rotated_2 = _to(tl.where(is_value, second, second * c + first * s), out.dtype.element_ty)
+    rotated = to_dtype(tl.where(is_value, first, first * c - second * s), out.dtype.element_ty)
+    rotated_2 = to_dtype(tl.where(is_value, second, second * c + first * s), out.dtype.element_ty)
 
     is_query = heads < HEADS
     target = out + (token * HEADS + heads) * DIM + dims
@@ -82,8 +75,8 @@ def _rotate_pairs(source, target, cos, sin, row, pairs, has):
     even = tl.load(source + 2 * pairs, mask=has, other=0.0).to(tl.float32)
     odd = tl.load(source + 2 * pairs + 1, mask=has, other=0.0).to(tl.float32)
     c, s = tl.load(cos + row + pairs, mask=has, other=0.0), tl.load(sin + row + pairs, mask=has, other=0.0)
-    tl.store(target + 2 * pairs, _to(even * c - odd * s, target.dtype.element_ty), mask=has)
-    tl.store(target + 2 * pairs + 1, _to(odd * c + even * s, target.dtype.element_ty), mask=has)
+    tl.store(target + 2 * pairs, to_dtype(even * c - odd * s, target.dtype.element_ty), mask=has)
+    tl.store(target + 2 * pairs + 1, to_dtype(odd * c + even * s, target.dtype.element_ty), mask=has)
 
 
 @triton.jit(do_not_specialize=["stride"])
@@ -102,7 +95,7 @@ def _write_latent(
     x = tl.load(source + ranks, mask=ranks < RANK, other=0.0).to(tl.float32)
     w = tl.load(weight + ranks, mask=ranks < RANK, other=0.0).to(tl.float32)
     normed = x * tl.rsqrt(tl.sum(x * x, 0) / RANK + eps) * w
-    tl.store(target + ranks, _to(normed, pool.dtype.element_ty), mask=ranks < RANK)
+    tl.store(target + ranks, to_dtype(normed, pool.dtype.element_ty), mask=ranks < RANK)
 
 
 def write_latent(
@@ -139,7 +132,7 @@ def _absorb_queries(
     own = tl.load(q + row_heads * WIDTH + dims[None, :], mask=is_row & (dims < DIM)[None, :], other=0.0)
     in_keys = (dims < DIM)[:, None] & (ranks < RANK)[None, :]
     key = tl.load(keys + head * head_stride + dims[:, None] * dim_stride + ranks[None, :], mask=in_keys, other=0.0)
-    latent = _to(tl.dot(own, key, input_precision="ieee"), out.dtype.element_ty)
+    latent = to_dtype(tl.dot(own, key, input_precision="ieee"), out.dtype.element_ty)
     tl.store(out + row_heads * RANK + ranks[None, :], latent, mask=is_row & (ranks < RANK)[None, :])
 
 
@@ -183,8 +176,8 @@ def _expand_values(
         x = tl.load(latent + row_heads * RANK + ranks[None, :], mask=is_row & (ranks < RANK)[None, :], other=0.0)
         pointers = values + head * head_stride + dims[None, :] * value_stride + ranks[:, None]
         value = tl.load(pointers, mask=is_dim & (ranks < RANK)[:, None], other=0.0)
-        acc = tl.dot(_to(x, value.dtype), value, acc, input_precision="ieee")
-    tl.store(out + row_heads * DIM + dims[None, :], _to(acc, out.dtype.element_ty), mask=is_row & is_dim)
+        acc = tl.dot(to_dtype(x, value.dtype), value, acc, input_precision="ieee")
+    tl.store(out + row_heads * DIM + dims[None, :], to_dtype(acc, out.dtype.element_ty), mask=is_row & is_dim)
 
 
 def expand_values(latent: torch.Tensor, values: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
