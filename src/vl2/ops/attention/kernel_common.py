@@ -55,6 +55,28 @@ def find_chunk(query_starts, num_chunks, tile, BLOCK_Q: tl.constexpr):
 
 
 @triton.jit
+def find_tile(query_starts, context_lengths, num_chunks, num_rows, tile, BLOCK_Q: tl.constexpr):
+    """(chunk, first row, end of the chunk's rows, context) of a tile; with a first row from `end` on there is no work.
+
+    Rows after the last chunk are those of chunk number `num_chunks`, whose context is 0.
+    """
+    chunk = find_chunk(query_starts, num_chunks, tile, BLOCK_Q)
+    begin = tl.load(query_starts + chunk, mask=chunk >= 0, other=0)
+    end = tl.load(query_starts + chunk + 1, mask=(chunk >= 0) & (chunk < num_chunks), other=num_rows)
+    end = tl.where(chunk < 0, 0, end)
+    context = tl.load(context_lengths + chunk, mask=(chunk >= 0) & (chunk < num_chunks), other=0)
+    return chunk, begin + (tile - begin // BLOCK_Q - chunk) * BLOCK_Q, end, context
+
+
+@triton.jit
+def seen_positions(context, first_row, end, BLOCK_Q: tl.constexpr, BLOCK_N: tl.constexpr):
+    """(positions that a tile's last row sees, those in whole blocks that all of its rows see)."""
+    first_position = context - end + first_row
+    seen = tl.minimum(context, first_position + BLOCK_Q)
+    return seen, tl.maximum((first_position + 1) // BLOCK_N, 0) * BLOCK_N
+
+
+@triton.jit
 def rotate_pairs(rows, positions, has_row, cos, sin, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
     """[N, BLOCK]: `WIDTH` numbers of a query at each of these pointers, dimension 2i rotated with 2i + 1."""
     pairs = tl.arange(0, BLOCK // 2)[None, :]

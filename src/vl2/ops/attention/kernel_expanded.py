@@ -9,7 +9,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from vl2.ops.attention.kernel_common import FLOOR, find_chunk, page_slots, rotate_pairs
+from vl2.ops.attention.kernel_common import FLOOR, find_tile, page_slots, rotate_pairs, seen_positions
 from vl2.ops.attention.kernel_heads import add_weighted
 from vl2.ops.saturate_kernel import to_dtype
 
@@ -83,15 +83,9 @@ def prefill_expanded(
     KV_STRIDE: tl.constexpr = HEADS * (NOPE + VALUE)
     tile = tl.num_programs(1) - 1 - tl.program_id(1)  # late rows see most and start first
     head = tl.program_id(0)
-    chunk = find_chunk(query_starts, num_chunks, tile, BLOCK_M)
-    if chunk < 0:
-        return
-    begin = tl.load(query_starts + chunk)
-    end = tl.load(query_starts + chunk + 1, mask=chunk < num_chunks, other=num_rows)
-    first_row = begin + (tile - begin // BLOCK_M - chunk) * BLOCK_M
+    chunk, first_row, end, context = find_tile(query_starts, context_lengths, num_chunks, num_rows, tile, BLOCK_M)
     if first_row >= end:
         return
-    context = tl.load(context_lengths + chunk, mask=chunk < num_chunks, other=0)
     first_key = (tl.load(key_ends + chunk, mask=chunk < num_chunks, other=0) - context).to(tl.int64)
     keys_values += first_key * KV_STRIDE + head * (NOPE + VALUE)
     key_ropes = latent_rows + first_key * (RANK + ROPE) + RANK
@@ -103,9 +97,7 @@ def prefill_expanded(
     q_own = tl.load(source[:, None] + nopes[None, :], mask=is_row[:, None] & (nopes < NOPE)[None, :], other=0.0)
     q_rope = rotate_pairs(source + NOPE, last_seen, is_row & (last_seen >= 0), cos, sin, ROPE, BLOCK_P)
 
-    first_position = context - end + first_row
-    seen = tl.minimum(context, first_position + BLOCK_M)
-    seen_by_all = tl.maximum((first_position + 1) // BLOCK_N, 0) * BLOCK_N
+    seen, seen_by_all = seen_positions(context, first_row, end, BLOCK_M, BLOCK_N)
     top, total = tl.full([BLOCK_M], FLOOR, tl.float32), tl.zeros([BLOCK_M], tl.float32)
     acc = tl.zeros([BLOCK_M, BLOCK_V], tl.float32)
     for start in range(0, tl.minimum(seen_by_all, seen), BLOCK_N):

@@ -8,10 +8,11 @@ import triton.language as tl
 from vl2.ops.attention.kernel_common import (
     FLOOR,
     add_splits,
-    find_chunk,
+    find_tile,
     is_last,
     load_rows,
     page_slots,
+    seen_positions,
     split_size,
 )
 from vl2.ops.saturate_kernel import to_dtype
@@ -138,15 +139,9 @@ def prefill_heads(
     BLOCK_Q: tl.constexpr = BLOCK_M // GROUP
     tile = tl.num_programs(0) - 1 - tl.program_id(0)  # late rows see most and start first
     kv_head = tl.program_id(1)
-    chunk = find_chunk(query_starts, num_chunks, tile, BLOCK_Q)
-    if chunk < 0:
-        return
-    begin = tl.load(query_starts + chunk)
-    end = tl.load(query_starts + chunk + 1, mask=chunk < num_chunks, other=num_rows)
-    first_row = begin + (tile - begin // BLOCK_Q - chunk) * BLOCK_Q
+    chunk, first_row, end, context = find_tile(query_starts, context_lengths, num_chunks, num_rows, tile, BLOCK_Q)
     if first_row >= end:
         return
-    context = tl.load(context_lengths + chunk, mask=chunk < num_chunks, other=0)
 
     m, columns = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_D)
     rows = first_row + m // GROUP
@@ -155,9 +150,7 @@ def prefill_heads(
     in_tile = is_row[:, None] & (columns < DIM)[None, :]
     own = tl.load(q + offsets[:, None] + columns[None, :], mask=in_tile, other=0.0)
 
-    first_position = context - end + first_row
-    seen = tl.minimum(context, first_position + BLOCK_Q)
-    seen_by_all = tl.maximum((first_position + 1) // BLOCK_N, 0) * BLOCK_N
+    seen, seen_by_all = seen_positions(context, first_row, end, BLOCK_Q, BLOCK_N)
     last_seen = context - end + rows
     block_table = block_tables + tl.minimum(chunk, num_chunks - 1) * max_pages
     top, total = tl.full([BLOCK_M], FLOOR, tl.float32), tl.zeros([BLOCK_M], tl.float32)

@@ -12,11 +12,12 @@ import triton.language as tl
 from vl2.ops.attention.kernel_common import (
     FLOOR,
     add_splits,
-    find_chunk,
+    find_tile,
     is_last,
     load_rows,
     page_slots,
     rotate_pairs,
+    seen_positions,
     split_size,
 )
 from vl2.ops.attention.kernel_heads import add_weighted_t
@@ -120,15 +121,9 @@ def prefill_latent(
     """A tile of query rows of one chunk with all heads: its column m is head m % H of query row m // H."""
     BLOCK_Q: tl.constexpr = BLOCK_M // HEADS
     tile = tl.num_programs(0) - 1 - tl.program_id(0)  # late rows see most and start first
-    chunk = find_chunk(query_starts, num_chunks, tile, BLOCK_Q)
-    if chunk < 0:
-        return
-    begin = tl.load(query_starts + chunk)
-    end = tl.load(query_starts + chunk + 1, mask=chunk < num_chunks, other=num_rows)
-    first_row = begin + (tile - begin // BLOCK_Q - chunk) * BLOCK_Q
+    chunk, first_row, end, context = find_tile(query_starts, context_lengths, num_chunks, num_rows, tile, BLOCK_Q)
     if first_row >= end:
         return
-    context = tl.load(context_lengths + chunk, mask=chunk < num_chunks, other=0)
 
     m, ranks, ropes = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_R), tl.arange(0, BLOCK_P)
     rows = first_row + m // HEADS
@@ -141,9 +136,7 @@ def prefill_latent(
     source = q + row_heads * (NOPE + ROPE) + NOPE
     own_rope = tl.trans(rotate_pairs(source, last_seen, is_turned, cos, sin, ROPE, BLOCK_P))
 
-    first_position = context - end + first_row
-    seen = tl.minimum(context, first_position + BLOCK_Q)
-    seen_by_all = tl.maximum((first_position + 1) // BLOCK_N, 0) * BLOCK_N
+    seen, seen_by_all = seen_positions(context, first_row, end, BLOCK_Q, BLOCK_N)
     block_table = block_tables + tl.minimum(chunk, num_chunks - 1) * max_pages
     top, total = tl.full([BLOCK_M], FLOOR, tl.float32), tl.zeros([BLOCK_M], tl.float32)
     acc = tl.zeros([BLOCK_R, BLOCK_M], tl.float32)
