@@ -91,10 +91,10 @@ class Bench:
         """Of the same graph launched over and over, without anything beside it."""
         graphs = self.engine.runner.decode_graphs
         assert graphs is not None
-        size = next(size for size in graphs.sizes if size >= batch)
-        inputs, graph, *_ = graphs._graphs[size]
-        inputs[3] = CONTEXT  # the last step's pages are still in the rows' tables
-        inputs[1] = CONTEXT - 1
+        size = min(size for size in graphs.graphs if size >= batch)
+        inputs, graph, *_ = graphs.graphs[size]
+        inputs.tensors["contexts"].fill_(CONTEXT)  # the last step's pages are still in the rows' tables
+        inputs.tensors["positions"].fill_(CONTEXT - 1)
         graph.replay()
         torch.cuda.synchronize()
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
@@ -178,7 +178,7 @@ class Bench:
         graphs = self.engine.runner.vision_graphs
         assert graphs is not None
         for num_tiles in (1, 2, 10, 64):
-            graph = graphs._graphs[num_tiles][2]
+            graph = graphs.graphs[num_tiles][2]
             graph.replay()
             torch.cuda.synchronize()
             started_s = time.perf_counter()

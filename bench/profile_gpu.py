@@ -56,9 +56,10 @@ def main() -> None:
             drain(engine)
             graphs = engine.runner.decode_graphs
             assert graphs is not None
-            inputs, graph, *_ = graphs._graphs[batch]
+            inputs, graph, *_ = graphs.graphs[batch]
             with torch.inference_mode():
-                inputs[1], inputs[3] = CONTEXT - 1, CONTEXT
+                inputs.tensors["contexts"].fill_(CONTEXT)
+                inputs.tensors["positions"].fill_(CONTEXT - 1)
             kernels(f"{name}: decode, batch {batch}", graph.replay, 5, args.top)
 
         def prompts(number: int, engine: Engine = engine) -> None:
@@ -71,7 +72,7 @@ def main() -> None:
         vision = engine.runner.vision_graphs
         if name == args.shapes[0] and vision is not None:
             for tiles in (2, 64):
-                kernels(f"vision, {tiles} tiles", vision._graphs[tiles][2].replay, 2, 10)
+                kernels(f"vision, {tiles} tiles", vision.graphs[tiles][2].replay, 2, 10)
         del engine, graphs, vision
         torch.cuda.empty_cache()
 

@@ -12,38 +12,29 @@ from vl2.engine.decode_graphs import DecodeGraphs
 from vl2.engine.device_rows import DeviceRows
 from vl2.engine.engine import Engine
 from vl2.engine.prompt_graphs import PromptGraphs
-from vl2.engine.staging import StaticInputs
 from vl2.ops import triton_backend
 
 
 class Replayed:
     """Stands for a captured graph: results go to the same tensors each time."""
 
-    def __init__(self, step, inputs) -> None:
-        self.step, self.inputs = step, inputs
-        self.logits, self.tokens = step(inputs)
+    def __init__(self, work) -> None:
+        self.work, self.results = work, work()
 
     def replay(self) -> None:
-        for static, new in zip((self.logits, self.tokens), self.step(self.inputs), strict=True):
+        for static, new in zip(self.results, self.work(), strict=True):
             static.copy_(new)
 
 
+def capture(work, memory: object) -> tuple:
+    graph = Replayed(work)
+    return graph, graph.results
+
+
 def with_graphs(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> Engine:
-    def capture_decode(graphs: DecodeGraphs, size: int, memory: object) -> None:
-        inputs = torch.zeros(9, size, dtype=torch.int32)
-        inputs[:5] = torch.from_numpy(graphs._idle_ints(size))
-        graph = Replayed(graphs._step, inputs)
-        graphs._graphs[size] = inputs, graph, graph.logits, graph.tokens  # type: ignore[assignment]
-
-    def capture_prompt(graphs: PromptGraphs, num_sequences: int, num_tokens: int, memory: object) -> tuple:
-        inputs = StaticInputs(graphs._arrays(num_tokens, num_sequences), torch.device("cpu"))
-        graph = Replayed(graphs._step, inputs.tensors)
-        return inputs, graph, graph.logits, graph.tokens
-
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
-    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor)
-    monkeypatch.setattr(DecodeGraphs, "_capture", capture_decode)
-    monkeypatch.setattr(PromptGraphs, "_capture", capture_prompt)
+    for module in ("decode_graphs", "prompt_graphs"):
+        monkeypatch.setattr(f"vl2.engine.{module}.capture", capture)
     runner, kernels = engine.runner, triton_backend
     for module in runner.model.modules():
         if isinstance(getattr(module, "ops", None), type(kernels)):

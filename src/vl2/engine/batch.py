@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -143,21 +144,25 @@ def tile_pixels(jobs: list[TileJob]) -> np.ndarray:
     return np.stack([job.sequence.prompt.tiles[job.tile_idx] for job in jobs])
 
 
-def sampling_arrays(sequences: list[Sequence]) -> dict[str, np.ndarray]:
-    """The fields of `SamplingRows` for the next token of the sequences: temperatures, cut-offs, draws."""
+def sampling_arrays(sequences: list[Sequence], size: int) -> dict[str, np.ndarray]:
+    """The fields of `SamplingRows` for the next token of the sequences, filled up to `size` rows."""
     params = [sequence.params for sequence in sequences]
-    return {
-        "temperatures": np.asarray([p.temperature for p in params], np.float32),
-        "top_ks": np.asarray([p.top_k for p in params], np.int32),
-        "top_ps": np.asarray([p.top_p for p in params], np.float32),
-        "min_ps": np.asarray([p.min_p for p in params], np.float32),
-        "uniforms": np.asarray([uniform(s) if s.params.temperature else 0.0 for s in sequences], np.float32),
+    fields: dict[str, tuple[list[Any], type]] = {
+        "temperatures": ([p.temperature for p in params], np.float32),
+        "top_ks": ([p.top_k for p in params], np.int32),
+        "top_ps": ([p.top_p for p in params], np.float32),
+        "min_ps": ([p.min_p for p in params], np.float32),
+        "uniforms": ([uniform(s) if s.params.temperature else 0.0 for s in sequences], np.float32),
     }
+    arrays: dict[str, np.ndarray] = {name: np.zeros(size, dtype) for name, (_, dtype) in fields.items()}
+    for name, (values, _) in fields.items():
+        arrays[name][: len(values)] = values
+    return arrays
 
 
 def sampling_rows(sequences: list[Sequence], device: torch.device) -> SamplingRows:
-    arrays = sampling_arrays(sequences)
-    return SamplingRows(**dict(zip(arrays, send(list(arrays.values()), device), strict=True)))
+    arrays = sampling_arrays(sequences, len(sequences))
+    return SamplingRows.of(dict(zip(arrays, send(list(arrays.values()), device), strict=True)))
 
 
 @dataclass(frozen=True, slots=True)

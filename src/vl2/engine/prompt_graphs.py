@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import logging
 import time
-from typing import Any
+from functools import partial
 
 import numpy as np
 import torch
 
 from vl2.engine.batch import PackedStep, chunk_lengths, sampling_arrays
+from vl2.engine.capture import capture
 from vl2.engine.device_rows import DeviceRows
 from vl2.engine.scheduler import StepBatch
+from vl2.engine.sequence import Sequence
 from vl2.engine.staging import StaticInputs
 from vl2.model.kv_pool import KVPool
 from vl2.model.step import QueryRows, StepInputs
@@ -52,7 +54,9 @@ class PromptGraphs:
         started_s, memory = time.monotonic(), torch.cuda.graph_pool_handle()
         for is_few, sizes in SIZES.items():
             for size in reversed([size for size in sizes if size <= max_tokens]):
-                self._graphs[is_few, size] = self._capture(self.num_sequences[is_few], size, memory)
+                inputs = StaticInputs(self._arrays(size, self.num_sequences[is_few]), model.device)
+                graph, results = capture(partial(self._step, inputs.tensors), memory)
+                self._graphs[is_few, size] = inputs, graph, *results
         log.info("%d prompt graphs captured in %.1f s", len(self._graphs), time.monotonic() - started_s)
 
     def run(self, batch: StepBatch, step: PackedStep) -> tuple[torch.Tensor, torch.Tensor] | None:
@@ -74,7 +78,6 @@ class PromptGraphs:
     ) -> dict[str, np.ndarray]:
         """A step's numbers, filled up; without a step all is filler."""
         spare_slot = self.pool.num_pages * self.pool.page_size
-        zeros, floats = np.zeros(num_sequences, np.int64), np.zeros(num_sequences, np.float32)
         arrays = {
             "ids": np.zeros(num_tokens, np.int64),
             "positions": np.zeros(num_tokens, np.int64),
@@ -85,31 +88,15 @@ class PromptGraphs:
             "tables": np.zeros((num_sequences, self.rows.block_tables.shape[1]), np.int32),
             "starts": np.zeros(num_sequences + 1, np.int32),
             "contexts": np.zeros(num_sequences, np.int32),
-            "logit_rows": zeros,
-            "logit_chunks": zeros.copy(),
+            "logit_rows": np.zeros(num_sequences, np.int64),
+            "logit_chunks": np.zeros(num_sequences, np.int64),
             "logit_contexts": np.zeros(num_sequences, np.int32),
             "kept_rows": np.full(num_sequences, self.rows.spare_row),
-            "temperatures": floats,
-            "top_ps": floats.copy(),
-            "min_ps": floats.copy(),
-            "uniforms": floats.copy(),
-            "top_ks": np.zeros(num_sequences, np.int32),
         }
-        if batch is not None and step is not None:
-            _fill(arrays, batch, step)
-        return arrays
-
-    def _capture(self, num_sequences: int, num_tokens: int, memory: Any) -> Graph:
-        inputs = StaticInputs(self._arrays(num_tokens, num_sequences), self.model.device)
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            self._step(inputs.tensors)  # compiles kernels and makes libraries allocate what they keep
-        torch.cuda.current_stream().wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=memory):
-            logits, tokens = self._step(inputs.tensors)
-        return inputs, graph, logits, tokens
+        sequences = [chunk.sequence for chunk in batch.sampled] if batch is not None else []
+        if step is not None:
+            _fill(arrays, sequences, step)
+        return arrays | sampling_arrays(sequences, num_sequences)
 
     def _step(self, t: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
         decoder, kept = self.model.decoder, self.rows
@@ -133,13 +120,12 @@ class PromptGraphs:
             rounding=RowRounding(),
         )
         logits = decoder.logits(decoder(embeds, step, self.pool))
-        sampling = SamplingRows(t["temperatures"], t["top_ks"], t["top_ps"], t["min_ps"], t["uniforms"])
-        tokens = self.model.ops.sample(logits, sampling)
+        tokens = self.model.ops.sample(logits, SamplingRows.of(t))
         kept.last_tokens[t["kept_rows"]] = tokens
         return logits, tokens
 
 
-def _fill(arrays: dict[str, np.ndarray], batch: StepBatch, step: PackedStep) -> None:
+def _fill(arrays: dict[str, np.ndarray], sequences: list[Sequence], step: PackedStep) -> None:
     num, wanted = len(step.token_ids), len(step.last_chunks)
     arrays["ids"][:num] = np.maximum(step.token_ids, 0)
     arrays["positions"][:num], arrays["slots"][:num] = step.positions, step.kv_slots
@@ -151,9 +137,6 @@ def _fill(arrays: dict[str, np.ndarray], batch: StepBatch, step: PackedStep) -> 
     starts, contexts = chunk_lengths(step.shapes)
     arrays["starts"][: chunks + 1], arrays["starts"][chunks + 1 :] = starts, starts[-1]
     arrays["contexts"][:chunks] = contexts
-    sequences = [chunk.sequence for chunk in batch.sampled]
     arrays["logit_rows"][:wanted], arrays["logit_chunks"][:wanted] = step.logit_rows[:wanted], step.last_chunks
     arrays["logit_contexts"][:wanted] = contexts[step.last_chunks]
     arrays["kept_rows"][:wanted] = [sequence.row for sequence in sequences]
-    for name, values in sampling_arrays(sequences).items():
-        arrays[name][:wanted] = values

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from vl2.engine.capture import capture
 from vl2.model.vl2 import DeepseekVL2
 
 SIZES = (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 56, 64)
@@ -18,7 +19,7 @@ class VisionGraphs:
         self.model, self.max_tiles = model, min(max_tiles, SIZES[-1])
         self._slots_table = features[:-2].unflatten(0, (-1, model.config.tile_geometry.tokens_per_tile))
         self._memory = torch.cuda.graph_pool_handle()
-        self._graphs: dict[int, tuple[torch.Tensor, torch.Tensor, torch.cuda.CUDAGraph]] = {}
+        self.graphs: dict[int, tuple[torch.Tensor, torch.Tensor, torch.cuda.CUDAGraph]] = {}
         for num_tiles in sorted({*(size for size in SIZES if size < self.max_tiles), self.max_tiles}, reverse=True):
             self._capture(num_tiles)
 
@@ -28,8 +29,8 @@ class VisionGraphs:
             self._encode(tiles[start : start + self.max_tiles], slots[start : start + self.max_tiles])
 
     def _encode(self, tiles: np.ndarray, slots: list[int]) -> None:
-        size = min(size for size in self._graphs if size >= len(slots))
-        static_tiles, static_slots, graph = self._graphs[size]
+        size = min(size for size in self.graphs if size >= len(slots))
+        static_tiles, static_slots, graph = self.graphs[size]
         static_tiles[: len(slots)].copy_(torch.from_numpy(tiles).pin_memory(), non_blocking=True)
         if size > len(slots):  # the last tile again, into its own slot
             static_tiles[len(slots) :].copy_(static_tiles[len(slots) - 1].expand(size - len(slots), -1, -1, -1))
@@ -41,12 +42,9 @@ class VisionGraphs:
         side, device = self.model.config.tile_geometry.side, self.model.device
         tiles = torch.zeros(num_tiles, side, side, 3, dtype=torch.uint8, device=device)
         slots = torch.arange(num_tiles, device=device) % len(self._slots_table)
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            self.model.encode_tiles(tiles)
-        torch.cuda.current_stream().wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._memory):
+
+        def encode() -> None:
             self._slots_table[slots] = self.model.encode_tiles(tiles)
-        self._graphs[num_tiles] = tiles, slots, graph
+
+        graph, _ = capture(encode, self._memory)
+        self.graphs[num_tiles] = tiles, slots, graph

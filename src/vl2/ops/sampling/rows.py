@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 
 import torch
 
@@ -14,6 +15,11 @@ class SamplingRows:
     top_ps: torch.Tensor  # [L] float32
     min_ps: torch.Tensor  # [L] float32
     uniforms: torch.Tensor  # [L] float32 in [0, 1): the draw
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, torch.Tensor]) -> SamplingRows:
+        """From tensors under the fields' names, among others."""
+        return cls(*(tensors[field.name] for field in fields(cls)))
 
     def take(self, rows: torch.Tensor) -> SamplingRows:
         return SamplingRows(

@@ -1,0 +1,26 @@
+"""Recording work as a CUDA graph."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+
+T = TypeVar("T")
+
+
+def capture(work: Callable[[], T], memory: Any) -> tuple[torch.cuda.CUDAGraph, T]:
+    """(a graph that does `work` again at each replay, what `work` returned: tensors that replays write anew).
+
+    memory  of `torch.cuda.graph_pool_handle`: graphs that never run at the same time may share theirs
+    """
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        work()  # compiles kernels and makes libraries allocate what they keep
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, pool=memory):
+        result = work()
+    return graph, result
