@@ -26,6 +26,7 @@ from floors import Card, decode_bytes, prefill_flops, vision_flops
 from http_load import picture_rows
 
 from vl2.core.config import EngineConfig
+from vl2.core.types import Prompt
 from vl2.engine.engine import Engine
 
 IMAGE_ID, CONTEXT = 3, 1024
@@ -166,11 +167,10 @@ class Bench:
         picture = self._first_token(lambda i: picture_prompt(geometry, IMAGE_ID, 64, seed=30_000 + i))
         self.add("first token, one tile + 64 tokens, in process, ms", 1e3 * picture)
 
-    def _first_token(self, prompt: Callable[[int], object], repeat: int = 12) -> float:
+    def _first_token(self, prompt: Callable[[int], Prompt], repeat: int = 12) -> float:
         seconds = []
         for i in range(repeat):
-            asked = request(f"{i}", prompt(i), 1)  # type: ignore[arg-type]
-            self.engine.add(asked)
+            self.engine.add(request(f"{i}", prompt(i), 1))
             seconds.append(drain(self.engine))
         return statistics.median(seconds[2:])
 

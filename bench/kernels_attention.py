@@ -16,6 +16,7 @@ import functools
 import statistics
 import sys
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -172,9 +173,9 @@ def check_rope(rows: int, dtype: torch.dtype) -> None:
     report(f"write_heads write_latent absorb expand, {rows} rows {str(dtype)[6:]}", run)
 
 
-def report(label: str, run: Callable[[], str]) -> None:
+def report(label: str, run: Callable[..., str], *arguments: Any) -> None:
     try:
-        result = run()
+        result = run(*arguments)
     except Exception as exception:  # one failure must not hide the others
         lines = [line for line in str(exception).splitlines() if line.strip()] or [""]
         result = f"{type(exception).__name__}: {lines[-1][:150]}"
@@ -262,13 +263,22 @@ class MLACase:
         return line(calls, self.num_bytes, self.flops)
 
 
+def time_case(case: type[Case] | type[MLACase], name: str, shapes: list[tuple[int, int]]) -> str:
+    """Made inside `report`, which tells of a case that does not even fit."""
+    return case(name, shapes).line()
+
+
+def side_by_side(cases: list[Case] | list[MLACase]) -> str:
+    return " | ".join(case.line()[:11] for case in cases)
+
+
 def time_mla() -> None:
     for name in LATENT:
         for count in DECODE_BATCHES:
-            report(f"{name} MLA decode, batch {count}", lambda: MLACase(name, [(CONTEXT, 1)] * count).line())  # noqa: B023
+            report(f"{name} MLA decode, batch {count}", time_case, MLACase, name, [(CONTEXT, 1)] * count)
         for label, shapes in (("16 × 1,024", PREFILL), ("1 × 1,024", PREFILL[:1]), ("2 × 1,024 of 2,048", CHUNKED)):
-            report(f"{name} MLA prefill {label}", lambda: MLACase(name, shapes).line())  # noqa: B023
-        report(f"{name} MLA 128 decodes and 1 × 1,024", lambda: MLACase(name, MIXED).line())  # noqa: B023
+            report(f"{name} MLA prefill {label}", time_case, MLACase, name, shapes)
+        report(f"{name} MLA 128 decodes and 1 × 1,024", time_case, MLACase, name, MIXED)
 
 
 def time_libraries() -> None:
@@ -279,39 +289,37 @@ def time_libraries() -> None:
         dense = [
             torch.randn(count, length, heads, w, device=DEVICE, dtype=torch.bfloat16) for w in (width, width, value)
         ]
-        transposed = [x.transpose(1, 2) for x in dense]
-        num_bytes, flops = sum(2 * x.numel() for x in dense), 2 * heads * (width + value) * pairs
+        work = sum(2 * x.numel() for x in dense), 2 * heads * (width + value) * pairs
         for backend in (torch.nn.attention.SDPBackend.CUDNN_ATTENTION, torch.nn.attention.SDPBackend.FLASH_ATTENTION):
+            report(f"{label} prefill 16 × 1,024, torch's {backend.name}", time_sdpa, backend, dense, work)
+        report(f"{label} prefill 16 × 1,024, torch's packed flash", time_packed_flash, dense, work)
 
-            def sdpa() -> str:
-                with torch.nn.attention.sdpa_kernel(backend):  # noqa: B023
-                    call = functools.partial(
-                        torch.nn.functional.scaled_dot_product_attention,
-                        *transposed,  # noqa: B023
-                        is_causal=True,
-                    )
-                    return line([call] * 4, num_bytes, flops)  # noqa: B023
 
-            report(f"{label} prefill 16 × 1,024, torch's {backend.name}", sdpa)
+def time_sdpa(backend: torch.nn.attention.SDPBackend, dense: list[torch.Tensor], work: tuple[float, float]) -> str:
+    """dense: queries, keys, values [sequences, length, H, width]; work: bytes, FLOPs."""
+    transposed = [x.transpose(1, 2) for x in dense]
+    call = functools.partial(torch.nn.functional.scaled_dot_product_attention, *transposed, is_causal=True)
+    with torch.nn.attention.sdpa_kernel(backend):
+        return line([call] * 4, *work)
 
-        def packed() -> str:
-            q, k, v = (x.flatten(0, 1) for x in dense)  # noqa: B023
-            v = torch.nn.functional.pad(v, (0, width - value))  # noqa: B023
-            starts = torch.arange(count + 1, device=DEVICE, dtype=torch.int32) * length
-            call = functools.partial(
-                torch.ops.aten._flash_attention_forward, q, k, v, starts, starts, length, length, 0.0, True, False
-            )
-            return line([call] * 4, num_bytes, flops)  # noqa: B023
 
-        report(f"{label} prefill 16 × 1,024, torch's packed flash", packed)
+def time_packed_flash(dense: list[torch.Tensor], work: tuple[float, float]) -> str:
+    count, length = dense[0].shape[:2]
+    q, k, v = (x.flatten(0, 1) for x in dense)
+    v = torch.nn.functional.pad(v, (0, q.shape[2] - v.shape[2]))
+    starts = torch.arange(count + 1, device=DEVICE, dtype=torch.int32) * length
+    call = functools.partial(
+        torch.ops.aten._flash_attention_forward, q, k, v, starts, starts, length, length, 0.0, True, False
+    )
+    return line([call] * 4, *work)
 
 
 def time_attention() -> None:
     for count in DECODE_BATCHES:
-        report(f"Tiny decode, batch {count}", lambda: Case("Tiny", [(CONTEXT, 1)] * count).line())  # noqa: B023
-    report("Tiny prefill 16 × 1,024", lambda: Case("Tiny", PREFILL).line())
-    report("Tiny prefill 1 × 1,024", lambda: Case("Tiny", PREFILL[:1]).line())
-    report("Tiny 128 decodes and 1 × 1,024", lambda: Case("Tiny", MIXED).line())
+        report(f"Tiny decode, batch {count}", time_case, Case, "Tiny", [(CONTEXT, 1)] * count)
+    report("Tiny prefill 16 × 1,024", time_case, Case, "Tiny", PREFILL)
+    report("Tiny prefill 1 × 1,024", time_case, Case, "Tiny", PREFILL[:1])
+    report("Tiny 128 decodes and 1 × 1,024", time_case, Case, "Tiny", MIXED)
 
 
 def time_rope() -> None:
@@ -364,7 +372,10 @@ def time_rope() -> None:
             calls = (calls * repeat)[:repeat]
             report(
                 f"{name}, {rows} rows",
-                lambda: line(calls, bytes_per_row * rows + weights, flops_per_row * rows),  # noqa: B023
+                line,
+                calls,
+                bytes_per_row * rows + weights,
+                flops_per_row * rows,
             )
 
 
@@ -403,7 +414,7 @@ def tune() -> None:
         usual, cases = TILES[kernel], [case_of(name, shape) for shape in shapes]
         for changes in VARIANTS[kernel]:
             TILES[kernel] = dataclasses.replace(usual, **changes)
-            report(f"{kernel} {changes}", lambda: " | ".join(case.line()[:11] for case in cases))  # noqa: B023
+            report(f"{kernel} {changes}", side_by_side, cases)
         TILES[kernel] = usual
 
 

@@ -8,36 +8,19 @@ page and most clients send it.
 
 from __future__ import annotations
 
-import base64
 import http.client
-import io
 import json
-import re
 import statistics
-import subprocess
-import sys
 import time
 from typing import Any
 
 import click
-import numpy as np
 from common import report
-from PIL import Image
+from serving import picture_url, serving
 
 SIZES = ((384, 384), (1152, 768))
 FORMATS = ("PNG", "JPEG")
 NUM_WARM_UP = 3
-
-
-def picture(width: int, height: int, seed: int, image_format: str) -> str:
-    """A data URL: soft colours with some grain, about as hard to compress as a photograph."""
-    dice = np.random.default_rng(seed)
-    soft = Image.fromarray(dice.integers(0, 256, (height // 32, width // 32, 3), dtype=np.uint8))
-    pixels = np.asarray(soft.resize((width, height), Image.Resampling.BICUBIC)).astype(np.int16)
-    pixels += dice.integers(-6, 7, (height, width, 1), dtype=np.int16)
-    file = io.BytesIO()
-    Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(file, image_format)
-    return f"data:image/{image_format.lower()};base64," + base64.b64encode(file.getvalue()).decode()
 
 
 def first_token_s(port: int, url: str, question: str) -> float:
@@ -65,28 +48,13 @@ def first_token_s(port: int, url: str, question: str) -> float:
 @click.option("--pairs", default=15, show_default=True)
 @click.argument("model", default="nano")
 def main(pairs: int, model: str) -> None:
-    command = [
-        sys.executable,
-        "-m",
-        "vl2",
-        "serve",
-        model,
-        "--port",
-        "0",
-        "--no-prefix-cache",
-        "--log-level",
-        "warning",
-    ]
-    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     results: dict[str, Any] = {}
-    try:
-        assert server.stdout is not None
-        port = int(re.search(r":(\d+)", server.stdout.readline())[1])  # type: ignore[index]
+    with serving(model, "--no-prefix-cache") as port:
         for image_format in FORMATS:
             for width, height in SIZES:
                 first, second = [], []
                 for seed in range(pairs + NUM_WARM_UP):
-                    url = picture(width, height, seed, image_format)
+                    url = picture_url(width, height, seed, image_format)
                     first.append(first_token_s(port, url, "What is in the picture?"))
                     second.append(first_token_s(port, url, "Which colours has it?"))
                 ratios = [b / a for a, b in zip(first, second, strict=True)][NUM_WARM_UP:]
@@ -94,9 +62,6 @@ def main(pairs: int, model: str) -> None:
                 results[f"{name}: first question, ms"] = 1000 * statistics.median(first[NUM_WARM_UP:])
                 results[f"{name}: second question, ms"] = 1000 * statistics.median(second[NUM_WARM_UP:])
                 results[f"{name}: second over first"] = statistics.median(ratios)
-    finally:
-        server.terminate()
-        server.wait(20)
     report("second question", results)
 
 
