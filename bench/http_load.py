@@ -31,10 +31,8 @@ def body(url: str, max_tokens: int) -> dict:
 def picture_rows(folder: Path) -> dict[str, float]:
     started_s = time.perf_counter()
     with serving(str(folder), *FLAGS.split()) as port:
-        url, rows = (
-            f"http://127.0.0.1:{port}",
-            {"start until ready through the CLI, s": time.perf_counter() - started_s},
-        )
+        url = f"http://127.0.0.1:{port}"
+        rows = {"start until ready through the CLI, s": time.perf_counter() - started_s}
         with httpx.Client(base_url=url, timeout=300) as client:
             for size in SIZES:
                 name = f"{size[0]} × {size[1]}"

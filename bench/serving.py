@@ -32,7 +32,7 @@ def serving(model: str, *flags: str) -> Iterator[int]:
 
 
 def picture_url(width: int, height: int, seed: int, image_format: str, quality: int = 75) -> str:
-    """A data URL of a picture like no other: soft colours with some grain, about as hard to compress as a photograph."""
+    """A data URL of a picture like no other: soft colours with some grain, as hard to compress as a photograph."""
     dice = np.random.default_rng(seed)
     soft = Image.fromarray(dice.integers(0, 256, (height // 32, width // 32, 3), dtype=np.uint8))
     pixels = np.asarray(soft.resize((width, height), Image.Resampling.BICUBIC)).astype(np.int16)
