@@ -21,7 +21,7 @@ MAY_IMPORT = {
     "engine": {"core", "ops", "model", "checkpoint", "processing"},  # the tokenizer and grammars
     "llm": {"core", "checkpoint", "processing", "engine"},
     "server": {"core"},
-    "tools": {"core", "processing", "llm"},
+    "tools": {"core", "checkpoint", "processing", "llm"},
     "cli": {"core", "checkpoint", "ops", "model", "processing", "engine", "llm", "server", "tools"},
 }
 WITHOUT_TORCH = ("vl2", "vl2.core", "vl2.checkpoint.source", "vl2.processing.processor", "vl2.server.app", "vl2.cli")

@@ -1,0 +1,168 @@
+"""Does it fit? The engine's own arithmetic (`engine/memory.py`) without a GPU and without the weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from vl2.core.config import EngineConfig
+from vl2.core.errors import SetupError
+from vl2.core.model_config import ModelConfig
+from vl2.tools.plan_devices import GIB, Device
+from vl2.tools.plan_sizes import (
+    BYTES_PER_NUMBER,
+    count_weights,
+    feature_bytes,
+    kv_bytes_per_token,
+    step_workspace_bytes,
+    vision_workspace_bytes,
+)
+
+DTYPES = ("auto", "float32", "bfloat16", "float16", "int4")
+RUNTIME_BYTES = int(0.8 * GIB)
+"""CUDA's context, cuBLAS and compiled kernels: gone before anything of ours is allocated."""
+SHORTEST_CONTEXT = 1024
+"""A picture of one tile takes 421 tokens: less context than this is of no use."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What shall run. `dtype` int4: packed weights, computing in bfloat16 or float16."""
+
+    dtype: str = "auto"
+    context_tokens: int | None = None  # None: what the model was trained for
+    concurrency: int = 1  # sequences of full length that must fit at the same time
+    is_packed: bool = False  # the folder's weights are 4-bit already
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Bytes on one device, and what they leave room for."""
+
+    device: Device
+    dtype: str
+    is_int4: bool
+    context_tokens: int
+    max_sequences: int
+    weights_bytes: int
+    kv_bytes_per_token: int
+    features_bytes: int
+    vision_bytes: int
+    step_bytes: int
+    usable_bytes: int
+    page_size_tokens: int
+    pages_by_memory: int
+
+    @property
+    def num_pages(self) -> int:
+        """As many as the engine makes: no more than all its sequences can use."""
+        return min(self.pages_by_memory, self.pages_per_sequence * self.max_sequences)
+
+    @property
+    def pages_per_sequence(self) -> int:
+        return -(-self.context_tokens // self.page_size_tokens)
+
+    @property
+    def concurrency(self) -> int:
+        """Sequences of full length that memory holds at the same time: how far --max-sequences can be raised."""
+        return self.pages_by_memory // self.pages_per_sequence
+
+    @property
+    def kv_tokens(self) -> int:
+        return self.num_pages * self.page_size_tokens
+
+    @property
+    def kv_bytes(self) -> int:
+        return self.kv_tokens * self.kv_bytes_per_token
+
+    @property
+    def fixed_bytes(self) -> int:
+        """All but the pages."""
+        return RUNTIME_BYTES + self.weights_bytes + self.features_bytes + self.vision_bytes + self.step_bytes
+
+    @property
+    def total_bytes(self) -> int:
+        return self.fixed_bytes + self.kv_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """`advice` is empty where it fits."""
+
+    plan: Plan
+    fits: bool
+    advice: str
+
+
+def make_plan(config: ModelConfig, device: Device, wanted: Wanted, engine: EngineConfig) -> Plan:
+    """Raises: SetupError for a context that the model cannot have."""
+    trained = config.language.max_position_embeddings
+    context = wanted.context_tokens or trained
+    if not 64 <= context <= trained:
+        raise SetupError(
+            f"--context is {context}, but must be between 64 and {trained}, what the model was trained for"
+        )
+    dtype, is_int4 = _computing_dtype(wanted, device)
+    sequences = max(engine.max_sequences, wanted.concurrency)
+    tokens = min(engine.max_step_tokens, context)
+    weights = count_weights(config).num_bytes(dtype, is_int4=is_int4)
+    plan = Plan(
+        device=device,
+        dtype=dtype,
+        is_int4=is_int4,
+        context_tokens=context,
+        max_sequences=sequences,
+        weights_bytes=weights,
+        kv_bytes_per_token=kv_bytes_per_token(config.language, dtype),
+        features_bytes=feature_bytes(config, dtype, engine.image_cache_tiles),
+        vision_bytes=vision_workspace_bytes(config, dtype, engine.max_step_tiles),
+        step_bytes=step_workspace_bytes(config, dtype, tokens=tokens, context=context, sequences=sequences),
+        usable_bytes=int(device.memory_bytes * engine.kv_memory_share),
+        page_size_tokens=engine.page_size_tokens,
+        pages_by_memory=0,
+    )
+    per_page = plan.kv_bytes_per_token * plan.page_size_tokens
+    return replace(plan, pages_by_memory=max(0, (plan.usable_bytes - plan.fixed_bytes) // per_page))
+
+
+def judge(config: ModelConfig, device: Device, wanted: Wanted, engine: EngineConfig) -> Verdict:
+    """Whether as many sequences fit as are wanted, and if not, the smallest change that helps."""
+    plan = make_plan(config, device, wanted, engine)
+    if plan.concurrency >= wanted.concurrency:
+        return Verdict(plan, True, "")
+    return Verdict(plan, False, _advice(config, plan, wanted, engine))
+
+
+def _advice(config: ModelConfig, plan: Plan, wanted: Wanted, engine: EngineConfig) -> str:
+    def fits(**changes: str | int) -> bool:
+        changed = make_plan(config, plan.device, replace(wanted, **changes), engine)  # type: ignore[arg-type]
+        return changed.concurrency >= (int(changes.get("concurrency", wanted.concurrency)))
+
+    if plan.concurrency:
+        return f"--concurrency {plan.concurrency} fits"
+    half = "bfloat16" if plan.device.has_bfloat16 else "float16"
+    if BYTES_PER_NUMBER[plan.dtype] == 4 and fits(dtype=half):
+        return f"--dtype {half} fits"
+    dtypes = [] if plan.is_int4 else ["int4"]
+    for dtype in (wanted.dtype, *dtypes):
+        words = f"--dtype {dtype}" if dtype != wanted.dtype else ""
+        if words and fits(dtype=dtype):
+            return f"{words} fits"
+        if (context := _longest_context(config, plan, replace(wanted, dtype=dtype), engine)) is not None:
+            return f"{words} --context {context} fits".strip()
+    return "needs more memory"
+
+
+def _longest_context(config: ModelConfig, plan: Plan, wanted: Wanted, engine: EngineConfig) -> int | None:
+    """In whole 1,024 tokens, for one sequence at least."""
+    for context in range(plan.context_tokens - plan.context_tokens % 1024, SHORTEST_CONTEXT - 1, -1024):
+        changed = make_plan(config, plan.device, replace(wanted, context_tokens=context, concurrency=1), engine)
+        if context < plan.context_tokens and changed.concurrency >= 1:
+            return context
+    return None
+
+
+def _computing_dtype(wanted: Wanted, device: Device) -> tuple[str, bool]:
+    """(number format of activations and cache, whether weights are packed)."""
+    half = "bfloat16" if device.has_bfloat16 else "float16"
+    is_int4 = wanted.is_packed or wanted.dtype == "int4"
+    return (half if wanted.dtype in ("auto", "int4") else wanted.dtype), is_int4

@@ -1,0 +1,160 @@
+"""vl2 plan: its sums are the model's and the engine's own, without reading a weight."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from golden_cases import load_variant
+from vl2.checkpoint.source import resolve_model
+from vl2.cli import execute
+from vl2.core.config import EngineConfig, HubOptions
+from vl2.core.model_config import ModelConfig
+from vl2.engine.runner import Runner
+from vl2.model.vl2 import DeepseekVL2
+from vl2.tools.plan import RUNTIME_BYTES, Wanted, judge, make_plan
+from vl2.tools.plan_devices import DEVICES, GIB, Device, find_devices
+from vl2.tools.plan_models import official_config, read_config
+from vl2.tools.plan_sizes import count_weights
+
+VARIANTS = ("mha-greedy", "mla-greedy", "mla-noaux", "mla-qlora", "mla-extra")
+
+
+def config_of(name: str) -> ModelConfig:
+    if name in ("tiny", "small", "base"):
+        return official_config(name)
+    return read_config(str(folder_of(name)), HubOptions())[0]
+
+
+def folder_of(name: str) -> Path:
+    return resolve_model("nano") if name == "nano" else load_variant(name).folder
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("name", ["tiny", "small", "base", "nano", *VARIANTS])
+def test_weights_are_those_of_the_model(name: str, dtype: str) -> None:
+    """The model built on the meta device has every parameter's shape and no bytes."""
+    config = config_of(name)
+    model = DeepseekVL2(config, 16, dtype=getattr(torch, dtype), device="meta")
+    assert count_weights(config).num_bytes(dtype) == sum(parameter.nbytes for parameter in model.parameters())
+
+
+def test_weights_are_those_measured_on_a_gpu() -> None:
+    """bench/results/2026-11-25-gpu-h100.jsonl, in bfloat16."""
+    assert count_weights(official_config("tiny")).num_bytes("bfloat16") == 6_712_328_416
+    assert count_weights(official_config("small")).num_bytes("bfloat16") == 32_273_038_048
+
+
+@pytest.mark.parametrize("name", ["nano", *VARIANTS])
+def test_the_engine_allocates_what_was_planned(name: str) -> None:
+    engine = EngineConfig(device="cpu", dtype="float32", max_sequences=4, image_cache_tiles=32)
+    plan = make_plan(config_of(name), Device("any", 4 * GIB), Wanted("float32", concurrency=4), engine)
+    limited = EngineConfig(
+        device="cpu", dtype="float32", max_sequences=4, image_cache_tiles=32, kv_cache_tokens=plan.kv_tokens
+    )
+    runner = Runner(folder_of(name), limited)
+    pool_bytes = sum(layer.nbytes for layer in runner.pool.layers)
+    spare_page_bytes = pool_bytes // (runner.pool.num_pages + 1)
+    assert runner.weights_bytes == plan.weights_bytes
+    assert runner.features.nbytes == plan.features_bytes
+    assert runner.pool.num_pages == plan.num_pages and pool_bytes - spare_page_bytes == plan.kv_bytes
+
+
+def test_pages_are_what_the_rest_leaves() -> None:
+    plan = make_plan(official_config("small"), Device("any", 40 * GIB), Wanted(), EngineConfig())
+    per_page = plan.kv_bytes_per_token * 16
+    assert 0 <= plan.usable_bytes - plan.fixed_bytes - plan.pages_by_memory * per_page < per_page
+    parts = plan.weights_bytes + plan.features_bytes + plan.vision_bytes + plan.step_bytes
+    assert plan.fixed_bytes == parts + RUNTIME_BYTES
+    assert plan.num_pages == min(plan.pages_by_memory, 64 * 256)
+
+
+@pytest.mark.parametrize(
+    ("model", "gpu", "wanted", "advice"),
+    [
+        ("tiny", "L4", Wanted(), ""),
+        ("tiny", "L4", Wanted(concurrency=200), "--concurrency 52 fits"),
+        ("small", "L40S", Wanted("float32"), "--dtype bfloat16 fits"),
+        ("small", "L4", Wanted(), "--dtype int4 fits"),
+        ("base", "T4", Wanted(), "needs more memory"),
+    ],
+)
+def test_advice_is_the_smallest_change_that_helps(model: str, gpu: str, wanted: Wanted, advice: str) -> None:
+    [device] = find_devices(gpu)
+    verdict = judge(official_config(model), device, wanted, EngineConfig())
+    assert (verdict.fits, verdict.advice) == (not advice, advice)
+
+
+def test_a_shorter_context_is_advised_when_it_helps() -> None:
+    config, engine = official_config("tiny"), EngineConfig()
+    whole = make_plan(config, Device("any", 100 * GIB), Wanted(), engine)
+    room = whole.fixed_bytes + 3000 * whole.kv_bytes_per_token
+    verdict = judge(config, Device("small", int(room / engine.kv_memory_share)), Wanted(), engine)
+    assert not verdict.fits and verdict.advice == "--context 2048 fits"
+
+
+def test_old_gpus_compute_in_float16() -> None:
+    formats = {
+        device.name: make_plan(official_config("tiny"), device, Wanted(), EngineConfig()).dtype for device in DEVICES
+    }
+    assert {name for name, dtype in formats.items() if dtype == "float16"} == {"T4", "V100-16GB", "V100-32GB"}
+
+
+def run(capsys: pytest.CaptureFixture[str], *args: str) -> tuple[int, str, str]:
+    code = execute(["plan", *args])
+    return code, *capsys.readouterr()
+
+
+def test_the_table_names_every_gpu_and_what_was_measured(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = run(capsys, "base")
+    rows = {line.split()[0]: line for line in out.split("what to change\n")[1].splitlines()}
+    assert code == 0 and set(rows) == {device.name for device in DEVICES}
+    assert "int4" in rows["A100-40GB"] and "yes" in rows["A100-80GB"]
+    assert all("computed" in row for row in rows.values()), "nobody ran base yet"
+    assert "measured" in run(capsys, "small", "--gpu", "h100")[1]
+
+
+def test_json_has_bytes_and_the_code_says_whether_it_fits(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = run(capsys, "small", "--memory", "24", "--json")
+    [device] = json.loads(out)["devices"]
+    assert code == 1 and not device["fits"] and device["weights_bytes"] == 32_273_038_048
+
+
+@pytest.mark.parametrize(
+    ("args", "problem"),
+    [
+        (["--gpu", "H1000"], "--gpu H1000 is not in the list"),
+        (["--gpu", "L4", "--memory", "8"], "exclude each other"),
+        (["--memory", "0"], "above 0"),
+        (["--context", "8192"], "--context is 8192, but must be between 64 and 4096"),
+        (["--concurrency", "0"], "--max-sequences is 0"),
+    ],
+)
+def test_wrong_wishes_are_one_line_and_code_2(
+    capsys: pytest.CaptureFixture[str], args: list[str], problem: str
+) -> None:
+    code, _, err = run(capsys, "tiny", *args)
+    assert code == 2 and problem in err and len(err.splitlines()) == 1
+
+
+def test_only_config_json_is_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config: dict[str, Any] = json.loads((folder_of("mla-greedy") / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert run(capsys, str(tmp_path), "--gpu", "T4")[0] == 0
+    (tmp_path / "config.json").write_text(json.dumps(config | {"quantization_config": {"quant_method": "gptq"}}))
+    assert "4-bit weights" in run(capsys, str(tmp_path), "--gpu", "T4")[1]
+
+
+def test_a_plan_of_an_official_model_opens_no_connection(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*_: object) -> Callable[..., object]:
+        raise AssertionError("a connection was opened")
+
+    monkeypatch.setattr("socket.socket.connect", refuse)
+    assert run(capsys, "tiny")[0] == 0
