@@ -60,7 +60,7 @@ class FakeModel:
         self.is_ready = is_ready
         self.is_failed = False
         self.info = INFO
-        self.current_stats = EngineStats(num_running=1, num_pages=256, steps_total=7)
+        self.current_stats = EngineStats(num_running=1, num_pages=256, generated_tokens_total=7)
         self.asked: list[tuple[list[Message], SamplingParams]] = []
         self.options: list[QueueOptions] = []
         self.request_ids: list[str | None] = []

@@ -259,8 +259,8 @@ async def test_counters_are_asked_of_the_engine():
     await settle()
     [ask] = f.engine.sent
     assert isinstance(ask, AskStats)
-    f.engine.report(StatsReport(ask.query_id, EngineStats(steps_total=5)))
-    assert (await question).steps_total == 5
+    f.engine.report(StatsReport(ask.query_id, EngineStats(generated_tokens_total=5)))
+    assert (await question).generated_tokens_total == 5
 
 
 async def test_a_question_for_counters_does_not_wait_for_an_engine_that_died():

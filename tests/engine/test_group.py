@@ -259,19 +259,21 @@ async def test_counters_are_told_by_replica_and_in_sum():
         for idx in (0, 1):
             ask_stats = f.engine(idx).sent[-1]
             assert isinstance(ask_stats, AskStats)
-            f.engine(idx).report(StatsReport(ask_stats.query_id, EngineStats(steps_total=idx + 5, num_running=idx)))
+            f.engine(idx).report(
+                StatsReport(ask_stats.query_id, EngineStats(generated_tokens_total=idx + 5, num_running=idx))
+            )
         return await asked
 
-    assert [replica.stats.steps_total for replica in await ask(f.group.replica_stats())] == [5, 6]
-    assert await ask(f.group.stats()) == EngineStats(steps_total=11, num_running=1)
+    assert [replica.stats.generated_tokens_total for replica in await ask(f.group.replica_stats())] == [5, 6]
+    assert await ask(f.group.stats()) == EngineStats(generated_tokens_total=11, num_running=1)
     f.engine(0).die("signal 9")
     await settle()
     question = asyncio.create_task(f.group.replica_stats())
     await settle()
-    f.engine(1).report(StatsReport(f.engine(1).sent[-1].query_id, EngineStats(steps_total=7)))
+    f.engine(1).report(StatsReport(f.engine(1).sent[-1].query_id, EngineStats(generated_tokens_total=7)))
     dead, alive = await question
     assert (dead.is_ready, dead.stats) == (False, EngineStats(restarts_total=1))
-    assert alive.is_ready and alive.stats.steps_total == 7
+    assert alive.is_ready and alive.stats.generated_tokens_total == 7
 
 
 async def test_a_replica_that_does_not_answer_is_left_out_of_the_sum(monkeypatch):

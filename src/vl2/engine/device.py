@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from vl2.core.errors import SetupError
+from vl2.core.stats import DeviceMemory
 
 
 def choose_device(name: str, num_replicas: int = 1, replica_idx: int = 0) -> torch.device:
@@ -48,3 +49,17 @@ def _cpu_computes_bfloat16() -> bool:
     cpuinfo = Path("/proc/cpuinfo")
     words = set(cpuinfo.read_text().split()) if cpuinfo.exists() else set()
     return bool(words & {"avx512_bf16", "amx_bf16", "bf16"})
+
+
+def gpu_uuid(device: torch.device) -> str | None:
+    """The driver's name of a GPU, which does not depend on what this process sees of the machine."""
+    return str(torch.cuda.get_device_properties(device).uuid) if device.type == "cuda" else None
+
+
+def device_memory(device: torch.device) -> DeviceMemory | None:
+    """As PyTorch's allocator accounts for it; None on a CPU."""
+    if device.type != "cuda":
+        return None
+    stats = torch.cuda.memory_stats(device)
+    names = ("allocated_bytes", "reserved_bytes", "inactive_split_bytes")
+    return DeviceMemory(*(stats[f"{name}.all.current"] for name in names))

@@ -12,10 +12,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vl2.core.config import EngineConfig
-from vl2.core.stats import EngineStats, ModelInfo
+from vl2.core.stats import EngineStats, ModelInfo, resident_bytes
 from vl2.core.types import GenerateRequest, TokenEvent
+from vl2.engine.device import device_memory
 from vl2.engine.grammar import Grammars, broken_requests
 from vl2.engine.image_cache import TileCache
+from vl2.engine.meter import StepMeter
 from vl2.engine.pacing import GPU_STEP_S, Pacer, StepLoad
 from vl2.engine.pages import PagePool
 from vl2.engine.pending import PendingStep
@@ -57,8 +59,9 @@ class Engine:
         language = self.runner.model_config.language
         self.grammars = Grammars(folder, language.vocab_size, language.eos_token_id)
         self._has_prefix_cache = config.prefix_cache
-        self._steps = self._generated_tokens = self._tiles_encoded = 0
-        self._step_seconds = self._collected_s = 0.0
+        self._generated_tokens = self._tiles_encoded = 0
+        self._collected_s = 0.0
+        self._meter = StepMeter()
         self._in_flight: InFlight | None = None
 
     @property
@@ -119,13 +122,11 @@ class Engine:
 
     def _launch(self, batch: StepBatch) -> InFlight:
         started_s, load = time.monotonic(), batch.load
-        vision_s = self.runner.vision_seconds
         pending = self.runner.launch(batch)
         for chunk in batch.chunks:
             chunk.sequence.clock.begin(started_s)
         for job in batch.tile_jobs:
             job.sequence.clock.begin(started_s)
-            job.sequence.clock.vision_s += (self.runner.vision_seconds - vision_s) / load.num_tiles
         batch = batch.without_last_token(pending.late)
         self.scheduler.advance(batch)
         return InFlight(batch, pending, load, started_s)
@@ -138,6 +139,7 @@ class Engine:
             output = flight.pending.result()
         except Exception as error:
             return self._failed(flight.batch, error)
+        self.runner.vision_clock.settle()
         broken = broken_requests(flight.batch)
         events = _timed(self.scheduler.update(flight.batch, output), flight.batch)
         for request_id, message in broken.items():
@@ -148,8 +150,7 @@ class Engine:
         seconds = now_s - max(flight.started_s, self._collected_s)
         self._collected_s = now_s
         self.scheduler.pacer.learn(flight.load, seconds)
-        self._steps += 1
-        self._step_seconds += seconds
+        self._meter.observe(flight.load, len(flight.batch.chunks), seconds)
         self._generated_tokens += len(events)
         self._tiles_encoded += flight.load.num_tiles
         return events
@@ -160,21 +161,26 @@ class Engine:
         return [TokenEvent(request_id, error=message) for request_id in self.scheduler.fail(batch)]
 
     def stats(self) -> EngineStats:
-        scheduler = self.scheduler
+        scheduler, runner = self.scheduler, self.runner
         return EngineStats(
             num_running=len(scheduler.running),
             num_waiting=len(scheduler.waiting),
             num_pages_used=scheduler.pages.num_pages - scheduler.pages.num_free,
+            num_pages_cached=scheduler.pages.num_idle,
             num_pages=scheduler.pages.num_pages,
-            steps_total=self._steps,
-            step_seconds_total=self._step_seconds,
+            image_cache_used_bytes=scheduler.tiles.num_used * runner.tile_bytes,
+            image_cache_bytes=scheduler.tiles.num_slots * runner.tile_bytes,
             prompt_tokens_total=scheduler.counts.prompt_tokens,
             cached_tokens_total=scheduler.counts.cached_tokens,
             generated_tokens_total=self._generated_tokens,
             tiles_encoded_total=self._tiles_encoded,
             tile_hits_total=scheduler.tiles.hits_total,
-            vision_seconds_total=self.runner.vision_seconds,
+            vision_seconds_total=runner.vision_clock.seconds,
             preemptions_total=scheduler.counts.preemptions,
+            resident_bytes=resident_bytes(),
+            step_sequences=self._meter.sequences.snapshot(),
+            step_seconds={kind: tally.snapshot() for kind, tally in self._meter.seconds.items()},
+            memory=device_memory(runner.device),
         )
 
 

@@ -16,6 +16,7 @@ from vl2.core.errors import CapacityError, EngineError, InvalidRequest, NotReady
 from vl2.core.stats import EngineStats, ModelInfo, ReplicaStats, sum_stats
 from vl2.core.types import GenerateRequest, Prompt, QueueOptions, SamplingParams, TokenEvent
 from vl2.engine.client import EngineClient
+from vl2.engine.gpu_meter import GPUMeter
 from vl2.engine.routing import Footprint, Router, footprint
 from vl2.engine.transport import Transport
 
@@ -55,6 +56,7 @@ class EngineGroup:
         self._loaded_bytes = [0] * config.replicas
         self._replica_of: dict[str, int] = {}  # open requests
         self._is_started = False
+        self._gpus = GPUMeter()
         self.clients = [self._client(dataclasses.replace(config, replica_idx=idx)) for idx in range(config.replicas)]
 
     def _client(self, config: EngineConfig) -> EngineClient:
@@ -198,8 +200,13 @@ class EngineGroup:
 
     async def replica_stats(self) -> list[ReplicaStats]:
         """Of each replica, in order; zeros while it is not ready, None when it does not answer."""
+        uuids = [client.info.gpu_uuid if client.info else None for client in self.clients]
+        gpus = asyncio.ensure_future(asyncio.to_thread(self._gpus.read_all, uuids))
         stats = await asyncio.gather(*(client.stats() for client in self.clients))
-        return [ReplicaStats(client.is_ready, of_one) for client, of_one in zip(self.clients, stats, strict=True)]
+        return [
+            ReplicaStats(client.is_ready, of_one, gpu)
+            for client, of_one, gpu in zip(self.clients, stats, await gpus, strict=True)
+        ]
 
     async def stats(self) -> EngineStats:
         """Sums over the replicas."""

@@ -21,6 +21,11 @@ class TileCache:
         self._unpinned: OrderedDict[int, None] = OrderedDict()  # oldest first
         self._unencoded: set[int] = set()
 
+    @property
+    def num_used(self) -> int:
+        """Slots that hold a tile, or will."""
+        return self.num_slots - len(self._free)
+
     def acquire(self, keys: list[bytes]) -> list[int] | None:
         """Pin a slot for each tile (equal keys share one); None, and nothing pinned, when they do not all fit."""
         known = {self._slots[key] for key in keys if key in self._slots}

@@ -24,6 +24,11 @@ class PagePool:
         """Pages that can be had now, idle published ones included."""
         return len(self._free) + len(self._idle)
 
+    @property
+    def num_idle(self) -> int:
+        """Published pages that nobody holds."""
+        return len(self._idle)
+
     def pages_for(self, num_tokens: int) -> int:
         """Pages that hold so many tokens."""
         return -(-num_tokens // self.page_size)

@@ -17,7 +17,7 @@ from vl2.core.model_config import ModelConfig
 from vl2.core.stats import ModelInfo
 from vl2.engine.batch import BatchShape, pack_step, sampling_inputs, sampling_rows, step_inputs, tile_pixels
 from vl2.engine.decode_graphs import DecodeGraphs
-from vl2.engine.device import choose_device, choose_dtype, choose_num_threads
+from vl2.engine.device import choose_device, choose_dtype, choose_num_threads, gpu_uuid
 from vl2.engine.device_rows import DeviceRows
 from vl2.engine.grammar import late_chunks
 from vl2.engine.memory import measure_workspace, num_kv_pages
@@ -27,6 +27,7 @@ from vl2.engine.receipt import system_fingerprint
 from vl2.engine.sampler import choose
 from vl2.engine.scheduler import Chunk, StepBatch, StepOutput, TileJob
 from vl2.engine.threads import threads_for_step
+from vl2.engine.vision_clock import VisionClock
 from vl2.engine.vision_graphs import VisionGraphs
 from vl2.model.kv_pool import KVPool
 from vl2.model.vl2 import DeepseekVL2
@@ -81,7 +82,7 @@ class Runner:
         )
 
         self.fingerprint = b"random weights" if config.random_weights else fingerprint_weights(folder)
-        self.vision_seconds = 0.0
+        self.vision_clock = VisionClock(self.device)
         self.rows: DeviceRows | None = None
         self.decode_graphs: DecodeGraphs | None = None
         self.vision_graphs: VisionGraphs | None = None
@@ -110,6 +111,11 @@ class Runner:
         """Whether `launch` returns before the step's tokens are there."""
         return self.rows is not None
 
+    @property
+    def tile_bytes(self) -> int:
+        """Of one encoded tile in the feature table."""
+        return self.model_config.tile_geometry.tokens_per_tile * self.features[0].nbytes
+
     @torch.inference_mode()
     def _capture_graphs(self) -> None:
         assert self.rows is not None
@@ -133,7 +139,8 @@ class Runner:
                 threads_for_step(num_tokens, len(batch.tile_jobs), self.weights_bytes, self.num_threads)
             )
         if batch.tile_jobs:
-            self._encode(batch.tile_jobs)
+            with self.vision_clock.lap(batch.tile_jobs):
+                self._encode(batch.tile_jobs)
         if not batch.chunks:
             return FinishedStep(StepOutput([], []))
         if self.decode_graphs is not None and batch.is_decode:
@@ -173,7 +180,6 @@ class Runner:
 
     def _encode(self, jobs: list[TileJob]) -> None:
         """Fill feature slots. Out of memory, half as many tiles are encoded at a time: no request fails by it."""
-        started_s = time.monotonic()
         tiles, slots = tile_pixels(jobs), [job.slot for job in jobs]
         if self.vision_graphs is not None:
             self.vision_graphs.encode(tiles, slots)
@@ -193,7 +199,6 @@ class Runner:
             self._encode(jobs[half:])
             return
         self.features[:-2].unflatten(0, (self.num_tile_slots, -1))[torch.tensor(slots, device=self.device)] = encoded
-        self.vision_seconds += time.monotonic() - started_s
 
     def _choose_row_multiple(self) -> int:
         """What this processor's GEMMs need for a row's bits not to depend on the batch.
@@ -232,6 +237,7 @@ class Runner:
                 self.shape.rounding.multiple,
                 self.is_deterministic,
             ),
+            gpu_uuid=gpu_uuid(self.device),
         )
 
 

@@ -159,7 +159,7 @@ class RecordRequests:
         status = record.status or CLIENT_GONE
         if record.error_code is None and status >= 400:
             record.error_code, record.error_param = scope["state"].get("error", (HTTP_CODES.get(status), None))
-        self.metrics.count_request(route, status, record.age_s())
+        self.metrics.count_request(route, status, record.error_code, record.age_s())
         level = logging.DEBUG if route in QUIET_ROUTES else logging.INFO
         logger.log(level, "%s", log_line(record, scope["method"], route, status))
 

@@ -16,5 +16,5 @@ def create_admin_app(llm: ChatModel, metrics: Metrics, drain: Drain) -> FastAPI:
     app = FastAPI(title="vl2 admin", docs_url=None, redoc_url=None, openapi_url=None)
     install_error_handlers(app)
     app.include_router(health_routes(llm, drain))
-    app.include_router(metrics_routes(llm, metrics))
+    app.include_router(metrics_routes(llm, metrics, drain))
     return app

@@ -64,7 +64,7 @@ def create_app(
         max_bytes=max_image_bytes,
         rules=fetch_rules(config),
     )
-    metrics = Metrics()
+    metrics = Metrics(config.served_model_name or llm.name)
     drain, ids = Drain(), NodeIds(config.node_name)
     store = ResponseStore(config.max_stored_responses, config.max_stored_response_bytes)
     keys = KeyRing(config.api_key, config.keys_file)
@@ -72,7 +72,7 @@ def create_app(
     files = FileStore(database, ids, config.max_state_bytes) if database else None
     service = ChatService(
         llm,
-        config.served_model_name or llm.name,
+        metrics.model,
         fetcher,
         metrics,
         max_pictures=config.max_pictures,
@@ -107,7 +107,7 @@ def create_app(
         batch_routes(state),
         predict_routes(service, fetcher),
         health_routes(llm, drain),
-        *([metrics_routes(llm, metrics)] if config.admin_port is None else []),
+        *([metrics_routes(llm, metrics, drain)] if config.admin_port is None else []),
         page_routes(),
     ):
         app.include_router(router, responses=ERROR_RESPONSES)

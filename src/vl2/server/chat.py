@@ -152,6 +152,7 @@ class ChatService:
         stored = self.results.get(digest) if self.results is not None and digest is not None else None
         if stored is not None:
             record.headers[HEADER] = "hit"
+            self.metrics.result_cache_hits.inc()
             for delta in stored:
                 record.usage = delta.usage or record.usage
                 yield delta
@@ -190,7 +191,7 @@ class ChatService:
                 clock.observe(delta)
                 if delta.usage is not None:
                     record.usage = delta.usage
-                    self.metrics.count_usage(delta.usage)
+                    self.metrics.count_answer(delta.usage, record.first_token_s)
                     self._observe(record, delta.usage)
                     delta = dataclasses.replace(delta, usage=self._shown(delta.usage, record))
                 yield delta
