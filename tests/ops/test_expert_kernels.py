@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from vl2.ops.experts import align as align_module
-from vl2.ops.experts import kernel, reference
+from vl2.ops.experts import kernel, kernel_common, kernel_many, reference
 from vl2.ops.experts.weights import ExpertWeights
 
 WIDTH, INNER, EXPERTS, ACTIVE = 40, 24, 6, 2
@@ -38,7 +38,7 @@ def test_float32_equals_the_reference(device: torch.device, num_tokens: int, num
 
 
 @pytest.mark.parametrize("limit", [0, align_module.ONE_LAUNCH_PAIRS])
-@pytest.mark.parametrize("num_tokens", [1, 7, 50])
+@pytest.mark.parametrize("num_tokens", [1, 7, 50, 400])
 def test_blocks_hold_every_pair_once_beside_its_own_kind(device, num_tokens: int, limit: int, monkeypatch):
     monkeypatch.setattr(align_module, "ONE_LAUNCH_PAIRS", limit)
     ids, _ = routes(num_tokens, device)
@@ -54,6 +54,18 @@ def test_blocks_hold_every_pair_once_beside_its_own_kind(device, num_tokens: int
             assert expert == (ids[token, choice] if choice < ACTIVE else EXPERTS + choice - ACTIVE)
         seen += real
     assert sorted(seen) == list(range(num_tokens * (ACTIVE + 2)))
+
+
+@pytest.mark.parametrize("num_shared", [0, 2])
+@pytest.mark.parametrize("num_tokens", [1, 5, 33])
+def test_rows_laid_out_in_blocks_give_the_same(device: torch.device, num_tokens: int, num_shared: int):
+    torch.manual_seed(num_tokens)
+    x = torch.randn(num_tokens, 2 * WIDTH, device=device).half()[:, :WIDTH]  # rows need not lie side by side
+    experts, (ids, weights) = weights_of(device, torch.float16, num_shared), routes(num_tokens, device)
+    assert kernel_many.can_lay_out(x, experts)
+    tile = kernel_many.ManyTile(16, 16, 16, 32, 16, 4, 2, 2)
+    out = kernel_many.mix_many(x, ids, weights, experts, tile)
+    torch.testing.assert_close(out, reference.mix_experts(x, ids.long(), weights, experts), atol=2e-3, rtol=2e-3)
 
 
 def test_a_row_does_not_depend_on_the_others(device: torch.device):
@@ -73,9 +85,9 @@ def test_float16_stays_finite(device: torch.device):
     x, experts = torch.full((3, WIDTH), 6e4, device=device).half(), weights_of(device, torch.float16, 1)
     ids, weights = routes(3, device)
     assert bool(torch.isfinite(kernel.mix_experts(x, ids, weights * 100, experts)).all())
-    assert bool(torch.isfinite(kernel.swiglu(torch.full((2, 16), 6e4, device=device).half())).all())
+    assert bool(torch.isfinite(kernel_common.swiglu(torch.full((2, 16), 6e4, device=device).half())).all())
 
 
 def test_swiglu(device: torch.device):
     gate_up = torch.randn(3, 5, 60, device=device)
-    torch.testing.assert_close(kernel.swiglu(gate_up), reference.swiglu(gate_up), atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(kernel_common.swiglu(gate_up), reference.swiglu(gate_up), atol=1e-6, rtol=1e-6)

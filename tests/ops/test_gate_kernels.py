@@ -27,6 +27,15 @@ def test_ids_and_weights(device: torch.device, num_tokens: int, scoring: str, ha
     torch.testing.assert_close(weights, expected, atol=1e-6, rtol=1e-5)
 
 
+@pytest.mark.parametrize("num_tokens", [1, 17, 70])
+def test_logits_of_bfloat16_rows_are_as_exact_as_float32_allows(device: torch.device, num_tokens: int):
+    torch.manual_seed(num_tokens)
+    x, weight = torch.randn(num_tokens, 300, device=device).bfloat16(), torch.randn(11, 300, device=device)
+    exact = x.double() @ weight.T.double()
+    error = (kernel.router_logits(x, weight) - exact).norm() / exact.norm()
+    assert error < 1e-6  # of weights rounded to bfloat16 it would be 2e-3
+
+
 def test_equal_scores_go_to_the_lower_expert(device: torch.device):
     ids, _ = kernel.route(torch.ones(2, 4, device=device), torch.ones(6, 4, device=device), None, moe_config())
     assert ids.tolist() == [[0, 1]] * 2

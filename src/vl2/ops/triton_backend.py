@@ -5,7 +5,8 @@ import triton
 from vl2.ops.attention.kernel import attend_heads
 from vl2.ops.attention.kernel_mla import attend_mla
 from vl2.ops.cublas import linear_gelu
-from vl2.ops.experts.kernel import mix_experts, swiglu
+from vl2.ops.experts.kernel import mix_experts
+from vl2.ops.experts.kernel_common import swiglu
 from vl2.ops.gate.kernel import route
 from vl2.ops.norm.kernel import add_rms_norm, rms_norm
 from vl2.ops.norm.layer_kernel import add_layer_norm

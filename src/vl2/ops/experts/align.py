@@ -9,7 +9,8 @@ import triton
 import triton.language as tl
 
 ONE_LAUNCH_PAIRS = 2048
-"""Up to here every program counts all pairs by itself; beyond, torch sorts them."""
+"""Up to here every program counts all pairs by itself; beyond, parts of them are counted first."""
+PART_PAIRS = 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,16 +30,37 @@ def align(ids: torch.Tensor, num_routed: int, num_shared: int, block_m: int) -> 
     num_active, num_experts = num_chosen + num_shared, num_routed + num_shared
     num_pairs = num_tokens * num_active
     num_blocks = max_blocks(num_pairs, num_experts, block_m)
-    if num_pairs > ONE_LAUNCH_PAIRS:
-        return _align_by_sorting(ids, num_routed, num_shared, num_blocks, block_m)
     pairs = torch.empty(num_blocks * block_m, dtype=torch.int32, device=ids.device)
     experts = torch.empty(num_blocks, dtype=torch.int32, device=ids.device)
+    if num_pairs > ONE_LAUNCH_PAIRS:
+        num_parts, block_e = triton.cdiv(num_pairs, PART_PAIRS), triton.next_power_of_2(num_experts + 1)
+        counts = torch.empty(num_parts, block_e, dtype=torch.int32, device=ids.device)
+        sizes = dict(NUM_CHOSEN=num_chosen, NUM_ACTIVE=num_active, BLOCK_P=PART_PAIRS, BLOCK_E=block_e)
+        numbers = num_pairs, num_routed, num_experts
+        _count_part[(num_parts,)](ids, counts, *numbers, **sizes)
+        _place_part[(num_parts + num_experts + 1,)](
+            ids, counts, pairs, experts, *numbers, num_parts, num_blocks, **sizes, BLOCK_M=block_m, BLOCK_G=64,
+            num_warps=8,
+        )
+        return Blocks(pairs, experts)
     _align[(num_experts + 1,)](
         ids, pairs, experts, num_pairs, num_blocks, num_routed, num_experts, NUM_CHOSEN=num_chosen,
         NUM_ACTIVE=num_active, BLOCK_M=block_m, BLOCK_P=max(16, triton.next_power_of_2(num_pairs)),
         BLOCK_E=triton.next_power_of_2(num_experts + 1), BLOCK_B=triton.next_power_of_2(num_blocks),
     )  # fmt: skip
     return Blocks(pairs, experts)
+
+
+@triton.jit
+def _experts_of(
+    ids, pair, num_pairs, num_routed, num_experts, NUM_CHOSEN: tl.constexpr, NUM_ACTIVE: tl.constexpr
+):  # fmt: skip
+    """The expert of each pair, `num_experts` of what is none."""
+    choice = pair % NUM_ACTIVE
+    is_chosen = (pair < num_pairs) & (choice < NUM_CHOSEN)
+    chosen = tl.load(ids + pair // NUM_ACTIVE * NUM_CHOSEN + choice, mask=is_chosen, other=0).to(tl.int32)
+    expert = tl.where(choice < NUM_CHOSEN, chosen, num_routed + choice - NUM_CHOSEN)
+    return tl.where(pair < num_pairs, expert, num_experts)
 
 
 @triton.jit
@@ -50,12 +72,7 @@ def _align(
     """One expert a program, which writes its own blocks; the last program marks the blocks that nobody uses."""
     own = tl.program_id(0)
     pair = tl.arange(0, BLOCK_P)
-    choice = pair % NUM_ACTIVE
-    chosen = tl.load(
-        ids + pair // NUM_ACTIVE * NUM_CHOSEN + choice, mask=(pair < num_pairs) & (choice < NUM_CHOSEN), other=0
-    ).to(tl.int32)
-    expert = tl.where(choice < NUM_CHOSEN, chosen, num_routed + choice - NUM_CHOSEN)
-    expert = tl.where(pair < num_pairs, expert, num_experts)
+    expert = _experts_of(ids, pair, num_pairs, num_routed, num_experts, NUM_CHOSEN, NUM_ACTIVE)
     counts = tl.histogram(expert, BLOCK_E)
     e = tl.arange(0, BLOCK_E)
     blocks = (counts + BLOCK_M - 1) // BLOCK_M
@@ -75,20 +92,54 @@ def _align(
             tl.store(pairs + first * BLOCK_M + last, num_pairs, mask=last >= count)
 
 
-def _align_by_sorting(ids: torch.Tensor, num_routed: int, num_shared: int, num_blocks: int, block_m: int) -> Blocks:
-    num_tokens, num_experts = len(ids), num_routed + num_shared
-    shared = torch.arange(num_routed, num_experts, dtype=ids.dtype, device=ids.device).expand(num_tokens, -1)
-    flat = torch.cat((ids, shared), 1).flatten()
-    num_pairs = len(flat)
-    sorted_experts, order = flat.sort(stable=True)
-    every = torch.arange(num_experts, dtype=flat.dtype, device=ids.device)
-    first_pair = torch.searchsorted(sorted_experts, every)
-    counts = torch.searchsorted(sorted_experts, every, right=True) - first_pair
-    ends = ((counts + block_m - 1) // block_m).cumsum(0)
-    starts = ends - (counts + block_m - 1) // block_m
-    rank = torch.arange(num_pairs, device=ids.device) - first_pair[sorted_experts]
-    pairs = torch.full((num_blocks * block_m,), num_pairs, dtype=torch.int32, device=ids.device)
-    pairs[starts[sorted_experts] * block_m + rank] = order.int()
-    block = torch.arange(num_blocks, device=ids.device)
-    owner = torch.searchsorted(ends, block, right=True)
-    return Blocks(pairs, torch.where(owner < num_experts, owner, -1).int())
+@triton.jit
+def _count_part(
+    ids, counts, num_pairs, num_routed, num_experts,
+    NUM_CHOSEN: tl.constexpr, NUM_ACTIVE: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_E: tl.constexpr,
+):  # fmt: skip
+    part = tl.program_id(0)
+    pair = part * BLOCK_P + tl.arange(0, BLOCK_P)
+    expert = _experts_of(ids, pair, num_pairs, num_routed, num_experts, NUM_CHOSEN, NUM_ACTIVE)
+    tl.store(counts + part * BLOCK_E + tl.arange(0, BLOCK_E), tl.histogram(expert, BLOCK_E))
+
+
+@triton.jit
+def _place_part(
+    ids, counts, pairs, block_experts, num_pairs, num_routed, num_experts, num_parts, num_blocks,
+    NUM_CHOSEN: tl.constexpr, NUM_ACTIVE: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_E: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_G: tl.constexpr,
+):  # fmt: skip
+    """A part's pairs go behind those of the parts before it. Programs beyond the parts name each expert's blocks and
+    fill up its last one; the very last marks the blocks that nobody uses.
+    """
+    program = tl.program_id(0)
+    e = tl.arange(0, BLOCK_E)
+    total, before = tl.zeros((BLOCK_E,), tl.int32), tl.zeros((BLOCK_E,), tl.int32)
+    for start in range(0, num_parts, BLOCK_G):
+        parts = start + tl.arange(0, BLOCK_G)
+        own = tl.load(counts + parts[:, None] * BLOCK_E + e[None, :], mask=(parts < num_parts)[:, None], other=0)
+        total += tl.sum(own, 0)
+        before += tl.sum(tl.where((parts < program)[:, None], own, 0), 0)
+    blocks = tl.where(e < num_experts, (total + BLOCK_M - 1) // BLOCK_M, 0)
+    ends = tl.cumsum(blocks, 0)
+    firsts = ends - blocks
+    if program < num_parts:
+        pair = program * BLOCK_P + tl.arange(0, BLOCK_P)
+        expert = _experts_of(ids, pair, num_pairs, num_routed, num_experts, NUM_CHOSEN, NUM_ACTIVE)
+        is_own = (expert[:, None] == e[None, :]).to(tl.int32)
+        place = firsts[None, :] * BLOCK_M + before[None, :] + tl.cumsum(is_own, 0) - 1
+        place = tl.sum(tl.where(is_own == 1, place, 0), 1)
+        tl.store(pairs + place, pair, mask=pair < num_pairs)
+    elif program < num_parts + num_experts:
+        own = program - num_parts
+        first, count = tl.sum(tl.where(e == own, firsts, 0), 0), tl.sum(tl.where(e == own, total, 0), 0)
+        num_own = (count + BLOCK_M - 1) // BLOCK_M
+        for start in range(0, num_own, BLOCK_P):
+            b = start + tl.arange(0, BLOCK_P)
+            tl.store(block_experts + first + b, own, mask=b < num_own)
+        last = tl.maximum(num_own - 1, 0) * BLOCK_M + tl.arange(0, BLOCK_M)
+        tl.store(pairs + first * BLOCK_M + last, num_pairs, mask=(last >= count) & (last < num_own * BLOCK_M))
+    else:
+        for start in range(tl.max(ends, 0), num_blocks, BLOCK_P):
+            b = start + tl.arange(0, BLOCK_P)
+            tl.store(block_experts + b, -1, mask=b < num_blocks)

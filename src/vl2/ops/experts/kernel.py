@@ -15,6 +15,8 @@ import triton
 import triton.language as tl
 
 from vl2.ops.experts.align import Blocks, align
+from vl2.ops.experts.kernel_common import block_and_tile, swish, weighted_sum
+from vl2.ops.experts.kernel_many import can_lay_out, mix_many
 from vl2.ops.experts.weights import ExpertWeights
 from vl2.ops.rows import RowRounding
 from vl2.ops.saturate_kernel import to_dtype
@@ -33,11 +35,8 @@ class Tile:
     num_stages: int
 
 
-FEW, SOME, MANY = (
-    Tile(16, 32, 128, 32, 128, 4, 4),
-    Tile(64, 64, 64, 128, 64, 4, 4),
-    Tile(128, 128, 64, 128, 64, 8, 3),
-)
+FEW, SOME = Tile(16, 32, 128, 32, 128, 4, 4), Tile(64, 64, 64, 128, 64, 4, 4)
+MANY = Tile(128, 128, 64, 128, 64, 8, 3)
 FLOAT32 = Tile(16, 32, 32, 32, 32, 4, 2)
 GROUP_BLOCKS = 8
 """Neighbouring blocks that share a tile of weights in the cache before the next tile is begun."""
@@ -65,6 +64,8 @@ def mix_experts(
     num_shared = 0 if shared_up is None else shared_up.shape[0] // 2 // inner
     num_active = ids.shape[1] + num_shared
     tile = choose_tile(num_tokens * num_active, num_routed + num_shared, x.dtype)
+    if tile is MANY and can_lay_out(x, experts):
+        return mix_many(x, ids, weights, experts)
     is_single = num_tokens == 1
     blocks = Blocks(ids, ids) if is_single else align(ids, num_routed, num_shared, tile.block_m)
     num_blocks = num_active if is_single else len(blocks.experts)
@@ -86,43 +87,11 @@ def mix_experts(
         NUM_CHOSEN=num_chosen, BLOCK_M=tile.block_m, BLOCK_N=tile.down_n, BLOCK_K=tile.down_k, GROUP=GROUP_BLOCKS,
         PRECISION=_precision(x), num_warps=tile.num_warps, num_stages=tile.num_stages,
     )  # fmt: skip
-    out = torch.empty_like(x, memory_format=torch.contiguous_format)
-    block_c = 1024 if num_tokens > 64 else 256
-    _weighted_sum[(num_tokens, triton.cdiv(width, block_c))](
-        results, weights, out, width, NUM_ROUTED=ids.shape[1], NUM_ACTIVE=num_active, BLOCK_C=block_c
-    )
-    return out
-
-
-def swiglu(gate_up: torch.Tensor) -> torch.Tensor:
-    """`Backend.swiglu` (ops/backend.py)."""
-    inner = gate_up.shape[-1] // 2
-    rows = gate_up.reshape(-1, 2 * inner)
-    out = torch.empty(*gate_up.shape[:-1], inner, dtype=gate_up.dtype, device=gate_up.device)
-    block = 1024
-    _swiglu[(len(rows), triton.cdiv(inner, block))](rows, out, inner, BLOCK=block)
-    return out
+    return weighted_sum(results, weights, None)
 
 
 def _precision(x: torch.Tensor) -> str:
     return "ieee" if x.dtype == torch.float32 else "tf32"  # of 16-bit types it says nothing
-
-
-@triton.jit
-def _swish(gate, up, dtype: tl.constexpr):
-    """silu(gate) · up of accumulators, with the roundings of a model that computes them one by one."""
-    gate, up = to_dtype(gate, dtype).to(tl.float32), to_dtype(up, dtype).to(tl.float32)
-    return to_dtype(to_dtype(gate / (1.0 + tl.exp(-gate)), dtype).to(tl.float32) * up, dtype)
-
-
-@triton.jit
-def _block_and_tile(num_blocks, num_tiles, GROUP: tl.constexpr):
-    """Program → (block of rows, tile of columns), so that GROUP blocks in a row share a tile."""
-    program = tl.program_id(0)
-    first = program // (GROUP * num_tiles) * GROUP
-    size = min(num_blocks - first, GROUP)
-    inside = program % (GROUP * num_tiles)
-    return first + inside % size, inside // size
 
 
 @triton.jit
@@ -145,7 +114,7 @@ def _gate_up(
     shared_inner, row_stride, NUM_ACTIVE: tl.constexpr, NUM_CHOSEN: tl.constexpr, BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    block, tile = _block_and_tile(num_blocks, tl.cdiv(inner, BLOCK_N), GROUP)
+    block, tile = block_and_tile(tl.program_id(0), num_blocks, tl.cdiv(inner, BLOCK_N), GROUP)
     expert, pair = _rows_of_block(pairs, block_experts, block, num_pairs, num_routed, NUM_CHOSEN, BLOCK_M)
     if expert < 0:
         return
@@ -170,7 +139,7 @@ def _gate_up(
         gate = tl.dot(a, tl.load(gates + k[:, None], mask=mask, other=0.0), gate, input_precision=PRECISION)
         up = tl.dot(a, tl.load(ups + k[:, None], mask=mask, other=0.0), up, input_precision=PRECISION)
     at = hidden + pair.to(tl.int64)[:, None] * inner + column[None, :]
-    tl.store(at, _swish(gate, up, hidden.dtype.element_ty), mask=is_pair[:, None] & is_column[None, :])
+    tl.store(at, swish(gate, up, hidden.dtype.element_ty), mask=is_pair[:, None] & is_column[None, :])
 
 
 @triton.jit
@@ -179,7 +148,7 @@ def _down(
     shared_inner, NUM_CHOSEN: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
     GROUP: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    block, tile = _block_and_tile(num_blocks, tl.cdiv(width, BLOCK_N), GROUP)
+    block, tile = block_and_tile(tl.program_id(0), num_blocks, tl.cdiv(width, BLOCK_N), GROUP)
     expert, pair = _rows_of_block(pairs, block_experts, block, num_pairs, num_routed, NUM_CHOSEN, BLOCK_M)
     if expert < 0:
         return
@@ -203,31 +172,3 @@ def _down(
         total = tl.dot(a, b, total, input_precision=PRECISION)
     at = results + pair.to(tl.int64)[:, None] * width + column[None, :]
     tl.store(at, to_dtype(total, results.dtype.element_ty), mask=is_pair[:, None] & is_column[None, :])
-
-
-@triton.jit
-def _weighted_sum(
-    results, weights, out, width, NUM_ROUTED: tl.constexpr, NUM_ACTIVE: tl.constexpr, BLOCK_C: tl.constexpr
-):  # fmt: skip
-    """Σ weight · result of a token's experts in the router's order, then the shared ones."""
-    token = tl.program_id(0).to(tl.int64)
-    column = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
-    inside = column < width
-    total = tl.zeros((BLOCK_C,), tl.float32)
-    for k in tl.static_range(NUM_ACTIVE):
-        result = tl.load(results + (token * NUM_ACTIVE + k) * width + column, mask=inside, other=0.0).to(tl.float32)
-        if k < NUM_ROUTED:
-            total += result * tl.load(weights + token * NUM_ROUTED + k)
-        else:
-            total += result
-    tl.store(out + token * width + column, to_dtype(total, out.dtype.element_ty), mask=inside)
-
-
-@triton.jit
-def _swiglu(gate_up, out, inner, BLOCK: tl.constexpr):
-    row = tl.program_id(0).to(tl.int64)
-    column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    inside = column < inner
-    gate = tl.load(gate_up + row * 2 * inner + column, mask=inside, other=0.0).to(tl.float32)
-    up = tl.load(gate_up + row * 2 * inner + inner + column, mask=inside, other=0.0).to(tl.float32)
-    tl.store(out + row * inner + column, _swish(gate, up, out.dtype.element_ty), mask=inside)

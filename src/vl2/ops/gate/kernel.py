@@ -1,4 +1,4 @@
-"""The router in two launches: scores, then the choice."""
+"""The router in two launches: logits, then the choice."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from vl2.core.model_config import MoEConfig
 from vl2.ops.gate import reference
 
 FEW_TOKENS = 16
-"""Up to here a program reads a few experts' weights for one token; beyond, cuBLAS multiplies (in float32, not tf32)."""
+"""Up to here a program reads one expert's weights for one token; beyond, rows are multiplied in tiles."""
 
 
 def route(
@@ -20,16 +20,8 @@ def route(
     if config.num_groups > 1 and config.topk_method != "greedy":
         ids, weights = reference.route(x, weight, bias, config)
         return ids.contiguous(), weights.contiguous()
-    num_tokens, width = x.shape
-    num_experts, num_active = config.num_experts, config.num_active
-    if num_tokens <= FEW_TOKENS:
-        logits = torch.empty(num_tokens, num_experts, dtype=torch.float32, device=x.device)
-        block_experts = 4
-        _router_logits[(num_tokens, triton.cdiv(num_experts, block_experts))](
-            x, weight, logits, width, num_experts, x.stride(0), BLOCK_E=block_experts, BLOCK_C=1024, num_warps=4
-        )
-    else:
-        logits = x.float() @ weight.T
+    num_tokens, num_experts, num_active = len(x), config.num_experts, config.num_active
+    logits = router_logits(x, weight)
     ids = torch.empty(num_tokens, num_active, dtype=torch.int32, device=x.device)
     weights = torch.empty(num_tokens, num_active, dtype=torch.float32, device=x.device)
     _choose[(num_tokens,)](
@@ -40,20 +32,67 @@ def route(
     return ids, weights
 
 
+def router_logits(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """x [T, C], weight [E, C] float32 → x @ weightᵀ [T, E] float32.
+
+    Many rows of bfloat16 go to the tensor cores with nothing rounded: a float32 weight is the sum of three bfloat16
+    numbers, and their products with a bfloat16 number are exact in the float32 in which they are added up. Other types
+    are multiplied by cuBLAS in float32 (not tf32).
+    """
+    (num_tokens, width), num_experts = x.shape, len(weight)
+    if num_tokens > FEW_TOKENS and x.dtype != torch.bfloat16:
+        return x.float() @ weight.T
+    logits = torch.empty(num_tokens, num_experts, dtype=torch.float32, device=x.device)
+    sizes = width, num_experts, x.stride(0)
+    if num_tokens <= FEW_TOKENS:
+        block_c = min(2048, triton.next_power_of_2(width))
+        _few_logits[(num_tokens, num_experts)](x, weight, logits, *sizes, BLOCK_C=block_c, num_warps=4)
+    else:
+        block_t, block_e = 16 if num_tokens <= 1024 else 64, max(16, triton.next_power_of_2(num_experts))
+        _many_logits[(triton.cdiv(num_tokens, block_t),)](
+            x, weight, logits, num_tokens, *sizes, BLOCK_T=block_t, BLOCK_E=block_e, BLOCK_C=128, num_warps=4,
+            num_stages=2,
+        )  # fmt: skip
+    return logits
+
+
 @triton.jit
-def _router_logits(
-    x, weight, logits, width, num_experts, row_stride, BLOCK_E: tl.constexpr, BLOCK_C: tl.constexpr
-):  # fmt: skip
-    token = tl.program_id(0)
-    experts = tl.program_id(1) * BLOCK_E + tl.arange(0, BLOCK_E)
-    known = experts < num_experts
-    total = tl.zeros((BLOCK_E, BLOCK_C), tl.float32)
+def _few_logits(x, weight, logits, width, num_experts, row_stride, BLOCK_C: tl.constexpr):
+    """One token at one expert."""
+    token, expert = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    total = tl.zeros((BLOCK_C,), tl.float32)
     for start in range(0, width, BLOCK_C):
         columns = start + tl.arange(0, BLOCK_C)
-        row = tl.load(x + token.to(tl.int64) * row_stride + columns, mask=columns < width, other=0.0).to(tl.float32)
-        at = experts[:, None] * width + columns[None, :]
-        total += tl.load(weight + at, mask=known[:, None] & (columns < width)[None, :], other=0.0) * row[None, :]
-    tl.store(logits + token * num_experts + experts, tl.sum(total, 1), mask=known)
+        row = tl.load(x + token * row_stride + columns, mask=columns < width, other=0.0).to(tl.float32)
+        total += tl.load(weight + expert * width + columns, mask=columns < width, other=0.0) * row
+    tl.store(logits + token * num_experts + expert, tl.sum(total, 0))
+
+
+@triton.jit
+def _many_logits(
+    x, weight, logits, num_tokens, width, num_experts, row_stride,
+    BLOCK_T: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """BLOCK_T tokens at all experts; the small parts are added up first, apart from the large one."""
+    tokens = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)
+    experts = tl.arange(0, BLOCK_E)
+    rows = x + tokens.to(tl.int64)[:, None] * row_stride
+    is_row, is_expert = (tokens < num_tokens)[:, None], (experts < num_experts)[None, :]
+    high, low = tl.zeros((BLOCK_T, BLOCK_E), tl.float32), tl.zeros((BLOCK_T, BLOCK_E), tl.float32)
+    for start in range(0, width, BLOCK_C):
+        columns = start + tl.arange(0, BLOCK_C)
+        row = tl.load(rows + columns[None, :], mask=is_row & (columns < width)[None, :], other=0.0)
+        at = experts[None, :] * width + columns[:, None]
+        w = tl.load(weight + at, mask=is_expert & (columns < width)[:, None], other=0.0)
+        first = w.to(tl.bfloat16)
+        rest = w - first.to(tl.float32)
+        second = rest.to(tl.bfloat16)
+        third = (rest - second.to(tl.float32)).to(tl.bfloat16)
+        low = tl.dot(row, third, low)
+        low = tl.dot(row, second, low)
+        high = tl.dot(row, first, high)
+    at = tokens.to(tl.int64)[:, None] * num_experts + experts[None, :]
+    tl.store(logits + at, high + low, mask=is_row & is_expert)
 
 
 @triton.jit

@@ -1,0 +1,81 @@
+"""What both ways of running experts share: the order of tiles, SwiGLU, the weighted sum of a token's experts."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+from vl2.ops.saturate_kernel import to_dtype
+
+
+def swiglu(gate_up: torch.Tensor) -> torch.Tensor:
+    """`Backend.swiglu` (ops/backend.py)."""
+    inner = gate_up.shape[-1] // 2
+    rows = gate_up.reshape(-1, 2 * inner)
+    out = torch.empty(*gate_up.shape[:-1], inner, dtype=gate_up.dtype, device=gate_up.device)
+    block = 1024
+    _swiglu[(len(rows), triton.cdiv(inner, block))](rows, out, inner, BLOCK=block)
+    return out
+
+
+def weighted_sum(results: torch.Tensor, weights: torch.Tensor, shared: torch.Tensor | None) -> torch.Tensor:
+    """results [T · (A + S), C] of each token's pairs, weights [T, A] float32, shared [T, C] → [T, C].
+
+    Σ weight · result in the router's order, then the S results of weight 1, then `shared`; added up in float32.
+    """
+    num_tokens, num_routed = weights.shape
+    width = results.shape[1]
+    out = torch.empty(num_tokens, width, dtype=results.dtype, device=results.device)
+    block_c = 1024 if num_tokens > 64 else 256
+    _weighted_sum[(num_tokens, triton.cdiv(width, block_c))](
+        results, weights, results if shared is None else shared, out, width, NUM_ROUTED=num_routed,
+        NUM_ACTIVE=len(results) // num_tokens, HAS_SHARED=shared is not None, BLOCK_C=block_c,
+    )  # fmt: skip
+    return out
+
+
+@triton.jit
+def swish(gate, up, dtype: tl.constexpr):
+    """silu(gate) · up of accumulators, with the roundings of a model that computes them one by one."""
+    gate, up = to_dtype(gate, dtype).to(tl.float32), to_dtype(up, dtype).to(tl.float32)
+    return to_dtype(to_dtype(gate / (1.0 + tl.exp(-gate)), dtype).to(tl.float32) * up, dtype)
+
+
+@triton.jit
+def block_and_tile(number, num_blocks, num_tiles, GROUP: tl.constexpr):
+    """Number of a piece of work → (block of rows, tile of columns), so that GROUP blocks in a row share a tile."""
+    first = number // (GROUP * num_tiles) * GROUP
+    size = min(num_blocks - first, GROUP)
+    inside = number % (GROUP * num_tiles)
+    return first + inside % size, inside // size
+
+
+@triton.jit
+def _weighted_sum(
+    results, weights, shared, out, width,
+    NUM_ROUTED: tl.constexpr, NUM_ACTIVE: tl.constexpr, HAS_SHARED: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    token = tl.program_id(0).to(tl.int64)
+    column = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    inside = column < width
+    total = tl.zeros((BLOCK_C,), tl.float32)
+    for k in tl.static_range(NUM_ACTIVE):
+        result = tl.load(results + (token * NUM_ACTIVE + k) * width + column, mask=inside, other=0.0).to(tl.float32)
+        if k < NUM_ROUTED:
+            total += result * tl.load(weights + token * NUM_ROUTED + k)
+        else:
+            total += result
+    if HAS_SHARED:
+        total += tl.load(shared + token * width + column, mask=inside, other=0.0).to(tl.float32)
+    tl.store(out + token * width + column, to_dtype(total, out.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _swiglu(gate_up, out, inner, BLOCK: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    inside = column < inner
+    gate = tl.load(gate_up + row * 2 * inner + column, mask=inside, other=0.0).to(tl.float32)
+    up = tl.load(gate_up + row * 2 * inner + inner + column, mask=inside, other=0.0).to(tl.float32)
+    tl.store(out + row * inner + column, swish(gate, up, out.dtype.element_ty), mask=inside)

@@ -1,0 +1,167 @@
+"""Experts of a prompt's many tokens: rows are laid out in blocks of one expert each, and tiles come as whole boxes.
+
+What differs from `kernel.py`: a block's rows lie side by side, so the copy engine (TMA) brings tiles of rows and of
+weights to shared memory without a thread computing addresses; programs stay and take one tile after the other; the
+shared experts, which every token takes, are two plain matrix products.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from vl2.ops.experts.align import align
+from vl2.ops.experts.kernel_common import block_and_tile, swiglu, swish, weighted_sum
+from vl2.ops.experts.weights import ExpertWeights
+from vl2.ops.saturate import saturate
+from vl2.ops.saturate_kernel import to_dtype
+
+ALIGNMENT = 16
+"""Bytes: rows that the copy engine reads begin at multiples of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class ManyTile:
+    """Rows of a block, columns of a tile, and the step along the inner dimension; for gate-up, then for down."""
+
+    block_m: int
+    up_n: int
+    up_k: int
+    down_n: int
+    down_k: int
+    num_warps: int
+    up_stages: int
+    down_stages: int
+    group: int = 8  # neighbouring blocks that share a tile of weights in the cache before the next is begun
+
+
+TILE = ManyTile(128, 128, 64, 256, 64, 8, 4, 4)
+
+
+def can_lay_out(x: torch.Tensor, experts: ExpertWeights) -> bool:
+    """Whether the copy engine takes rows of these widths."""
+    widths = x.shape[1], experts.down.shape[2]
+    return x.dtype != torch.float32 and all(width * x.element_size() % ALIGNMENT == 0 for width in widths)
+
+
+def mix_many(
+    x: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor, experts: ExpertWeights, tile: ManyTile = TILE
+) -> torch.Tensor:
+    """`Backend.mix_experts` (ops/backend.py) of 16-bit rows."""
+    num_tokens, width = x.shape
+    num_routed, num_active, inner = len(experts.down), ids.shape[1], experts.down.shape[2]
+    blocks = align(ids, num_routed, 0, tile.block_m)
+    num_blocks, num_pairs = len(blocks.experts), num_tokens * num_active
+    rows = torch.empty(num_blocks * tile.block_m, width, dtype=x.dtype, device=x.device)
+    block_r = 16
+    _lay_out[(len(rows) // block_r,)](
+        x, rows, blocks.pairs, blocks.experts, num_pairs, width, x.stride(0), NUM_ACTIVE=num_active,
+        BLOCK_M=tile.block_m, BLOCK_R=block_r, BLOCK_C=min(1024, triton.next_power_of_2(width)), num_warps=8,
+    )  # fmt: skip
+    hidden = torch.empty(len(rows), inner, dtype=x.dtype, device=x.device)
+    options = dict(BLOCK_M=tile.block_m, GROUP=tile.group, num_warps=tile.num_warps)
+    num_tiles = num_blocks * triton.cdiv(inner, tile.up_n)
+    _gate_up[(min(num_tiles, num_programs(x.device)),)](
+        box(rows, tile.block_m, tile.up_k), box(experts.gate_up.flatten(0, 1), tile.up_n, tile.up_k), hidden,
+        blocks.experts, num_blocks, width, inner, BLOCK_N=tile.up_n, BLOCK_K=tile.up_k, num_stages=tile.up_stages,
+        **options,
+    )  # fmt: skip
+    results = torch.empty(num_pairs, width, dtype=x.dtype, device=x.device)
+    num_tiles = num_blocks * triton.cdiv(width, tile.down_n)
+    _down[(min(num_tiles, num_programs(x.device)),)](
+        box(hidden, tile.block_m, tile.down_k), box(experts.down.flatten(0, 1), tile.down_n, tile.down_k), results,
+        blocks.pairs, blocks.experts, num_blocks, num_pairs, width, inner, BLOCK_N=tile.down_n, BLOCK_K=tile.down_k,
+        num_stages=tile.down_stages, **options,
+    )  # fmt: skip
+    return weighted_sum(results, weights, _shared(x, experts))
+
+
+def _shared(x: torch.Tensor, experts: ExpertWeights) -> torch.Tensor | None:
+    """What all tokens take."""
+    if experts.shared_gate_up is None or experts.shared_down is None:
+        return None
+    inner = swiglu(saturate(torch.mm(x, experts.shared_gate_up.t())))
+    return saturate(torch.mm(inner, experts.shared_down.t()))
+
+
+def box(matrix: torch.Tensor, rows: int, columns: int) -> TensorDescriptor:
+    """How the copy engine sees a matrix: what lies beyond its edges is zero."""
+    return TensorDescriptor.from_tensor(matrix, [rows, columns])
+
+
+@functools.cache
+def num_programs(device: torch.device) -> int:
+    """One for each multiprocessor; in the interpreter a few, so that each has more than one tile."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 3
+
+
+@triton.jit
+def _lay_out(
+    x, rows, pairs, block_experts, num_pairs, width, row_stride,
+    NUM_ACTIVE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """Copy each pair's token to its place; what fills a block up is zero."""
+    first = tl.program_id(0) * BLOCK_R
+    if tl.load(block_experts + first // BLOCK_M) < 0:
+        return
+    place = first + tl.arange(0, BLOCK_R)
+    pair = tl.load(pairs + place)
+    is_pair = (pair < num_pairs)[:, None]
+    source = x + (pair // NUM_ACTIVE).to(tl.int64)[:, None] * row_stride
+    target = rows + place.to(tl.int64)[:, None] * width
+    for start in range(0, width, BLOCK_C):
+        columns = (start + tl.arange(0, BLOCK_C))[None, :]
+        row = tl.load(source + columns, mask=is_pair & (columns < width), other=0.0)
+        tl.store(target + columns, row, mask=columns < width)
+
+
+@triton.jit
+def _gate_up(
+    rows, gate_up, hidden, block_experts, num_blocks, width, inner,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP: tl.constexpr,
+):  # fmt: skip
+    """rows [B · M, C], gate_up [E · 2F, C] → hidden [B · M, F]. A tile may reach into other rows of weights than its
+    own: those columns are not stored.
+    """
+    num_tiles = tl.cdiv(inner, BLOCK_N)
+    for number in range(tl.program_id(0), num_blocks * num_tiles, tl.num_programs(0)):
+        block, tile = block_and_tile(number, num_blocks, num_tiles, GROUP)
+        expert = tl.load(block_experts + block)
+        if expert >= 0:
+            first = expert * 2 * inner + tile * BLOCK_N
+            gate, up = tl.zeros((BLOCK_M, BLOCK_N), tl.float32), tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+            for k in range(0, width, BLOCK_K):
+                a = rows.load([block * BLOCK_M, k])
+                gate = tl.dot(a, gate_up.load([first, k]).T, gate)
+                up = tl.dot(a, gate_up.load([first + inner, k]).T, up)
+            m, column = block * BLOCK_M + tl.arange(0, BLOCK_M), tile * BLOCK_N + tl.arange(0, BLOCK_N)
+            at = hidden + m.to(tl.int64)[:, None] * inner + column[None, :]
+            tl.store(at, swish(gate, up, hidden.dtype.element_ty), mask=(column < inner)[None, :])
+
+
+@triton.jit
+def _down(
+    hidden, down, results, pairs, block_experts, num_blocks, num_pairs, width, inner,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP: tl.constexpr,
+):  # fmt: skip
+    """hidden [B · M, F], down [E · C, F] → results [pairs, C]."""
+    num_tiles = tl.cdiv(width, BLOCK_N)
+    for number in range(tl.program_id(0), num_blocks * num_tiles, tl.num_programs(0)):
+        block, tile = block_and_tile(number, num_blocks, num_tiles, GROUP)
+        expert = tl.load(block_experts + block)
+        if expert >= 0:
+            first = expert * width + tile * BLOCK_N
+            total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+            for k in range(0, inner, BLOCK_K):
+                total = tl.dot(hidden.load([block * BLOCK_M, k]), down.load([first, k]).T, total)
+            pair = tl.load(pairs + block * BLOCK_M + tl.arange(0, BLOCK_M))
+            column = tile * BLOCK_N + tl.arange(0, BLOCK_N)
+            at = results + pair.to(tl.int64)[:, None] * width + column[None, :]
+            tl.store(
+                at, to_dtype(total, results.dtype.element_ty), mask=(pair < num_pairs)[:, None] & (column < width)[None]
+            )
