@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import io
 import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
@@ -18,6 +19,7 @@ from vl2.core.types import (
     Delta,
     FinishReason,
     GroundedObject,
+    ImageSource,
     ImageSpan,
     Message,
     Prompt,
@@ -99,6 +101,10 @@ class FakeModel:
     async def pdf_pages(self, data: bytes, pages: str | None = None) -> list[Image.Image]:
         """Each page is one pixel: its number, as grey."""
         return [Image.new("RGB", (1, 1), (int(number),) * 3) for number in (pages or "1,2").split(",")]
+
+    async def open_picture(self, source: ImageSource) -> Image.Image:
+        """Bytes are taken for an encoded picture."""
+        return Image.open(io.BytesIO(source)) if isinstance(source, bytes) else source
 
     async def stream(
         self,

@@ -33,6 +33,7 @@ from vl2.core.types import (
     Delta,
     FinishReason,
     GroundedObject,
+    ImageSource,
     Message,
     Prompt,
     QueueOptions,
@@ -50,6 +51,7 @@ from vl2.engine.transport import ProcessTransport, ThreadTransport
 from vl2.processing.constrain import check_grammar, check_prompt
 from vl2.processing.detokenizer import Detokenizer
 from vl2.processing.grounding import parse_grounding
+from vl2.processing.images import open_image
 from vl2.processing.isolated import render_pdf
 from vl2.processing.processor import Processor
 from vl2.processing.tokenizer import DET, DET_END, REF, REF_END, Tokenizer
@@ -145,6 +147,10 @@ class LLM:
         return await asyncio.get_running_loop().run_in_executor(
             self._pool, render_pdf, data, pages, self.processor.limits
         )
+
+    async def open_picture(self, source: ImageSource) -> Image.Image:
+        """A picture as the model sees it: upright, RGB of 8 bits. Raises: InvalidImage, TooLarge."""
+        return await asyncio.get_running_loop().run_in_executor(self._pool, open_image, source, self.processor.limits)
 
     async def stream(
         self,

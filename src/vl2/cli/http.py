@@ -94,5 +94,5 @@ class _AdminServer(uvicorn.Server):
 
 
 def admin_server(llm: LLM, app: FastAPI) -> uvicorn.Server:
-    admin = create_admin_app(llm, app.state.metrics, app.state.drain)
+    admin = create_admin_app(llm, app.state.metrics, app.state.drain, app.state.status)
     return _AdminServer(uvicorn.Config(admin, log_config=None, access_log=False, server_header=False, lifespan="off"))

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from vl2.core.stats import ModelInfo, ReplicaStats
-from vl2.core.types import Delta, Message, Prompt, QueueOptions, SamplingParams
+from vl2.core.types import Delta, ImageSource, Message, Prompt, QueueOptions, SamplingParams
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -43,6 +43,9 @@ class ChatModel(Protocol):
 
     async def pdf_pages(self, data: bytes, pages: str | None = None) -> list[Image.Image]:
         """Pages of a PDF as pictures; `pages` as "1-3,5". Raises: InvalidImage, InvalidRequest, TooLarge."""
+
+    async def open_picture(self, source: ImageSource) -> Image.Image:
+        """A picture as the model sees it: upright, RGB of 8 bits. Raises: InvalidImage, TooLarge."""
 
     def stream(
         self,

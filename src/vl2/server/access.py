@@ -33,6 +33,7 @@ QUIET_ROUTES = (
     "/health/live",
     "/health/ready",
     "/metrics",
+    "/status/data",
 )  # asked every few seconds: logged at debug level
 
 

@@ -35,11 +35,13 @@ from vl2.server.intake import LimitBody
 from vl2.server.metrics import Metrics, metrics_routes
 from vl2.server.openai.routes import openai_routes
 from vl2.server.page import page_routes
+from vl2.server.pictures import picture_routes
 from vl2.server.predict import predict_routes
 from vl2.server.quotas import Quotas
 from vl2.server.responses.routes import responses_routes
 from vl2.server.responses.store import ResponseStore
 from vl2.server.results import ResultCache
+from vl2.server.status import ServerStatus, status_routes
 from vl2.server.tenants import KeyRing
 
 logger = logging.getLogger(__name__)
@@ -90,6 +92,7 @@ def create_app(
 
     app = FastAPI(title="vl2", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.config, app.state.metrics, app.state.drain = config, metrics, drain
+    app.state.status = status = ServerStatus(llm, service.model_name, service.rates)
     state = None
     if database is not None and files is not None:
         batches = BatchStore(database, ids)
@@ -104,11 +107,12 @@ def create_app(
         responses_routes(service, store, ids),
         anthropic_routes(service, ids),
         counting_routes(service),
+        picture_routes(service),
         batch_routes(state),
         predict_routes(service, fetcher),
         health_routes(llm, drain),
-        *([metrics_routes(llm, metrics, drain)] if config.admin_port is None else []),
-        page_routes(),
+        *([metrics_routes(llm, metrics, drain), status_routes(status)] if config.admin_port is None else []),
+        page_routes(has_status=config.admin_port is None),
     ):
         app.include_router(router, responses=ERROR_RESPONSES)
         routes += router.routes

@@ -14,11 +14,11 @@ from vl2.server.errors import error_response
 from vl2.server.quotas import Quotas
 from vl2.server.tenants import ANYONE, Key, KeyRing, digest_of
 
-PUBLIC_PATHS = ("/", "/health", "/health/live", "/health/ready")
+PUBLIC_PATHS = ("/", "/status", "/health", "/health/live", "/health/ready")
 PUBLIC_PREFIX = "/web/"  # the page's own files
 INSIDE = "vl2.key"
 """In the scope of the server's own requests, a batch's lines: whose they are. Nothing that is sent can put it there."""
-OPERATOR_PATHS = ("/metrics",)
+OPERATOR_PATHS = ("/metrics", "/status/data")
 """Numbers about all tenants: for the scrape key, and for a key only where all keys are one tenant's."""
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from vl2.server.anthropic.schema import CountRequest, MessagesRequest
 from vl2.server.batch.schema import BatchRequest
-from vl2.server.openai.schema import ChatRequest, PredictRequest, TokenizeRequest
+from vl2.server.openai.schema import ChatRequest, PicturesRequest, PredictRequest, TokenizeRequest
 from vl2.server.responses.schema import InputRequest, ResponseRequest
 
 BODIES: dict[str, Any] = {
@@ -17,5 +17,6 @@ BODIES: dict[str, Any] = {
     "POST /v1/messages/count_tokens": CountRequest,
     "POST /v1/batches": BatchRequest,
     "POST /v1/tokenize": TokenizeRequest,
+    "POST /v1/pictures": PicturesRequest,
     "POST /predict": PredictRequest,
 }

@@ -25,6 +25,10 @@ class Rates:
     def observe(self, pace: Pace) -> None:
         self._recent.append(pace)
 
+    def newest(self, most: int) -> list[Pace]:
+        """In the order of their ends."""
+        return list(self._recent)[-most:]
+
     @property
     def num_answers(self) -> int:
         return len(self._recent)

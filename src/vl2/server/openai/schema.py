@@ -292,6 +292,14 @@ class TokenizeRequest(Body):
     model: Text | None = None
 
 
+# ---- POST /v1/pictures ----------------------------------------------------------------------------------------------
+
+
+class PicturesRequest(Body):
+    url: Text = Field(description="data:, http(s): or file: URL of a picture or a PDF, as image_url.url")
+    pages: Text | None = Field(None, description="of a PDF, as 1-3,5; default: all")
+
+
 # ---- POST /predict --------------------------------------------------------------------------------------------------
 
 

@@ -1,4 +1,4 @@
-// The server's API, as this page uses it.
+// The server's API, as the pages use it.
 
 export class ApiError extends Error {
   constructor(message, status) {
@@ -12,30 +12,46 @@ const KEY = "vl2-api-key";
 export const hasKey = () => Boolean(sessionStorage.getItem(KEY));
 export const saveKey = (key) => sessionStorage.setItem(KEY, key); // gone when the tab closes
 
-function headers() {
+function headers(more = {}) {
   const key = sessionStorage.getItem(KEY);
-  return { "Content-Type": "application/json", ...(key && { Authorization: `Bearer ${key}` }) };
+  return { ...more, ...(key && { Authorization: `Bearer ${key}` }) };
+}
+
+async function send(path, body, { signal, ...more } = {}) {
+  const request = { headers: headers(more), signal };
+  if (body !== undefined) {
+    request.method = "POST";
+    request.headers["Content-Type"] = "application/json";
+    request.body = JSON.stringify(body);
+  }
+  const response = await fetch(path, request);
+  if (response.ok) return response;
+  const told = await response.json().catch(() => null);
+  throw new ApiError(told?.error?.message ?? `HTTP ${response.status}`, response.status);
 }
 
 /** The served model: {id, max_model_len}. Without max_model_len it is still loading. */
-export async function readModel() {
-  const response = await fetch("/v1/models", { headers: headers() });
-  if (!response.ok) throw await toError(response);
-  return (await response.json()).data[0];
-}
+export const readModel = async () => (await (await send("/v1/models")).json()).data[0];
+
+/** Exact tokens of a request and what may be expected of it; see POST /v1/estimate. */
+export const estimate = async (body, signal) => (await send("/v1/estimate", body, { signal })).json();
+
+/** A picture, or a PDF's pages, as the model sees them: [{url, width, height}]. */
+export const serverPictures = async (url, pages) =>
+  (await (await send("/v1/pictures", pages ? { url, pages } : { url })).json()).data;
+
+export const readStatus = async () => (await send("/status/data")).json();
 
 /** Stream an answer: yields the chunks of chat completions. Throws ApiError. */
-export async function* streamAnswer(messages, signal) {
-  const body = { model: "default", messages, stream: true, stream_options: { include_usage: true } };
-  const request = { method: "POST", headers: headers(), body: JSON.stringify(body), signal };
-  const response = await fetch("/v1/chat/completions", request);
-  if (!response.ok) throw await toError(response);
+export async function* streamAnswer(body, signal) {
+  const response = await send("/v1/chat/completions", body, { signal, "X-VL2-Timing": "1" });
   for await (const data of readEvents(response.body)) {
     if (data === "[DONE]") return;
     const chunk = JSON.parse(data);
     if (chunk.error) throw new ApiError(chunk.error.message, 500);
     yield chunk;
   }
+  throw new TypeError("the stream ended before the answer did"); // as fetch says of a lost connection
 }
 
 async function* readEvents(stream) {
@@ -48,9 +64,4 @@ async function* readEvents(stream) {
     rest = events.pop();
     for (const event of events) if (event.startsWith("data: ")) yield event.slice(6);
   }
-}
-
-async function toError(response) {
-  const body = await response.json().catch(() => null);
-  return new ApiError(body?.error?.message ?? `HTTP ${response.status}`, response.status);
 }

@@ -1,210 +1,182 @@
-// The page: pictures and a question go up, an answer streams down, boxes are drawn on the picture.
+// The page: the conversation as it is, asking, and everything that is wired together.
 
-import { renderAnswer } from "./answer.js";
-import { hasKey, readModel, saveKey, streamAnswer } from "./api.js";
-import { loadPicture, pictureFigure } from "./pictures.js";
-import { t, translatePage } from "./texts.js";
+import { hasKey, readModel } from "./api.js";
+import { askKey, startChrome } from "./chrome.js";
+import { closeSchema, estimateSoon, readSchema, setSchema, showPresets } from "./compose.js";
+import { $, say } from "./dom.js";
+import { pictureFigure } from "./figure.js";
+import { follow } from "./follow.js";
+import { keep, show as showHistory, startHistory, toggle as toggleHistory } from "./history.js";
+import { answerNode, questionNode } from "./message.js";
+import { cropped, framed } from "./pictures.js";
+import { regionSelector } from "./region.js";
+import { requestBody } from "./request.js";
+import { openRequest, startRequest } from "./show-request.js";
+import { settings, showNumber, startSettings } from "./settings.js";
+import { plainText } from "./tags.js";
+import { t } from "./texts.js";
+import { addPictures, isLoading, renderTray, setTray, startTray, takeTray, trayIsGood, trayPictures } from "./tray.js";
+import { openViewer } from "./viewer.js";
 
-const $ = (id) => document.getElementById(id);
+const POLL_MS = 2000; // while the server is away or loading
 
-let turns = []; // the conversation as it is sent: {role, content}
-let tray = []; // pictures of the next question
-let loading = null; // while pictures are being read: a promise of whether all of them could be
-let lastFigure = null; // boxes are about the conversation's last picture
-let running = null; // AbortController of the answer under way
+let conversation = fresh(); // {id, turns}; a turn is {role: "user", text, pictures, schema} or {role: "assistant", text, …}
+let running = null; // {controller, view} of the answer under way
+let previewed; // the picture on the empty page
+let editing = null; // the question that is being changed
 
-// ---- pictures -------------------------------------------------------------------------------------------------------
-
-function addFiles(files) {
-  if (!files.length) return;
-  notify("");
-  const reading = (loading = readFiles(files, tray, loading));
-  reading.then(() => {
-    if (loading !== reading) return; // more files came, or a new conversation
-    loading = null;
-    renderTray();
-    $("question").focus();
-  });
-  render();
+function fresh() {
+  return { id: `${Date.now()}-${Math.random().toString(36).slice(2)}`, turns: [] };
 }
 
-/** Into `into`, which is no longer the tray after a new conversation; files keep the order in which they were given. */
-async function readFiles(files, into, before) {
-  let isGood = (await before) ?? true;
-  const bad = [];
-  for (const file of files) {
-    try {
-      into.push(await loadPicture(file));
-    } catch {
-      isGood = false;
-      bad.push(t.notPicture(file.name));
-    }
-  }
-  if (bad.length && into === tray) notify(bad.join("\n"));
-  return isGood;
-}
-
-function renderTray() {
-  const items = tray.map((picture, idx) => {
-    const item = document.createElement("li");
-    const image = document.createElement("img");
-    image.src = picture.url;
-    image.alt = picture.name || `${t.picture} ${idx + 1}`;
-    const remove = document.createElement("button");
-    remove.type = "button";
-    remove.textContent = "×";
-    remove.title = t.remove;
-    remove.setAttribute("aria-label", `${t.remove}: ${image.alt}`);
-    remove.addEventListener("click", () => {
-      tray.splice(idx, 1);
-      renderTray();
-      $("question").focus();
-    });
-    item.append(image, remove);
-    return item;
-  });
-  $("tray").replaceChildren(...items);
-  $("tray").hidden = !tray.length;
-  render();
-}
-
-// ---- the conversation -----------------------------------------------------------------------------------------------
+// ---- asking ---------------------------------------------------------------------------------------------------------
 
 async function ask() {
-  const here = turns;
-  while (loading) if (!(await loading)) return; // asked about a picture that is none: nothing to answer
-  const question = $("question").value.trim();
-  if (turns !== here || running || (!question && !tray.length)) return;
-  notify("");
-  const controller = (running = new AbortController());
-  const pictures = tray.splice(0);
-  const asked = { question, pictures, figureBefore: lastFigure, turns }; // `turns` is another list after a restart
-  const parts = pictures.map((picture) => ({ type: "image_url", image_url: { url: picture.url } }));
-  turns.push({ role: "user", content: [...parts, { type: "text", text: question }] });
-  asked.article = showQuestion(question, pictures);
-  $("question").value = "";
-  renderTray();
-  const article = addArticle("answer");
+  const here = conversation;
+  if (!(await trayIsGood())) return; // asked about a picture that is none: nothing to answer
+  const text = $("question").value.trim();
+  if (conversation !== here || running || (!text && !trayPictures().length)) return;
+  let schema;
   try {
-    await showAnswer(article, asked.turns, controller.signal);
+    schema = readSchema();
   } catch (error) {
-    if (asked.turns === turns) takeBack(asked, article, error);
+    return notify(t.schemaWrong(error.message));
   }
-  article.classList.remove("running");
-  if (running === controller) running = null;
+  notify("");
+  if (editing) conversation.turns.splice(conversation.turns.indexOf(editing));
+  editing = null;
+  conversation.turns.push({ role: "user", text, pictures: takeTray(), schema });
+  $("question").value = "";
+  closeSchema();
+  renderTurns();
+  await answer();
+}
+
+/** Answer the last question. */
+async function answer() {
+  const here = conversation;
+  const { turns } = here;
+  const controller = new AbortController();
+  const body = { ...requestBody(turns, settings), stream: true, stream_options: { include_usage: true } };
+  const question = turns.at(-1);
+  const turn = { role: "assistant", text: "", body, names: namesOf(turns), isJson: Boolean(question.schema), isRunning: true };
+  turns.push(turn);
+  const view = addTurn(turn);
+  running = { controller };
+  say(t.answering);
+  render();
+  scrollToEnd();
+  await follow(turn, controller.signal, () => keepEnd(view.update));
+  if (running?.controller === controller) running = null;
+  if (here === conversation) {
+    render();
+    if (!turn.error) say(t.answered(plainText(turn.text)));
+    if (turn.status === 401 && (await askKey())) return retry(turn);
+    if (turn.error && !turn.status) watchServer();
+  }
+  if (!turn.error) await keep({ ...here, turns: here.turns.filter((each) => !each.isRunning) });
+}
+
+const namesOf = (turns) => turns.flatMap(({ pictures }) => pictures ?? []).map(({ name }) => name);
+
+function retry(turn) {
+  if (running) return;
+  notify("");
+  conversation.turns.splice(conversation.turns.indexOf(turn));
+  renderTurns();
+  answer();
+}
+
+function edit(turn) {
+  if (running) return;
+  editing = turn;
+  setTray(turn.pictures);
+  setSchema(turn.schema);
+  $("question").value = turn.text;
+  $("question").focus();
   render();
 }
 
-function showQuestion(question, pictures) {
-  const article = addArticle("question");
-  const figures = pictures.map((picture, idx) => pictureFigure(picture, `${t.picture} ${idx + 1}`));
-  lastFigure = figures.at(-1) ?? lastFigure;
-  const text = document.createElement("p");
-  text.textContent = question;
-  article.append(...figures, ...(question ? [text] : []));
-  return article;
+function cancelEdit() {
+  editing = null;
+  setTray([]);
+  setSchema(null);
+  $("question").value = "";
+  render();
 }
 
-async function showAnswer(article, turns, signal) {
-  const started = performance.now();
-  const figure = lastFigure;
-  const text = document.createElement("p");
-  article.append(text);
-  article.classList.add("running");
-  say(t.answering);
-  let [content, first, reason, grounding, usage] = ["", null, null, null, null];
-  try {
-    for await (const chunk of streamAnswer(turns, signal)) {
-      usage = chunk.usage ?? usage;
-      const choice = chunk.choices[0];
-      if (!choice) continue;
-      if (choice.delta.content) first ??= performance.now();
-      content += choice.delta.content ?? "";
-      grounding = choice.delta.grounding ?? grounding;
-      reason = choice.finish_reason ?? reason;
-      const wasAtEnd = isAtEnd();
-      renderAnswer(text, content, false);
-      if (wasAtEnd) scrollToEnd();
-    }
-  } catch (error) {
-    if (error.name !== "AbortError" || !content) throw error;
-    reason = "stopped";
-  }
-  const onPoint = figure && grounding ? (idx) => figure.boxes(grounding, idx) : null;
-  renderAnswer(text, content, true, onPoint);
-  if (onPoint) figure.boxes(grounding);
-  turns.push({ role: "assistant", content });
-  const seconds = (end) => ((end - started) / 1000).toFixed(2);
-  const notes = { stopped: t.stopped, length: t.cut };
-  addNote(article, [
-    notes[reason],
-    usage && t.tokens(usage),
-    first && t.seconds(seconds(first), seconds(performance.now())),
-  ]);
-  say(`${t.answered} ${text.textContent}`);
-}
-
-/** Unanswered: the question goes back where it came from, so that it can be changed and asked again. */
-function takeBack({ question, pictures, figureBefore, article: questionArticle }, article, error) {
-  questionArticle.remove();
-  turns.pop();
-  lastFigure = figureBefore;
-  tray.unshift(...pictures);
-  $("question").value ||= question;
-  if (error.name === "AbortError") {
-    article.remove();
-  } else {
-    const text = document.createElement("p");
-    text.className = "error";
-    text.setAttribute("role", "alert");
-    text.textContent = error.status ? error.message : t.lost;
-    article.replaceChildren(text);
-  }
-  if (error.status === 401) showKeyForm();
-  renderTray();
-}
-
-function addArticle(kind) {
-  const article = document.createElement("article");
-  article.className = kind;
-  article.setAttribute("aria-label", kind === "question" ? t.you : "vl2");
-  $("turns").append(article);
-  scrollToEnd();
-  return article;
-}
-
-function addNote(article, parts) {
-  const note = document.createElement("p");
-  note.className = "note";
-  note.textContent = parts.filter(Boolean).join(" · ");
-  article.append(note);
-  scrollToEnd();
-}
-
-function restart() {
-  running?.abort();
-  [turns, tray, loading, lastFigure, running] = [[], [], null, null, null];
-  notify("");
-  $("turns").replaceChildren();
-  renderTray();
+async function askRegion(picture, kind, region) {
+  const [x1, y1, x2, y2] = region;
+  const place = `${x1},${y1}–${x2},${y2}`;
+  const stem = picture.name.replace(/\.\w+$/, "");
+  const made = kind === "crop" ? await cropped(picture, region, t.cropName(stem, place)) : await framed(picture, region, t.frameName(stem));
+  addPictures([made]);
+  if (kind === "frame") $("question").value ||= t.frameQuestion;
+  say(t.cropAdded);
   $("question").focus();
+  render();
 }
 
-// ---- the rest of the page -------------------------------------------------------------------------------------------
+// ---- showing --------------------------------------------------------------------------------------------------------
+
+const on = {
+  edit,
+  retry,
+  request: (turn) => openRequest(turn, hasKey()),
+  view: (picture, objects) => openViewer(picture, { objects, onAsk: (kind, region) => askRegion(picture, kind, region) }),
+  ask: askRegion,
+};
+
+function addTurn(turn) {
+  const idx = conversation.turns.indexOf(turn);
+  if (turn.role === "user") return $("turns").append(questionNode(turn, on));
+  const before = conversation.turns.slice(0, idx);
+  const picture = before.flatMap(({ pictures }) => pictures ?? []).at(-1); // boxes are about the last one
+  const view = answerNode(turn, picture, before.at(-1).text, on);
+  $("turns").append(view.node);
+  return view;
+}
+
+function renderTurns() {
+  $("turns").replaceChildren();
+  for (const turn of conversation.turns) addTurn(turn);
+  render();
+  scrollToEnd();
+}
 
 function render() {
-  const isEmpty = !$("turns").childElementCount;
+  const isEmpty = !conversation.turns.length;
   $("welcome").hidden = !isEmpty;
   $("restart").hidden = isEmpty;
-  $("pick").hidden = tray.length > 0;
+  showPreview(isEmpty ? trayPictures().at(-1) : undefined);
   $("send").hidden = Boolean(running);
   $("stop").hidden = !running;
+  $("editing").hidden = !editing;
   $("question").style.height = "auto";
   $("question").style.height = `${$("question").scrollHeight}px`;
-  $("send").disabled = Boolean(loading) || (!tray.length && !$("question").value.trim());
+  $("send").disabled = isLoading() || (!trayPictures().length && !$("question").value.trim());
+  estimateSoon(draftBody);
 }
 
-const say = (text) => ($("status").textContent = text); // to those who do not see the page
+/** The picture that the first question is about, large. */
+function showPreview(picture) {
+  $("welcome-heading").hidden = $("how").hidden = $("pick").hidden = $("sample").hidden = Boolean(picture);
+  $("preview").hidden = $("preview-how").hidden = !picture;
+  if (previewed === picture) return;
+  previewed = picture;
+  if (!picture) return $("preview").replaceChildren();
+  const figure = pictureFigure(picture, { label: picture.name, openLabel: t.enlarge(picture.name), onOpen: () => on.view(picture, []) });
+  regionSelector(figure, picture, { onAsk: (kind, region) => askRegion(picture, kind, region) });
+  $("preview").replaceChildren(figure.node);
+}
+
+/** What would be sent now, or null. */
+function draftBody() {
+  const text = $("question").value.trim();
+  if (running || (!text && !trayPictures().length)) return null;
+  const turns = editing ? conversation.turns.slice(0, conversation.turns.indexOf(editing)) : conversation.turns;
+  return requestBody([...turns, { role: "user", text, pictures: trayPictures() }], settings);
+}
 
 /** To everyone, above the question; "" takes it away. */
 function notify(text) {
@@ -212,44 +184,60 @@ function notify(text) {
   $("notice").hidden = !text;
 }
 
-const isAtEnd = () => $("drop").scrollHeight - $("drop").scrollTop - $("drop").clientHeight < 80;
-const scrollToEnd = () => $("drop").scrollTo({ top: $("drop").scrollHeight });
+const scrollToEnd = () => $("scroll").scrollTo({ top: $("scroll").scrollHeight });
 
-function showKeyForm() {
-  $("key-form").hidden = false;
-  $("key").focus();
+/** Do `change`; who was at the end of the conversation before it is there afterwards. */
+function keepEnd(change) {
+  const { scrollHeight, scrollTop, clientHeight } = $("scroll");
+  change();
+  if (scrollHeight - scrollTop - clientHeight < 120) scrollToEnd();
+}
+
+function open(other) {
+  running?.controller.abort();
+  [conversation, running, editing] = [other, null, null];
+  notify("");
+  closeSchema();
+  $("question").value = "";
+  setTray([]);
+  renderTurns();
+  if (matchMedia("(max-width: 64rem)").matches) toggleHistory(false);
+  else if (!$("history").hidden) showHistory();
+  $("question").focus();
+}
+
+// ---- the server -----------------------------------------------------------------------------------------------------
+
+let isWatching = false;
+
+/** Until it answers again, then say so. */
+async function watchServer() {
+  if (isWatching) return;
+  isWatching = true;
+  for (;;) {
+    await new Promise((resolve) => setTimeout(resolve, POLL_MS));
+    const response = await fetch("/health/ready").catch(() => null);
+    if (response?.ok) break;
+  }
+  isWatching = false;
+  say(t.back);
+  for (const node of document.querySelectorAll(".failed .error")) node.textContent = t.back;
+  showModel();
 }
 
 async function showModel() {
   try {
     const model = await readModel();
-    if (!$("key-form").hidden) notify("");
-    $("key-form").hidden = true;
     $("model").textContent = model.max_model_len ? model.id : `${model.id} · ${t.loading}`;
-    if (!model.max_model_len) setTimeout(showModel, 1000);
+    $("nano").hidden = model.id !== "nano";
+    if (!model.max_model_len) setTimeout(showModel, POLL_MS / 2);
   } catch (error) {
-    if (error.status === 401) showKeyForm();
-    if (error.status === 401 && hasKey()) notify(t.keyWrong);
-    if (!error.status) setTimeout(showModel, 3000);
+    if (error.status === 401 && (await askKey())) showModel();
+    if (!error.status) setTimeout(showModel, POLL_MS);
   }
 }
 
-function showChips() {
-  const chips = t.chips.map((text) => {
-    const chip = document.createElement("button");
-    chip.type = "button";
-    chip.textContent = text;
-    chip.addEventListener("click", () => {
-      const typed = $("question").value.trim();
-      const isOwn = typed && !t.chips.includes(typed); // what someone wrote is never lost
-      $("question").value = isOwn ? `${typed}\n${text}` : text;
-      $("question").focus();
-      render();
-    });
-    return chip;
-  });
-  $("chips").replaceChildren(...chips);
-}
+// ---- wiring ---------------------------------------------------------------------------------------------------------
 
 function listen() {
   $("ask").addEventListener("submit", (event) => {
@@ -261,42 +249,45 @@ function listen() {
     event.preventDefault();
     ask();
   });
+  document.addEventListener("keydown", (event) => {
+    if (event.key === "Escape" && running && !document.querySelector("dialog[open]")) running.controller.abort();
+    const isTyping = event.target.matches?.("input, textarea, select");
+    if (event.key !== "/" || isTyping || document.querySelector("dialog[open]")) return;
+    event.preventDefault();
+    $("question").focus();
+  });
   $("question").addEventListener("input", render);
-  $("stop").addEventListener("click", () => running?.abort());
-  $("restart").addEventListener("click", restart);
-  for (const id of ["add", "pick"]) $(id).addEventListener("click", () => $("files").click());
-  $("files").addEventListener("change", () => {
-    addFiles([...$("files").files]);
-    $("files").value = "";
-  });
-  $("key-form").addEventListener("submit", (event) => {
-    event.preventDefault();
-    const key = $("key").value.trim();
-    if (!/^[\x21-\x7e]+$/.test(key)) return notify(t.keyWrong); // no header can carry it
-    saveKey(key);
-    showModel();
-  });
-  document.addEventListener("paste", (event) => {
-    const files = [...event.clipboardData.files];
-    if (files.length) event.preventDefault();
-    addFiles(files);
-  });
-  document.addEventListener("dragover", (event) => {
-    event.preventDefault();
-    document.body.classList.add("dropping");
-  });
-  document.addEventListener("dragleave", (event) => {
-    if (!event.relatedTarget) document.body.classList.remove("dropping");
-  });
-  document.addEventListener("drop", (event) => {
-    event.preventDefault();
-    document.body.classList.remove("dropping");
-    addFiles([...event.dataTransfer.files]);
+  $("stop").addEventListener("click", () => running?.controller.abort());
+  $("restart").addEventListener("click", () => open(fresh()));
+  $("edit-cancel").addEventListener("click", cancelEdit);
+  $("schema-remove").addEventListener("click", () => {
+    closeSchema();
+    $("question").focus();
   });
 }
 
-translatePage();
-showChips();
+function showWords() {
+  showPresets(() => trayPictures().length, notify, render);
+  showNumber();
+  renderTurns();
+  renderTray();
+  if (!$("history").hidden) showHistory();
+}
+
+startChrome(() => !running && showWords());
+startTray({
+  change: render,
+  notify,
+  view: (picture) => on.view(picture, []),
+  unauthorized: askKey,
+});
+startSettings(render);
+startRequest();
+startHistory({
+  open,
+  current: () => conversation.id,
+  gone: (id) => (id === null || id === conversation.id) && open(fresh()),
+});
 listen();
-render();
+showWords();
 showModel();

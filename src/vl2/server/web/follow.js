@@ -1,0 +1,40 @@
+// An answer as it is streamed.
+
+import { streamAnswer } from "./api.js";
+import { t } from "./texts.js";
+
+/** Fill `turn` with the answer to `turn.body`; `show()` is called as it grows, at most once a frame, and at its end.
+ *
+ * Ends in every case: `turn.error` and `turn.status` say what went wrong. Milliseconds are `turn.first` and `turn.whole`.
+ */
+export async function follow(turn, signal, show) {
+  const started = performance.now();
+  let frame = 0;
+  const showSoon = () => {
+    frame ||= requestAnimationFrame(() => {
+      frame = 0;
+      if (turn.isRunning) show();
+    });
+  };
+  try {
+    for await (const chunk of streamAnswer(turn.body, signal)) {
+      turn.usage = chunk.usage ?? turn.usage;
+      const choice = chunk.choices[0];
+      if (!choice) continue;
+      if (choice.delta.content) turn.first ??= performance.now() - started;
+      turn.text += choice.delta.content ?? "";
+      turn.grounding = choice.delta.grounding ?? turn.grounding;
+      turn.reason = choice.finish_reason ?? turn.reason;
+      showSoon();
+    }
+  } catch (error) {
+    if (error.name === "AbortError") turn.reason = "stopped";
+    if (error.name !== "AbortError" || !turn.text) {
+      const told = error.name === "AbortError" ? t.stopped : error.status ? error.message : t.lost;
+      [turn.error, turn.status] = [told, error.status];
+    }
+  }
+  turn.whole = performance.now() - started;
+  turn.isRunning = false;
+  show();
+}
