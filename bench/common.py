@@ -14,9 +14,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from vl2.engine.instructions import limit_instructions
 from vl2.engine.threads import limit_spinning
 
 limit_spinning()  # as the engine's process does; before torch is imported
+limit_instructions(is_deterministic=True)
 
 import numpy as np
 import torch

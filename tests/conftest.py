@@ -1,11 +1,13 @@
-"""For all tests, before torch is imported anywhere: waiting threads do not spin for long, as in the engine."""
+"""For all tests, before torch is imported anywhere: threads and matrix libraries as the engine sets them."""
 
 import pytest
 
 from tests import device
+from vl2.engine.instructions import limit_instructions
 from vl2.engine.threads import limit_spinning
 
 limit_spinning()
+limit_instructions(is_deterministic=True)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -21,6 +21,7 @@ import zmq
 
 from vl2.core.config import EngineConfig
 from vl2.core.errors import SetupError
+from vl2.engine.instructions import limit_instructions
 from vl2.engine.protocol import (
     Abort,
     Add,
@@ -61,6 +62,7 @@ class Inbox(Protocol):
 def run_engine(folder: Path, config: EngineConfig, inbox: Inbox, emit: Callable[[Report], None]) -> None:
     """Load the model, then take commands and step until `Stop`. Commands are taken between steps."""
     limit_spinning()
+    limit_instructions(config.deterministic is not False)
     try:
         from vl2.engine.engine import Engine  # imports torch, which only this side of the seam needs
 
