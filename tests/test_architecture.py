@@ -22,7 +22,8 @@ MAY_IMPORT = {
     "llm": {"core", "checkpoint", "processing", "engine"},
     "server": {"core"},
     "tools": {"core", "checkpoint", "processing", "llm"},
-    "cli": {"core", "checkpoint", "ops", "model", "processing", "engine", "llm", "server", "tools"},
+    "deploy": {"core", "llm", "server", "tools"},  # Ray's application is a server
+    "cli": {"core", "checkpoint", "ops", "model", "processing", "engine", "llm", "server", "tools", "deploy"},
 }
 WITHOUT_TORCH = ("vl2", "vl2.core", "vl2.checkpoint.source", "vl2.processing.processor", "vl2.server.app", "vl2.cli")
 

@@ -12,7 +12,7 @@ import click
 from vl2 import __version__
 from vl2.core.errors import SetupError, VL2Error
 
-COMMANDS = ("serve", "chat", "run", "pull", "key", "evaluate", "plan", "doctor", "selfcheck")
+COMMANDS = ("serve", "chat", "run", "pull", "key", "evaluate", "plan", "doctor", "selfcheck", "deploy")
 
 
 class LazyGroup(click.Group):
