@@ -1,0 +1,160 @@
+"""`ops/experts/kernel.py` with quantised weights, whose products are those of `ops/quantized_linear/kernel.py`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+
+from vl2.ops.experts.align import Blocks, align
+from vl2.ops.experts.kernel import GROUP_BLOCKS, _rows_of_block
+from vl2.ops.experts.kernel_common import block_and_tile, swish, weighted_sum
+from vl2.ops.quantized_experts.weights import QuantizedExperts
+from vl2.ops.quantized_linear.kernel import has_asm, precision
+from vl2.ops.quantized_weight.kernel_common import add_step
+from vl2.ops.quantized_weight.triton_layout import step_of
+from vl2.ops.quantized_weight.weight import QuantizedWeight
+from vl2.ops.rows import RowRounding
+from vl2.ops.saturate_kernel import to_dtype
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """Rows of a block; outputs of a tile, for gate-up (as many of each) and for down."""
+
+    block_m: int
+    up_n: int
+    down_n: int
+    scales_first: bool  # into the weights, before the product
+    num_warps: int
+    num_stages: int
+
+
+FEW, SOME, MANY = (
+    Tile(16, 32, 32, False, 4, 5),
+    Tile(32, 64, 64, False, 4, 4),
+    Tile(128, 64, 128, True, 4, 3),
+)
+FLOAT32 = Tile(16, 32, 32, False, 4, 2)
+FEW_PAIRS, SOME_PAIRS = 16, 64
+"""Pairs of an expert, on average, up to which a tile is taken."""
+
+
+def choose_tile(num_pairs: int, num_experts: int, dtype: torch.dtype) -> Tile:
+    if dtype == torch.float32:
+        return FLOAT32
+    mean = num_pairs / num_experts
+    return FEW if mean <= FEW_PAIRS else SOME if mean <= SOME_PAIRS else MANY
+
+
+def mix_quantized_experts(
+    x: torch.Tensor,
+    ids: torch.Tensor,
+    weights: torch.Tensor,
+    experts: QuantizedExperts,
+    rounding: RowRounding = RowRounding(),
+) -> torch.Tensor:
+    """`Backend.mix_quantized_experts` (ops/backend.py)."""
+    num_experts = len(experts.gate_up.codes)
+    num_pairs = len(x) * (ids.shape[1] + experts.num_shared)
+    return mix_with_tile(x, ids, weights, experts, choose_tile(num_pairs, num_experts, x.dtype))
+
+
+def mix_with_tile(
+    x: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor, experts: QuantizedExperts, tile: Tile
+) -> torch.Tensor:
+    num_tokens, width = x.shape
+    num_routed = len(experts.gate_up.codes) - experts.num_shared
+    num_active = ids.shape[1] + experts.num_shared
+    inner = experts.down.in_width
+    is_single = num_tokens == 1
+    blocks = Blocks(ids, ids) if is_single else align(ids, num_routed, experts.num_shared, tile.block_m)
+    num_blocks = num_active if is_single else len(blocks.experts)
+    num_chosen = ids.shape[1] if is_single else 0
+    shared = (blocks.pairs, blocks.experts, num_blocks, num_tokens * num_active, num_routed)
+
+    hidden = torch.empty(num_tokens * num_active, inner, dtype=x.dtype, device=x.device)
+    _gate_up[(num_blocks * triton.cdiv(inner, tile.up_n),)](
+        x, experts.gate_up.codes, experts.gate_up.scales, hidden, *shared, width, inner, experts.gate_up.codes.stride(-2), x.stride(0),
+        NUM_ACTIVE=num_active, NUM_CHOSEN=num_chosen, BLOCK_N=tile.up_n, **_settings(experts.gate_up, x, tile),
+    )  # fmt: skip
+    results = torch.empty(num_tokens * num_active, width, dtype=x.dtype, device=x.device)
+    _down[(num_blocks * triton.cdiv(width, tile.down_n),)](
+        hidden, experts.down.codes, experts.down.scales, results, *shared, width, inner, experts.down.codes.stride(-2),
+        NUM_CHOSEN=num_chosen, BLOCK_N=tile.down_n, **_settings(experts.down, x, tile),
+    )  # fmt: skip
+    return weighted_sum(results, weights, None)
+
+
+def _settings(weight: QuantizedWeight, x: torch.Tensor, tile: Tile) -> dict[str, object]:
+    step = step_of(weight.scheme)
+    return dict(
+        GROUP_STEPS=(weight.scheme.group_size or weight.in_width) // step, STEP=step, BITS=weight.scheme.bits,
+        SCALES_FIRST=tile.scales_first, BLOCK_M=tile.block_m, GROUP=GROUP_BLOCKS, HAS_ASM=has_asm(x.device),
+        PRECISION=precision(x), num_warps=tile.num_warps, num_stages=tile.num_stages,
+    )  # fmt: skip
+
+
+@triton.jit
+def _gate_up(
+    x, codes, scales, hidden, pairs, block_experts, num_blocks, num_pairs, num_routed, width, inner, row_words, row_stride,
+    NUM_ACTIVE: tl.constexpr, NUM_CHOSEN: tl.constexpr, BLOCK_N: tl.constexpr, GROUP_STEPS: tl.constexpr,
+    STEP: tl.constexpr, BITS: tl.constexpr, SCALES_FIRST: tl.constexpr, BLOCK_M: tl.constexpr, GROUP: tl.constexpr,
+    HAS_ASM: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    PLANES: tl.constexpr = 4 if BITS == 4 else 1
+    WORDS: tl.constexpr = STEP // PLANES
+    block, tile = block_and_tile(tl.program_id(0), num_blocks, tl.cdiv(inner, BLOCK_N), GROUP)
+    expert, pair = _rows_of_block(pairs, block_experts, block, num_pairs, num_routed, NUM_CHOSEN, BLOCK_M)
+    if expert < 0:
+        return
+    is_pair = pair < num_pairs
+    column, j = tile * BLOCK_N + tl.arange(0, BLOCK_N), tl.arange(0, WORDS)
+    is_column = column < inner
+    inputs_at = x + (pair // NUM_ACTIVE).to(tl.int64)[None, :] * row_stride + j[:, None]
+    gates_at = codes + (expert.to(tl.int64) * 2 * inner + column)[:, None] * row_words + j[None, :]
+    ups_at = gates_at + inner.to(tl.int64) * row_words
+    scales_at = scales + expert.to(tl.int64) * (width // STEP // GROUP_STEPS) * 2 * inner + column
+    gate, up = tl.zeros((BLOCK_N, BLOCK_M), tl.float32), tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
+    for step in range(width // STEP):
+        gates = tl.load(gates_at + step * WORDS, mask=is_column[:, None], other=0)
+        ups = tl.load(ups_at + step * WORDS, mask=is_column[:, None], other=0)
+        gate_scale = tl.load(scales_at + step // GROUP_STEPS * 2 * inner, mask=is_column, other=0.0)
+        up_scale = tl.load(scales_at + step // GROUP_STEPS * 2 * inner + inner, mask=is_column, other=0.0)
+        inputs = inputs_at + step * STEP
+        gate = add_step(gate, gates, gate_scale, inputs, is_pair, WORDS, BITS, SCALES_FIRST, HAS_ASM, PRECISION)
+        up = add_step(up, ups, up_scale, inputs, is_pair, WORDS, BITS, SCALES_FIRST, HAS_ASM, PRECISION)
+    at = hidden + pair.to(tl.int64)[None, :] * inner + column[:, None]
+    tl.store(at, swish(gate, up, hidden.dtype.element_ty), mask=is_pair[None, :] & is_column[:, None])
+
+
+@triton.jit
+def _down(
+    hidden, codes, scales, results, pairs, block_experts, num_blocks, num_pairs, num_routed, width, inner, row_words,
+    NUM_CHOSEN: tl.constexpr, BLOCK_N: tl.constexpr, GROUP_STEPS: tl.constexpr, STEP: tl.constexpr,
+    BITS: tl.constexpr, SCALES_FIRST: tl.constexpr, BLOCK_M: tl.constexpr, GROUP: tl.constexpr, HAS_ASM: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    PLANES: tl.constexpr = 4 if BITS == 4 else 1
+    WORDS: tl.constexpr = STEP // PLANES
+    block, tile = block_and_tile(tl.program_id(0), num_blocks, tl.cdiv(width, BLOCK_N), GROUP)
+    expert, pair = _rows_of_block(pairs, block_experts, block, num_pairs, num_routed, NUM_CHOSEN, BLOCK_M)
+    if expert < 0:
+        return
+    is_pair = pair < num_pairs
+    column, j = tile * BLOCK_N + tl.arange(0, BLOCK_N), tl.arange(0, WORDS)
+    is_column = column < width
+    inputs_at = hidden + pair.to(tl.int64)[None, :] * inner + j[:, None]
+    words_at = codes + (expert.to(tl.int64) * width + column)[:, None] * row_words + j[None, :]
+    scales_at = scales + expert.to(tl.int64) * (inner // STEP // GROUP_STEPS) * width + column
+    total = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
+    for step in range(inner // STEP):
+        words = tl.load(words_at + step * WORDS, mask=is_column[:, None], other=0)
+        scale = tl.load(scales_at + step // GROUP_STEPS * width, mask=is_column, other=0.0)
+        total = add_step(
+            total, words, scale, inputs_at + step * STEP, is_pair, WORDS, BITS, SCALES_FIRST, HAS_ASM, PRECISION
+        )
+    at = results + pair.to(tl.int64)[None, :] * width + column[:, None]
+    tl.store(at, to_dtype(total, results.dtype.element_ty), mask=is_pair[None, :] & is_column[:, None])

@@ -1,0 +1,171 @@
+"""Products with a quantised matrix: x Wᵀ + b, the codes made into numbers on their way to the tensor cores.
+
+Few rows are bound by the weight's bytes: a tile's inputs are shared out among `splits` programs, and the one that
+finishes last adds their sums in order, so that the result does not depend on which that is. Many rows are bound by
+arithmetic: scales go into the weights, and from `DEQUANTIZE_ROWS` on the matrix is written out once for cuBLAS.
+The weight is the left factor, whose numbers tensor cores take from registers, just where the codes arrive.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+import triton
+import triton.language as tl
+
+from vl2.ops.quantized_weight.kernel_common import add_step, plane, times
+from vl2.ops.quantized_weight.triton_layout import step_of
+from vl2.ops.quantized_weight.weight import QuantizedWeight
+from vl2.ops.saturate import saturate
+from vl2.ops.saturate_kernel import to_dtype
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """Rows of x, outputs, and how many programs there should be at least (their inputs are split for it)."""
+
+    block_m: int
+    block_n: int
+    min_programs: int
+    scales_first: bool  # into the weights, before the product
+    num_warps: int
+    num_stages: int
+
+
+FEW, SOME, MANY = (
+    Tile(16, 32, 256, False, 4, 5),
+    Tile(64, 64, 132, False, 4, 4),
+    Tile(128, 128, 1, True, 8, 3),
+)
+FLOAT32 = Tile(16, 32, 1, False, 4, 2)
+FEW_ROWS, SOME_ROWS, DEQUANTIZE_ROWS = 16, 128, 512
+MAX_SPLITS = 8
+
+
+def choose_tile(num_rows: int, dtype: torch.dtype) -> Tile:
+    if dtype == torch.float32:
+        return FLOAT32
+    return FEW if num_rows <= FEW_ROWS else SOME if num_rows <= SOME_ROWS else MANY
+
+
+def quantized_linear(x: torch.Tensor, weight: QuantizedWeight, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """`Backend.quantized_linear` (ops/backend.py)."""
+    rows = x.flatten(0, -2)
+    if len(rows) > DEQUANTIZE_ROWS:
+        return saturate(F.linear(x, dequantize(weight, x.dtype), bias))
+    out = torch.empty(len(rows), weight.out_width, dtype=x.dtype, device=x.device)
+    multiply(rows, weight, bias, out, choose_tile(len(rows), x.dtype))
+    return out.view(*x.shape[:-1], weight.out_width)
+
+
+def multiply(
+    rows: torch.Tensor, weight: QuantizedWeight, bias: torch.Tensor | None, out: torch.Tensor, tile: Tile
+) -> None:
+    """out [M, N] = rows [M, K] Wᵀ + b."""
+    num_rows, step = len(rows), step_of(weight.scheme)
+    tiles_m, tiles_n = triton.cdiv(num_rows, tile.block_m), triton.cdiv(weight.out_width, tile.block_n)
+    steps = weight.in_width // step
+    splits = 1
+    while splits < MAX_SPLITS and tiles_m * tiles_n * splits < tile.min_programs and steps // splits >= 4:
+        splits *= 2
+    partial = torch.empty(splits, *out.shape, dtype=torch.float32, device=out.device) if splits > 1 else out
+    _linear[(tiles_n, tiles_m, splits)](
+        rows, weight.codes, weight.scales, out if bias is None else bias, out, partial, _arrivals(out.device),
+        num_rows, weight.codes.stride(-2), weight.out_width, rows.stride(0), steps, triton.cdiv(steps, splits),
+        HAS_BIAS=bias is not None, GROUP_STEPS=(weight.scheme.group_size or weight.in_width) // step, STEP=step,
+        BITS=weight.scheme.bits, SPLITS=splits, SCALES_FIRST=tile.scales_first, BLOCK_M=tile.block_m,
+        BLOCK_N=tile.block_n, HAS_ASM=has_asm(out.device), PRECISION=precision(rows), num_warps=tile.num_warps,
+        num_stages=tile.num_stages,
+    )  # fmt: skip
+
+
+def dequantize(weight: QuantizedWeight, dtype: torch.dtype) -> torch.Tensor:
+    """A matrix, or a stack of them, as [(E,) N, K]."""
+    step, stacked = step_of(weight.scheme), weight.codes.shape[:-1]
+    num_rows = stacked.numel()
+    out = torch.empty(*stacked, weight.in_width, dtype=dtype, device=weight.codes.device)
+    _dequantize[(num_rows, weight.in_width // step)](
+        weight.codes, weight.scales, out, weight.in_width, weight.out_width, weight.scales.shape[-2],
+        GROUP_STEPS=(weight.scheme.group_size or weight.in_width) // step, STEP=step, BITS=weight.scheme.bits,
+        HAS_ASM=has_asm(out.device), num_warps=1,
+    )  # fmt: skip
+    return out
+
+
+@functools.cache
+def has_asm(device: torch.device) -> bool:
+    """bfloat16 pairs are multiplied and added from sm_80 on; the interpreter takes no assembly."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+@functools.cache
+def _arrivals(device: torch.device) -> torch.Tensor:
+    """How many programs of each tile have finished; zero before and after each call."""
+    return torch.zeros(1 << 16, dtype=torch.int32, device=device)
+
+
+def precision(x: torch.Tensor) -> str:
+    return "ieee" if x.dtype == torch.float32 else "tf32"  # of 16-bit types it says nothing
+
+
+@triton.jit
+def _linear(
+    x, codes, scales, bias, out, partial, arrivals, num_rows, row_words, out_width, row_stride, num_steps, own_steps,
+    HAS_BIAS: tl.constexpr, GROUP_STEPS: tl.constexpr, STEP: tl.constexpr, BITS: tl.constexpr, SPLITS: tl.constexpr,
+    SCALES_FIRST: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, HAS_ASM: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    PLANES: tl.constexpr = 4 if BITS == 4 else 1
+    WORDS: tl.constexpr = STEP // PLANES
+    tile_n, tile_m, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    column, row = tile_n * BLOCK_N + tl.arange(0, BLOCK_N), tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
+    is_column, is_row = column < out_width, row < num_rows
+    j = tl.arange(0, WORDS)
+    words_at = codes + column.to(tl.int64)[:, None] * row_words + j[None, :]
+    inputs_at = x + row.to(tl.int64)[None, :] * row_stride + j[:, None]
+    total = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
+    for step in range(split * own_steps, tl.minimum((split + 1) * own_steps, num_steps)):
+        words = tl.load(words_at + step * WORDS, mask=is_column[:, None], other=0)
+        scale = tl.load(scales + step // GROUP_STEPS * out_width + column, mask=is_column, other=0.0)
+        total = add_step(
+            total, words, scale, inputs_at + step * STEP, is_row, WORDS, BITS, SCALES_FIRST, HAS_ASM, PRECISION
+        )
+    at = row.to(tl.int64)[None, :] * out_width + column[:, None]
+    inside = is_row[None, :] & is_column[:, None]
+    if SPLITS > 1:
+        size = num_rows.to(tl.int64) * out_width
+        tl.store(partial + split * size + at, total, mask=inside)
+        tl.debug_barrier()
+        tile = tile_m * tl.num_programs(0) + tile_n
+        is_last = tl.atomic_add(arrivals + tile, 1, sem="acq_rel") == SPLITS - 1
+        if not is_last:
+            return
+        total = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
+        for other in tl.static_range(SPLITS):
+            total += tl.load(partial + other * size + at, mask=inside, other=0.0, cache_modifier=".cg")
+        tl.store(arrivals + tile, 0)
+    if HAS_BIAS:
+        total += tl.load(bias + column, mask=is_column, other=0.0).to(tl.float32)[:, None]
+    tl.store(out + at, to_dtype(total, out.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _dequantize(
+    codes, scales, out, in_width, out_width, num_groups, GROUP_STEPS: tl.constexpr, STEP: tl.constexpr,
+    BITS: tl.constexpr, HAS_ASM: tl.constexpr,
+):  # fmt: skip
+    """One row and one step a program; rows of all matrices of a stack are counted on."""
+    PLANES: tl.constexpr = 4 if BITS == 4 else 1
+    WORDS: tl.constexpr = STEP // PLANES
+    dtype = out.dtype.element_ty
+    row, step = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    j = tl.arange(0, WORDS)
+    words = tl.load(codes + row * (in_width // PLANES) + step * WORDS + j)
+    matrix, column = row // out_width, row % out_width
+    scale = tl.load(scales + (matrix * num_groups + step // GROUP_STEPS) * out_width + column).to(dtype)
+    for p in tl.static_range(PLANES):
+        weights = times(plane(words, p, BITS, dtype, HAS_ASM), scale, HAS_ASM)
+        tl.store(out + row * in_width + step * STEP + p * WORDS + j, weights)

@@ -1,0 +1,59 @@
+"""Integer codes of weights: rounding to them, packing them as checkpoints do, and what they stand for.
+
+Packed as compressed-tensors' `pack-quantized` has it: code + 2^(bits - 1), the first input in an int32's lowest bits.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from vl2.core.quantization import WeightScheme
+
+
+def pack_codes(codes: torch.Tensor, bits: int) -> torch.Tensor:
+    """codes [..., K] int8 → [..., K · bits / 32] int32."""
+    unsigned = (codes + (1 << (bits - 1))).view(torch.uint8)  # int8 wraps around, which is what 8 bits need
+    if bits == 4:
+        unsigned = unsigned[..., 0::2] | (unsigned[..., 1::2] << 4)
+    return unsigned.contiguous().view(torch.int32)
+
+
+def unpack_codes(packed: torch.Tensor, bits: int) -> torch.Tensor:
+    """packed [..., K · bits / 32] int32 → [..., K] int8."""
+    unsigned = packed.contiguous().view(torch.uint8)
+    if bits == 4:
+        unsigned = torch.stack((unsigned & 0xF, unsigned >> 4), -1).flatten(-2)
+    return unsigned.view(torch.int8) - (1 << (bits - 1)) if bits == 4 else (unsigned ^ 0x80).view(torch.int8)
+
+
+def dequantize_codes(codes: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
+    """codes [..., N, K] int8, scales [..., N, G] → [..., N, K], multiplied in the scales' dtype."""
+    grouped = codes.unflatten(-1, (scales.shape[-1], -1))
+    return (grouped.to(scales.dtype) * scales.unsqueeze(-1)).flatten(-2)
+
+
+def round_to_codes(weight: torch.Tensor, scales: torch.Tensor, bits: int) -> torch.Tensor:
+    """weight [..., N, K], scales [..., N, G] → the nearest codes [..., N, K] int8."""
+    grouped = weight.float().unflatten(-1, (scales.shape[-1], -1))
+    limit = 1 << (bits - 1)
+    return (grouped / scales.float().unsqueeze(-1)).round_().clamp_(-limit, limit - 1).flatten(-2).to(torch.int8)
+
+
+def fit_scales(weight: torch.Tensor, scheme: WeightScheme, dtype: torch.dtype) -> torch.Tensor:
+    """Scales with which the largest weight of a group is the last code: [..., N, K] → [..., N, G] `dtype`.
+
+    A group of zeros has the scale 1. The divisor is half the range, as compressed-tensors takes it: the largest
+    positive weight may fall half a step short.
+    """
+    groups = scheme.num_groups(weight.shape[-1])
+    largest = weight.float().unflatten(-1, (groups, -1)).abs().amax(-1)
+    scales = (largest / ((2**scheme.bits - 1) / 2)).to(dtype)
+    return torch.where(scales == 0, torch.ones_like(scales), scales)
+
+
+def round_to_nearest(
+    weight: torch.Tensor, scheme: WeightScheme, dtype: torch.dtype
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(codes [..., N, K] int8, scales [..., N, G] `dtype`) of [..., N, K]."""
+    scales = fit_scales(weight, scheme, dtype)
+    return round_to_codes(weight, scales, scheme.bits), scales

@@ -1,0 +1,55 @@
+"""A quantised matrix, or a stack of them, in the layout of a backend."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from vl2.core.quantization import WeightScheme
+
+
+@dataclass(frozen=True, slots=True)
+class QuantizedWeight:
+    """[(E,) N, K]: N outputs, K inputs, in G groups. Only its layout knows how the codes lie in their tensor."""
+
+    codes: torch.Tensor  # [(E,) N, ...]
+    scales: torch.Tensor  # [(E,) G, N, ...]
+    scheme: WeightScheme
+    in_width: int
+
+    @property
+    def out_width(self) -> int:
+        return self.codes.shape[-2]
+
+    def __getitem__(self, index: int) -> QuantizedWeight:
+        """One matrix of a stack."""
+        return QuantizedWeight(self.codes[index], self.scales[index], self.scheme, self.in_width)
+
+    def rows(self, start: int, count: int) -> QuantizedWeight:
+        """Some outputs of a matrix; a view, to be stored into."""
+        rows = slice(start, start + count)
+        return QuantizedWeight(self.codes[rows], self.scales[:, rows], self.scheme, self.in_width)
+
+
+class QuantizedLayout(Protocol):
+    """How a backend holds quantised weights."""
+
+    def holds(self, scheme: WeightScheme, out_width: int, in_width: int) -> bool:
+        """Whether it can. `out_width` is that of every part that is stored by itself."""
+        ...
+
+    def empty(
+        self, shape: tuple[int, ...], scheme: WeightScheme, dtype: torch.dtype, device: torch.device | str
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Uninitialised codes and scales of [(E,) N, K] weights; scales in the activations' `dtype`."""
+        ...
+
+    def store(self, weight: QuantizedWeight, codes: torch.Tensor, scales: torch.Tensor) -> None:
+        """Fill one matrix, or rows of it, from codes [N, K] int8 and scales [N, G]."""
+        ...
+
+    def dequantize(self, weight: QuantizedWeight) -> torch.Tensor:
+        """One matrix as [N, K] in the scales' dtype."""
+        ...

@@ -1,0 +1,167 @@
+"""Products with quantised weights: kernels and references against dequantised weights in float64."""
+
+import pytest
+import torch
+
+from vl2.core.quantization import WeightScheme
+from vl2.ops.experts import reference as dense_experts
+from vl2.ops.quantized_experts import kernel as experts_kernel
+from vl2.ops.quantized_experts import reference as experts_reference
+from vl2.ops.quantized_experts.weights import QuantizedExperts
+from vl2.ops.quantized_linear import kernel, reference
+from vl2.ops.quantized_weight import torch_layout, triton_layout
+from vl2.ops.quantized_weight.codes import dequantize_codes, round_to_nearest
+from vl2.ops.quantized_weight.weight import QuantizedLayout, QuantizedWeight
+
+INT4, INT4_64, INT8 = WeightScheme(4, 128), WeightScheme(4, 64), WeightScheme(8, None)
+INT8_128 = WeightScheme(8, 128)
+CPU = torch.device("cpu")
+
+
+def quantize(
+    weight: torch.Tensor, scheme: WeightScheme, layout: QuantizedLayout, dtype: torch.dtype, device: torch.device
+) -> tuple[QuantizedWeight, torch.Tensor]:
+    """(the weight in a backend's layout, what it stands for in float64). [(E,) N, K]."""
+    codes, scales = round_to_nearest(weight, scheme, dtype)
+    shape = tuple(weight.shape)
+    held = QuantizedWeight(*layout.empty(shape, scheme, dtype, device), scheme, shape[-1])
+    parts = [held[e] for e in range(shape[0])] if len(shape) == 3 else [held]
+    for part, *own in zip(parts, codes.view(-1, *shape[-2:]), scales.view(-1, *scales.shape[-2:]), strict=True):
+        layout.store(part, *own)
+    return held, dequantize_codes(codes, scales.double()).to(device)
+
+
+def error(out: torch.Tensor, expected: torch.Tensor) -> float:
+    return float((out.double() - expected).norm() / expected.norm())
+
+
+DTYPES = [torch.float32, torch.float16] + [torch.bfloat16] * torch.cuda.is_available()
+"""Of kernels: Triton's interpreter cuts bfloat16 off instead of rounding it."""
+TOLERANCE = {torch.float32: 1e-6, torch.bfloat16: 4e-3, torch.float16: 5e-4}
+
+
+@pytest.mark.parametrize("scheme", [INT4, INT4_64, INT8, INT8_128], ids=str)
+@pytest.mark.parametrize("layout", [triton_layout, torch_layout], ids=lambda layout: layout.__name__.split(".")[-1])
+def test_a_layout_gives_back_the_bits_it_was_given(layout, scheme: WeightScheme):
+    if not layout.holds(scheme, 128, 256):
+        assert layout is torch_layout and scheme == INT8_128
+        return
+    weight = torch.randn(128, 256)
+    codes, scales = round_to_nearest(weight, scheme, torch.bfloat16)
+    held = QuantizedWeight(*layout.empty((128, 256), scheme, torch.bfloat16, CPU), scheme, 256)
+    layout.store(held.rows(64, 64), codes[64:], scales[64:])  # a part by itself, as stacked matrices are loaded
+    layout.store(held.rows(0, 64), codes[:64], scales[:64])
+    assert torch.equal(layout.dequantize(held), dequantize_codes(codes, scales))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("scheme", [INT4, INT4_64, INT8, INT8_128], ids=str)
+@pytest.mark.parametrize("num_rows", [1, 40])
+def test_linear_kernel(device: torch.device, num_rows: int, scheme: WeightScheme, dtype: torch.dtype):
+    torch.manual_seed(num_rows)
+    weight, exact = quantize(torch.randn(70, 256), scheme, triton_layout, dtype, device)
+    wide = torch.randn(num_rows, 300, device=device).to(dtype)
+    x, bias = wide[:, :256], torch.randn(70, device=device).to(dtype)  # rows that are not side by side
+    expected = x.double() @ exact.T
+    for tile in (kernel.FEW, kernel.SOME, kernel.MANY) if num_rows == 40 else (kernel.FEW,):
+        if dtype == torch.float32:
+            tile = kernel.FLOAT32
+        out = torch.full((num_rows, 70), float("nan"), device=device, dtype=dtype)
+        kernel.multiply(x, weight, None, out, tile)
+        assert error(out, expected) < TOLERANCE[dtype] * (2 if tile.scales_first else 1)
+    with_bias = kernel.quantized_linear(x.view(1, num_rows, 256), weight, bias)
+    assert error(with_bias[0], expected + bias.double()) < TOLERANCE[dtype]
+
+
+def test_programs_that_share_a_tile_add_in_order_and_leave_nothing_behind(device: torch.device):
+    weight, exact = quantize(torch.randn(64, 2048), INT4, triton_layout, torch.float32, device)
+    x = torch.randn(3, 2048, device=device)
+    tile = kernel.Tile(16, 32, 8, False, 4, 2)
+    outs = []
+    for _ in range(2):
+        outs.append(torch.empty(3, 64, device=device))
+        kernel.multiply(x, weight, None, outs[-1], tile)
+    assert torch.equal(*outs)
+    assert error(outs[0], x.double() @ exact.T) < 1e-6
+    assert not kernel._arrivals(x.device).any()
+
+
+def test_many_rows_go_through_the_matrix_written_out(device: torch.device, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(kernel, "DEQUANTIZE_ROWS", 3)
+    weight, exact = quantize(torch.randn(3, 10, 256), INT4_64, triton_layout, torch.float16, device)
+    written = kernel.dequantize(weight, torch.float16)
+    assert torch.equal(written, torch.stack([triton_layout.dequantize(weight[e]) for e in range(3)]))
+    x = torch.randn(4, 256, device=device).half()
+    assert error(kernel.quantized_linear(x, weight[1]), x.double() @ exact[1].T) < 1e-3
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("scheme", [INT4, INT4_64, INT8], ids=str)
+def test_linear_on_a_cpu_gives_a_row_the_same_bits_in_any_number(scheme: WeightScheme, dtype: torch.dtype):
+    weight, exact = quantize(torch.randn(128, 256), scheme, torch_layout, dtype, CPU)
+    x = torch.randn(40, 256).to(dtype)
+    whole = reference.quantized_linear(x, weight)
+    few = reference.quantized_linear(x[:9], weight)
+    assert error(whole, x.double() @ exact.T) < 2 * TOLERANCE[dtype]
+    assert error(few, x[:9].double() @ exact.T) < 2 * TOLERANCE[dtype]
+    assert torch.equal(reference.quantized_linear(x[4:5], weight), few[4:5])
+
+
+EXPERTS, ACTIVE, WIDTH, INNER = 6, 2, 256, 128
+
+
+def experts_of(
+    scheme: WeightScheme, layout: QuantizedLayout, dtype: torch.dtype, device: torch.device, num_shared: int
+) -> tuple[QuantizedExperts, torch.Tensor, torch.Tensor]:
+    total = EXPERTS + num_shared
+    gate_up, exact_up = quantize(torch.randn(total, 2 * INNER, WIDTH) / 16, scheme, layout, dtype, device)
+    down, exact_down = quantize(torch.randn(total, WIDTH, INNER) / 11, scheme, layout, dtype, device)
+    return QuantizedExperts(gate_up, down, num_shared), exact_up, exact_down
+
+
+def mix_exactly(x, ids, weights, gate_up, down, num_shared: int) -> torch.Tensor:
+    """float64; shared experts as choices of weight 1."""
+    shared = torch.arange(EXPERTS, EXPERTS + num_shared, device=ids.device).expand(len(x), -1)
+    ids = torch.cat((ids.long(), shared), 1)
+    weights = torch.cat((weights.double(), torch.ones(len(x), num_shared, device=x.device).double()), 1)
+    return dense_experts.routed_experts(x.double(), ids, weights, gate_up, down).double()
+
+
+def routes(num_tokens: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    ids = torch.stack([torch.randperm(EXPERTS)[:ACTIVE] for _ in range(num_tokens)])
+    return ids.to(device), torch.rand(num_tokens, ACTIVE, device=device)
+
+
+def limit_of(dtype: torch.dtype) -> float:
+    """A row goes through three roundings to the dtype."""
+    return 4 * TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("num_shared", [0, 2])
+@pytest.mark.parametrize(("num_tokens", "scheme"), [(1, INT4), (9, INT4), (9, INT4_64), (9, INT8)], ids=str)
+def test_experts_kernel(device: torch.device, num_tokens: int, scheme: WeightScheme, num_shared: int, dtype):
+    torch.manual_seed(num_tokens)
+    experts, *exact = experts_of(scheme, triton_layout, dtype, device, num_shared)
+    x, (ids, weights) = torch.randn(num_tokens, WIDTH, device=device).to(dtype), routes(num_tokens, device)
+    out = experts_kernel.mix_quantized_experts(x, ids.int(), weights, experts)
+    assert error(out, mix_exactly(x, ids, weights, *exact, num_shared)) < limit_of(dtype)
+
+
+@pytest.mark.parametrize("tile", ["SOME", "MANY"])
+def test_experts_kernel_with_tiles_of_many_rows(device: torch.device, tile: str):
+    dtype = DTYPES[-1]
+    experts, *exact = experts_of(INT4, triton_layout, dtype, device, 1)
+    x, (ids, weights) = torch.randn(20, WIDTH, device=device).to(dtype), routes(20, device)
+    out = experts_kernel.mix_with_tile(x, ids.int(), weights, experts, getattr(experts_kernel, tile))
+    assert error(out, mix_exactly(x, ids, weights, *exact, 1)) < limit_of(dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("num_tokens", [1, 9, 100])
+def test_experts_on_a_cpu(num_tokens: int, dtype: torch.dtype):
+    torch.manual_seed(num_tokens)
+    experts, *exact = experts_of(INT4, torch_layout, dtype, CPU, 2)
+    x, (ids, weights) = torch.randn(num_tokens, WIDTH).to(dtype), routes(num_tokens, CPU)
+    out = experts_reference.mix_quantized_experts(x, ids, weights, experts)
+    assert error(out, mix_exactly(x, ids, weights, *exact, 2)) < limit_of(dtype)
