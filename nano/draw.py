@@ -14,7 +14,7 @@ from random import Random
 
 import numpy as np
 from names import COLOURS, OBJECTS
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageEnhance, ImageFont
 
 DATA = Path(__file__).parent / "data"
 SPRITE, COLUMNS = 96, 16
@@ -55,9 +55,28 @@ def _turned(image: Image.Image, degrees: float) -> Image.Image:
     return image.crop(_visible(image))
 
 
-def pictogram(rng: Random, index: int, style: str, size: float) -> Stamp:
-    """An object, its longer side `size` pixels; sometimes mirrored, slightly turned, a little lighter or darker."""
+@lru_cache(None)
+def _tones() -> list[list[int]]:
+    """200 curves of brightness, each a table of 256 values, from a fixed seed."""
+    r, v = np.random.RandomState(13), np.arange(256) / 255
+    curves = [255 * (1 + r.normal(0, 0.1)) * v ** np.exp(r.normal(0, 0.22)) for _ in range(200)]
+    return [c.clip(0, 255).round().astype(int).tolist() for c in curves]
+
+
+def _recoloured(rng: Random, cell: Image.Image) -> Image.Image:
+    """Other tones of each channel, sometimes paler: another drawing style differs in these, the object does not."""
+    cell = cell.point([v for table in rng.choices(_tones(), k=3) for v in table] + list(range(256)))
+    return ImageEnhance.Color(cell).enhance(rng.uniform(0.2, 1.5)) if rng.random() < 0.3 else cell
+
+
+def pictogram(rng: Random, index: int, style: str, size: float, wild: bool = False) -> Stamp:
+    """An object, its longer side `size` pixels; sometimes mirrored or slightly turned. `wild` ones also have other tones and
+    another aspect: training's help for styles that it does not see."""
     cell = _sprites(style)[index]
+    if wild:
+        stretch = math.exp(rng.gauss(0, 0.1))
+        cell = cell.resize((round(cell.width * stretch) or 1, cell.height), Image.Resampling.BILINEAR)
+        cell = _recoloured(rng, cell) if rng.random() < 0.6 else cell
     scale = size / max(cell.size)
     image = cell.resize(
         (max(4, round(cell.width * scale)), max(4, round(cell.height * scale))),

@@ -10,19 +10,49 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import multiprocessing as mp
+import os
 import queue
 import signal
 import threading
+from dataclasses import dataclass
 from mmap import mmap
 from multiprocessing.sharedctypes import Synchronized
+from random import Random
 
 import numpy as np
 import torch
-from pack import MAX_ROWS, TILE_BUDGET, Batch, training_batch
+from pack import MAX_ROWS, TILE_BUDGET, Batch, make_batch, pick_layout, rows_for
 from PIL import Image
+from scenes import TRAIN_MIX
+from sheets import sheet_batch
 from views import TILE
 
+SHEET_SETS = 6  # a sheet is moved and faded anew each time it is used
 ROOM = max(TILE_BUDGET, MAX_ROWS)  # tiles a slot
+
+
+@dataclass(frozen=True)
+class Menu:
+    """What is drawn when. Shares are of the whole training time, or of the micro-batches."""
+
+    sets: int  # question sets a picture
+    many: float  # several tiles
+    tower: float  # so long the tower learns alone
+    sheets: float  # micro-batches without questions after that
+
+    def later(self, progress: float) -> float:
+        """Progress of the time after the tower's own."""
+        return max(0.0, progress - self.tower) / (1 - self.tower)
+
+
+def training_batch(number: int, menu: Menu, progress: float, room: np.ndarray | None = None) -> Batch:
+    """The micro-batch of this number. 1,024 seeds a batch are enough for every layout, so no two batches share a scene."""
+    rng, seed = Random(number), 1_000_000 + number * 1024
+    if progress < menu.tower or rng.random() < menu.sheets:
+        return sheet_batch(seed, SHEET_SETS, room)
+    layout = pick_layout(rng, menu.later(progress), menu.many)
+    labelled = len(layout) > 1 and rng.random() < 0.4
+    return make_batch(layout, seed, rows_for(layout), menu.sets, labelled, mix=TRAIN_MIX, room=room)
 
 
 def keep_memory() -> None:
@@ -38,26 +68,26 @@ def keep_memory() -> None:
 class Workers:
     """Processes that draw micro-batches without end. To be started before CUDA is touched: they are forks."""
 
-    def __init__(self, count: int, start: int, sets: int, progress: Synchronized, many: float) -> None:
+    def __init__(self, count: int, start: int, menu: Menu, progress: Synchronized) -> None:
         self.slots = 2 * count + 4
         self.memory = mmap(-1, self.slots * ROOM * TILE * TILE * 3)
         self.rooms = np.frombuffer(self.memory, np.uint8).reshape(self.slots, ROOM, TILE, TILE, 3)
         self.free: mp.SimpleQueue[int] = mp.SimpleQueue()
         self.made: mp.SimpleQueue[tuple[int, Batch]] = mp.SimpleQueue()
         self.processes = [
-            mp.Process(target=self._work, args=(start + k, count, sets, progress, many), daemon=True)
-            for k in range(count)
+            mp.Process(target=self._work, args=(start + k, count, menu, progress), daemon=True) for k in range(count)
         ]
         for p in self.processes:
             p.start()
 
-    def _work(self, number: int, step: int, sets: int, progress: Synchronized, many: float) -> None:
+    def _work(self, number: int, step: int, menu: Menu, progress: Synchronized) -> None:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         torch.set_num_threads(1)
+        os.nice(10)  # what feeds the GPU goes first
         keep_memory()
         while True:
             slot = self.free.get()
-            batch = training_batch(number, sets, progress.value, many, self.rooms[slot])
+            batch = training_batch(number, menu, progress.value, self.rooms[slot])
             batch.tiles = batch.tiles.new_empty(batch.tiles.shape[0], 0)  # they are in the slot
             # As plain arrays: tensors would each travel through a shared file.
             self.made.put((slot, batch.map(lambda t: t.numpy())))

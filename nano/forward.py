@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from exam import iou
 from gaze import NUMBER
-from heads import Heads, looked_for, pointing
+from heads import Heads, looked_for, middles_in_prefix, moved, named, pointing, tally
 from pack import Batch
 from torch import Tensor
 
@@ -18,8 +18,9 @@ NUMBER_IDS = torch.tensor(list(NUMBER))  # vocabulary id of each coordinate 0-99
 
 
 #: Layer and number of the heads whose attention is supervised (`heads.pointing`): names find all their things, then answers
-#: look at one thing or character.
+#: look at one thing or character. Two more heads of the names' layer count (`heads.tally`).
 POINTING_LAYERS = {"name": (1, 1), "point": (2, 2)}
+PROBED = {1: 3, 2: 2}
 
 
 @dataclass
@@ -40,6 +41,13 @@ def pixels(tiles: Tensor, augment: bool, dtype: torch.dtype) -> Tensor:
         x = x * (1 + 0.12 * torch.randn(n, 1, 1, 1, **kw)) + 0.06 * torch.randn(n, 3, 1, 1, **kw)
         x = x + torch.randn_like(x) * (0.04 * torch.rand(n, 1, 1, 1, **kw) * (torch.rand(n, 1, 1, 1, **kw) < 0.5))
     return x
+
+
+def look(model: NanoVL2, heads: Heads, batch: Batch) -> dict[str, Tensor]:
+    """Losses of the tower alone, on tiles that are moved, stretched and faded."""
+    with torch.no_grad():
+        batch = moved(batch)
+    return heads.patches(model.vision(batch.tiles.to(next(model.parameters()).dtype)), batch)
 
 
 def text_mask(group: Tensor, prefix: int) -> Tensor:
@@ -70,17 +78,26 @@ def run(
     p = prefix.shape[1]
     x = torch.cat((prefix, model.embed(ids, dtype)), 1)
     positions = torch.cat((torch.arange(p, device=ids.device).expand(rows, -1), place + p), 1)
-    states = model.language(x, positions, p, text_mask(group, p))
+    mask = text_mask(group, p)
+    states = model.language(x, positions, p, mask)
     if heads is not None and batch.tiles.shape[0]:
         aux |= heads.tokens(states[1][:, :p], batch)
+        counted = named(batch, r) if len(batch.layout.grids) == 1 else None
+        if counted is not None:
+            aux["number"] = heads.numbers(states[1][:, p:-1], counted)
         for name, (index, count) in POINTING_LAYERS.items():
             attention = model.language.model["layers"][index].self_attn
             if attention.probe:
                 scale, (queries, keys) = (attention.dn + attention.dr) ** -0.5, attention.seen
                 aux[name] = sum(
-                    pointing(queries[:, k], keys[:, k], looked_for(batch, r, name == "name", k), scale) / count
+                    pointing(queries[:, k], keys[:, k, :p], looked_for(batch, r, name == "name", k), scale) / count
                     for k in range(count)
                 )
+                if name == "name" and counted is not None:
+                    aux["tally"] = sum(
+                        tally(queries[:, 1 + k], keys[:, 1 + k], mask[:, 0], counted, place, scale) / 2
+                        for k, place in enumerate(middles_in_prefix(batch))
+                    )
                 attention.seen = None  # it would keep the whole step's graph
     # An answer token is always preceded by a token of its own conversation, so the shift by one crosses no border.
     at = batch.targets[r]

@@ -10,6 +10,9 @@ the checkpoint.
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
@@ -19,6 +22,7 @@ from pack import LINE, NUM_CLASSES, NUM_LETTERS, READABLE, WHOLE, Batch
 from torch import Tensor
 
 PATCHES = 192  # of a tile's 729 patches, so many drawn ones are supervised: what covers something is preferred
+SHEET_PATCHES = 320  # of a tile of a sheet
 MOST = 12  # numbers of equal things that are told apart
 ORDER = (MAX_ITEMS, MOST, MOST, MOST)  # from the left; of its name; how many of its name; ... and of its colour
 LETTER = (MAX_CHARS, MAX_CHARS)  # a character's number from the left and from the right
@@ -49,15 +53,17 @@ def orders(batch: Batch) -> Tensor:
     present = batch.classes > 0
     same = (batch.classes[:, :, None] == batch.classes[:, None, :]) & present[:, None, :]
     tinted = same & (batch.colours[:, :, None] == batch.colours[:, None, :])
-    number = torch.arange(MAX_ITEMS, device=present.device).expand_as(batch.classes)
+    most = batch.classes.shape[1]
+    number = torch.arange(most, device=present.device).clamp_max(MAX_ITEMS - 1).expand_as(batch.classes)
     counts = (same.tril(-1), same, tinted)
     return torch.stack((number, *(c.sum(-1).clamp_max(MOST - 1) for c in counts)), -1)
 
 
 def letter_orders(batch: Batch) -> Tensor:
     """[N, M, 2] the `LETTER` of each character."""
-    number = torch.arange(MAX_CHARS, device=batch.chars.device).expand(batch.chars.shape)
-    return torch.stack((number, ((batch.chars > 0).sum(-1, keepdim=True) - 1 - number).clamp_min(0)), -1)
+    number = torch.arange(batch.chars.shape[1], device=batch.chars.device).expand(batch.chars.shape)
+    after = (batch.chars > 0).sum(-1, keepdim=True) - 1 - number
+    return torch.stack((number, after), -1).clamp(0, MAX_CHARS - 1)
 
 
 def told(logits: Tensor, truth: Tensor, sizes: tuple[int, ...], valid: Tensor) -> Tensor:
@@ -83,6 +89,7 @@ class Heads(nn.Module):
         self.norm = nn.RMSNorm(hidden)
         self.token_sizes = (NUM_CLASSES, 4, 1, sum(ORDER), 2 * sum(LETTER))
         self.token = nn.Linear(hidden, sum(self.token_sizes))
+        self.number_norm, self.number = nn.RMSNorm(hidden), nn.Linear(hidden, MOST)
         self.register_buffer("rare", torch.tensor(10.0), persistent=False)  # weight of a middle: few tokens are one
         self.register_buffer("class_weight", torch.tensor([0.15] + [1.0] * (NUM_CLASSES - 1)), persistent=False)
         self.register_buffer("letter_weight", torch.tensor([0.05] + [1.0] * (NUM_LETTERS - 1)), persistent=False)
@@ -92,7 +99,7 @@ class Heads(nn.Module):
         item = covering(batch.boxes, batch.classes > 0, 27, 14.0)
         char = covering(batch.char_boxes, batch.chars > 0, 27, 14.0)
         lot = torch.rand(item.shape, device=item.device) + 0.5 * (item >= 0) + (char >= 0)
-        chosen = lot.topk(PATCHES, 1, sorted=False).indices
+        chosen = lot.topk(SHEET_PATCHES if batch.is_sheet else PATCHES, 1, sorted=False).indices
         item, char = item.gather(1, chosen), char.gather(1, chosen)
         features = features.gather(1, chosen[..., None].expand(-1, -1, features.shape[-1]))
         kinds, tints, edges, letters, order, letter_order = F.linear(
@@ -148,6 +155,35 @@ class Heads(nn.Module):
             "token_line": (lines[0] + lines[1]) / 2,
         }
 
+    def numbers(self, hidden: Tensor, counted: Tensor) -> Tensor:
+        """hidden [B, T-1, C] of the text: after a name that is in the picture, how many things have it."""
+        truth = counted.sum(-1).clamp_max(MOST - 1)
+        return told(self.number(self.number_norm(hidden.float())), truth[..., None], (MOST,), truth > 0)
+
+
+def moved(batch: Batch) -> Batch:
+    """The same tiles as float pixels in [-1, 1], shifted, stretched and faded at random, and their labels with them.
+
+    Tiles that tell about a whole picture or line stay where they are.
+    """
+    n, device = batch.tiles.shape[0], batch.tiles.device
+    x = batch.tiles.permute(0, 3, 1, 2).float() / 127.5 - 1
+    free = ((batch.view & (WHOLE | LINE)) == 0).float()[:, None]
+    stretch = (0.12 * torch.randn(n, 2, device=device).clamp(-2, 2) * free).exp()
+    shift = 0.12 * (2 * torch.rand(n, 2, device=device) - 1) * free  # in half tiles
+    theta = torch.cat((torch.diag_embed(stretch), shift[..., None]), -1)
+    x = F.grid_sample(x, F.affine_grid(theta, list(x.shape), False), "bilinear", "border", False)
+    grey = x.mean(1, keepdim=True)
+    x = grey + (x - grey) * (0.5 + 0.8 * torch.rand(n, 1, 1, 1, device=device))
+    x = x * (1 + 0.15 * torch.randn(n, 1, 1, 1, device=device)) + 0.08 * torch.randn(n, 3, 1, 1, device=device)
+    x = x + torch.randn_like(x) * (0.06 * torch.rand(n, 1, 1, 1, device=device) ** 2)
+
+    def follow(boxes: Tensor) -> Tensor:
+        scale, offset = stretch.repeat(1, 2)[:, None], shift.repeat(1, 2)[:, None]
+        return ((boxes / 192 - 1 - offset) / scale + 1) * 192
+
+    return replace(batch, tiles=x, boxes=follow(batch.boxes), char_boxes=follow(batch.char_boxes))
+
 
 def middle_tokens(batch: Batch) -> Tensor:
     """[N, 196] 1.0 where a thing has its middle: one token a thing and view, so that counting things is counting these."""
@@ -183,6 +219,58 @@ def looked_for(batch: Batch, r: int, names: bool, side: int) -> Tensor:
     shows_item = torch.where(item >= 0, item + 1, -1).masked_fill(~image, -1)
     shows_char = torch.where(char >= 0, char + CHARS, -1).masked_fill(~image, -1)
     return (code[..., None] == shows_item[:, None]) | (code[..., None] == shows_char[:, None])
+
+
+def named(batch: Batch, r: int) -> Tensor:
+    """[B, T-1, K] bool: after each text token, which things of the picture have the name that it ends."""
+    rows = batch.ids.shape[1]
+    code = batch.point[r][:, 1:].long()
+    kinds, tints = (t.view(rows, -1, t.shape[-1])[:, 0].long() for t in (batch.classes, batch.colours))
+    wanted = ((code - NAMES) % ANY_COLOUR).clamp(0, kinds.shape[1] - 1)
+    same = kinds.gather(1, wanted)[..., None] == kinds[:, None]
+    tinted = tints.gather(1, wanted)[..., None] == tints[:, None]
+    return same & (tinted | (code >= NAMES + ANY_COLOUR)[..., None]) & (code >= NAMES)[..., None]
+
+
+def middles_in_prefix(batch: Batch) -> tuple[Tensor, Tensor]:
+    """[B, K] twice: the prefix token that holds the middle of each thing, in the view of the whole picture and in the tiles.
+
+    Only for rows of one picture. In either view each thing is in one place, so these are what counting counts.
+    """
+    rows, ((across, down),) = batch.ids.shape[1], batch.layout.grids
+    boxes = batch.boxes.view(rows, -1, *batch.boxes.shape[1:])
+
+    def token(view: Tensor, wide: int, high: int) -> tuple[Tensor, Tensor]:
+        x, y = (view[..., 0] + view[..., 2]) / 2, (view[..., 1] + view[..., 3]) / 2
+        column, row = (x / 384).long().clamp(0, wide - 1), (y / 384).long().clamp(0, high - 1)
+        inside = [((v - 384 * c) / 28).long().clamp(0, 13) + 14 * c for v, c in ((x, column), (y, row))]
+        return inside[0], inside[1]
+
+    start = batch.layout.text[0]
+    x, y = token(boxes[:, 0], 1, 1)
+    whole = start + y * 15 + x
+    x, y = token(boxes[:, min(1, boxes.shape[1] - 1)], across, down)  # the first tile's pixels are the whole canvas's
+    return whole, start + 14 * 15 + 1 + y * (14 * across + 1) + x
+
+
+#: Attention on the middle of a counted thing, for each 1 on the first token. The first token's share is then 1 / (1 + n/8),
+#: a smooth function of the number n that a softmax can have with fixed logits.
+PER_THING = 0.125
+
+
+def tally(queries: Tensor, keys: Tensor, mask: Tensor, counted: Tensor, places: Tensor, scale: float) -> Tensor:
+    """How badly a head counts: the divergence of its attention from `PER_THING` on each thing's middle and 1 on the first token.
+
+    queries [B, T, D] of text, keys [B, P+T, D], mask [B, T, P+T], counted [B, T-1, K] of `named`, places [B, K].
+    """
+    logits = (queries[:, :-1] @ keys.mT).float() * scale
+    everything = logits.masked_fill(~mask[:, :-1], -1e9).logsumexp(-1)
+    at = logits.gather(2, places[:, None].expand(-1, logits.shape[1], -1))
+    share = PER_THING * counted
+    total = 1 + share.sum(-1)
+    wanted = (logits[..., 0] + (share * (at - math.log(PER_THING))).sum(-1)) / total
+    valid = counted.any(-1)
+    return ((everything - wanted - total.log()) * valid).sum() / valid.sum().clamp_min(1)
 
 
 def pointing(queries: Tensor, keys: Tensor, shown: Tensor, scale: float) -> Tensor:

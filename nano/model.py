@@ -177,7 +177,7 @@ class MLA(nn.Module):
         self.kv_b_proj = Linear(self.r, self.h * (self.dn + self.dv), bias=False)
         self.o_proj = Linear(self.h * self.dv, c["hidden_size"], bias=False)
         self.apart, self.together = take_apart, put_together  # training replaces them by compiled ones
-        self.probe = False  # keep the first two heads' queries and keys of a forward, for `heads.pointing`
+        self.probe = 0  # keep so many heads' queries of the text and keys of all, for `heads.pointing`
         self.seen: tuple[Tensor, Tensor] | None = None
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, prefix: int, text_mask: Tensor | None) -> Tensor:
@@ -186,7 +186,7 @@ class MLA(nn.Module):
         parts = self.apart(self.q_proj(x), kv, k_rope, cos, sin, self.h, self.dn, prefix)
         q, q_text, k, v, k_all, v_all = (t.transpose(1, 2) for t in parts)
         if self.probe:
-            self.seen = q_text[:, :2], k[:, :2]
+            self.seen = q_text[:, : self.probe], k_all[:, : self.probe]
         o = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         if text_mask is None:
             return self.o_proj(o[..., : self.dv].transpose(1, 2).flatten(2))

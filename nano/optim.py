@@ -58,11 +58,17 @@ class Optimizer:
             lr=torch.tensor(adam_lr), betas=(0.9, 0.98), fused=True, capturable=next(model.parameters()).is_cuda,
         )  # fmt: skip
         device = next(model.parameters()).device
-        self.muon_rate, self.adam_rate, self.heads_rate = (torch.zeros((), device=device) for _ in range(3))
+        self.muon_rate, self.muon_decay, self.adam_rate, self.heads_rate = (
+            torch.zeros((), device=device) for _ in range(4)
+        )
         self.set_rate(1.0)
 
-    def set_rate(self, scale: float, heads_only: bool = False) -> None:
-        """The schedule's factor on all learning rates; with `heads_only` the model itself stands still."""
+    def set_rate(self, scale: float, heads_only: bool = False, decay: float = 0.02) -> None:
+        """The schedule's factor on all learning rates; with `heads_only` the model itself stands still.
+
+        `decay` of the inner matrices is 0 while the decoder has no gradients: it would only shrink.
+        """
+        self.muon_decay.fill_(decay)
         self.muon_rate.fill_(0.0 if heads_only else self.rates[0] * scale)
         self.adam_rate.fill_(0.0 if heads_only else self.rates[1] * scale)
         self.heads_rate.fill_(self.rates[1] * scale)
@@ -81,7 +87,7 @@ class Optimizer:
             for p, buffer in pairs:
                 k = buffer.shape[0]
                 buffer.copy_(buffers[at : at + k])
-                p.mul_(1 - self.muon_rate * 0.02).sub_(update[at : at + k].view_as(p) * self.muon_rate)
+                p.mul_(1 - self.muon_rate * self.muon_decay).sub_(update[at : at + k].view_as(p) * self.muon_rate)
                 at += k
         self.adam.step()
 

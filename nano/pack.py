@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from gaze import MAX_CHARS, MAX_ITEMS, coordinates, points
 from names import HANZI, OBJECTS, SHAPES
 from questions import Asked, conversation
-from scenes import COLOUR_NAMES, EXAM_MIX, TRAIN_MIX, Item, Mix, Scene, make_scene, sizes_by_grid
+from scenes import COLOUR_NAMES, EXAM_MIX, Item, Mix, Scene, make_scene, sizes_by_grid
 from tokenizer import BOS, EOS, build, encode
 from torch import Tensor
 from views import TILE, Layout, tiles_of
@@ -31,6 +31,7 @@ TILE_BUDGET, MAX_ROWS, MAX_TARGETS = (
 PAIRS = (
     ((2, 2), (1, 1)), ((1, 1), (2, 2)), ((2, 2), (2, 2)), ((3, 2), (2, 3)), ((1, 2), (2, 1)), ((3, 2), (1, 1)), ((1, 1), (2, 3)), ((2, 1), (3, 2)),
 )  # fmt: skip
+SHEET = Layout(((1, 1),), (0, 0))  # marks tiles without questions (`sheets.py`)
 WHOLE, READABLE, LINE = 1, 2, 4  # the tile shows the whole picture; letters at full size; the whole printed line
 
 #: Classes of the training-only heads: 0 is the ground.
@@ -70,6 +71,10 @@ class Batch:
     index: Tensor  # [P] int64, the layout's token sources
     targets: list[Tensor]  # [R] flat indices into [B, T-1] of the tokens that are predicted
     asked: list[list[list[Asked]]]  # [R][B][...]; only kept for evaluation
+
+    @property
+    def is_sheet(self) -> bool:
+        return self.layout == SHEET
 
     def map(self, move) -> Batch:
         """The same batch with `move` applied to every tensor. All sizes are known on the host, so nothing waits for the GPU."""
@@ -190,7 +195,7 @@ def make_batch(
             asked = _fill(rng, scenes, {k: v[r, b] for k, v in text.items()}, ask)
             kept[r][b] = asked if keep else []
     pieces = prefix_pieces(len(layout), labelled)
-    labels = _labels(items)
+    labels = draw_labels(items)
     plan = Layout(layout, tuple(map(len, pieces)))
     targets = [np.flatnonzero(w[:, 1:] > 0) for w in text["weight"]]
     return Batch(
@@ -205,13 +210,13 @@ def make_batch(
     )
 
 
-def _labels(items: list) -> dict[str, np.ndarray]:
+def draw_labels(items: list, most: int = MAX_ITEMS, most_chars: int = MAX_CHARS) -> dict[str, np.ndarray]:
     """What each tile shows, in its own pixels, for the training-only heads."""
     n = len(items)
     out = dict(
-        boxes=np.zeros((n, MAX_ITEMS, 4), np.float32), spots=np.zeros((n, MAX_ITEMS, 4), np.float32),
-        classes=np.zeros((n, MAX_ITEMS), np.int16), colours=np.zeros((n, MAX_ITEMS), np.int16),
-        char_boxes=np.zeros((n, MAX_CHARS, 4), np.float32), chars=np.zeros((n, MAX_CHARS), np.int16),
+        boxes=np.zeros((n, most, 4), np.float32), spots=np.zeros((n, most, 4), np.float32),
+        classes=np.zeros((n, most), np.int16), colours=np.zeros((n, most), np.int16),
+        char_boxes=np.zeros((n, most_chars, 4), np.float32), chars=np.zeros((n, most_chars), np.int16),
         view=np.zeros(n, np.int16),
     )  # fmt: skip
     for t, (scene, m, view) in enumerate(items):
@@ -219,12 +224,12 @@ def _labels(items: list) -> dict[str, np.ndarray]:
         offset = np.array([m.offset_x, m.offset_y] * 2, np.float32)
         size = np.array(scene.image.size * 2, np.float32)
         c = 0
-        for k, item in enumerate(scene.items[:MAX_ITEMS]):
+        for k, item in enumerate(scene.items[:most]):
             box = np.array(item.box, np.float32)
             out["boxes"][t, k], out["spots"][t, k] = box * scale + offset, box / size
             out["classes"][t, k] = class_of(item)
             out["colours"][t, k] = 1 + COLOUR_NAMES.index(item.colour) if item.colour else 0
-            for letter, where in item.chars[: MAX_CHARS - c]:
+            for letter, where in item.chars[: most_chars - c]:
                 out["char_boxes"][t, c] = np.array(where, np.float32) * scale + offset
                 out["chars"][t, c] = LETTERS.get(letter, 0)
                 c += 1
@@ -255,11 +260,3 @@ def pick_layout(rng: Random, progress: float, many_later: float) -> tuple[tuple[
     if number > 2 or rng.random() < 0.5:
         return ((1, 1),) * number
     return rng.choice(PAIRS)
-
-
-def training_batch(number: int, sets: int, progress: float, many: float, room: np.ndarray | None = None) -> Batch:
-    """The micro-batch of this number. 1,024 seeds a batch are enough for every layout, so no two batches share a scene."""
-    rng = Random(number)
-    layout = pick_layout(rng, progress, many)
-    seed, labelled = 1_000_000 + number * 1024, len(layout) > 1 and rng.random() < 0.4
-    return make_batch(layout, seed, rows_for(layout), sets, labelled, mix=TRAIN_MIX, room=room)

@@ -7,6 +7,7 @@ differently. The answers' formats are fixed and listed in the model card.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from itertools import pairwise
 from random import Random
@@ -296,6 +297,10 @@ def conversation(rng: Random, scenes: list[Scene]) -> Asked | None:
         weights["text"] = 1.5
     if not any(i.kind == "shape" for i in scene.items):
         weights["colour"] = 1.5
+    same = Counter((i.kind, i.index) for i in scene.items)
+    crowd = max(same.values(), default=0) >= 3  # worth counting
+    if crowd:
+        weights["counting"] *= 2
     task = rng.choices(list(weights), list(weights.values()))[0]
     if task == "off-topic":
         return Asked(task, lang, ((rng.choice(OFF_TOPIC[lang]), ABOUT[lang]),))
@@ -303,7 +308,7 @@ def conversation(rng: Random, scenes: list[Scene]) -> Asked | None:
         made = follow_up(rng, scene, lang)
         return made and _casual(rng, made)
     want_absent = rng.random() < (0.5 if task == "exists" else 0.14)
-    turn = ask(rng, scene, task, lang, want_absent, many=0.6)
+    turn = ask(rng, scene, task, lang, want_absent, many=0.85 if crowd else 0.6)
     if turn is None or (task == "counting" and turn[0][1] == "1" and rng.random() < 0.65):
         return None  # one is what most things are
     turns = [turn[0]]

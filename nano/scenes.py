@@ -82,11 +82,12 @@ class Mix:
     texts: tuple[float, float, float]  # shares of words, numbers and codes, summed up; Chinese is the rest
     numbers: tuple[int, ...]  # how many equal things a "count" scene has
     longest: int = 10  # digits of a number
+    wild: float = 0.0  # share of pictograms in other tones and aspects than their set's
 
 
 EXAM_MIX = Mix((26, 24, 12, 24, 14), (0.42, 0.62, 0.72), (1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 8, 9))
 #: More of what is slow to learn: many equal things, and strings that no list of words helps to guess.
-TRAIN_MIX = Mix((20, 32, 7, 32, 9), (0.26, 0.52, 0.66), (1, 2, 3, 4, 5, 6, 7, 8, 9, 2, 3, 4, 5, 6, 7, 8, 9, 10), 12)
+TRAIN_MIX = Mix((20, 32, 7, 32, 9), (0.24, 0.49, 0.6), (1, 2, 3, 4, 5, 6, 7, 8, 9, 2, 3, 4, 5, 6, 7, 8, 9, 10), 12, 0.5)
 
 
 def random_text(rng: Random, mix: Mix = EXAM_MIX) -> str:
@@ -156,9 +157,11 @@ def _distance(a: tuple[int, int, int], b: tuple[int, int, int]) -> int:
     return sum(abs(x - y) for x, y in zip(a, b))
 
 
-def _stamp(rng: Random, item: Item, size: float, unit: float, width: int, mean: tuple[int, int, int]) -> draw.Stamp:
+def make_stamp(
+    rng: Random, item: Item, size: float, unit: float, width: int, mean: tuple[int, int, int], wild: float = 0.0
+) -> draw.Stamp:
     if item.kind == "object":
-        return draw.pictogram(rng, item.index, item.style, size)
+        return draw.pictogram(rng, item.index, item.style, size, wild > 0 and rng.random() < wild)
     if item.kind == "shape":
         near = _distance(COLOURS[item.colour][1], mean) < 170
         return draw.shape(rng, SHAPE_NAMES[item.index], item.colour, size, outline=near or rng.random() < 0.15)
@@ -192,7 +195,7 @@ def make_scene(
         size_px = smallest * (biggest / smallest) ** rng.random() if common is None else common * rng.uniform(0.85, 1.1)
         for attempt in range(30):
             if attempt % 6 == 0:  # a new drawing, a little smaller, once six places were taken
-                stamp = _stamp(rng, item, max(smallest, size_px * 0.96**attempt), unit, width, mean)
+                stamp = make_stamp(rng, item, max(smallest, size_px * 0.96**attempt), unit, width, mean, mix.wild)
             w, h = stamp.image.size
             if w > width or h > height:
                 continue

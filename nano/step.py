@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from forward import NUMBER_IDS, POINTING_LAYERS, answer_loss, bell, run
+from forward import NUMBER_IDS, PROBED, answer_loss, bell, look, run
 from heads import Heads
 from optim import Optimizer
 from pack import MAX_TARGETS, Batch
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from model import MLP, Experts, Gate, NanoVL2, gated, gated_experts, put_together, take_apart
 
-LOSSES = ("answer", "kind", "tint", "edge", "letter", "order", "line", "middle", "token", "spot", "token_order", "token_line", "name", "point")  # fmt: skip
+LOSSES = ("answer", "kind", "tint", "edge", "letter", "order", "line", "middle", "token", "spot", "token_order", "token_line", "name", "point", "tally", "number")  # fmt: skip
 
 
 def gates(model: NanoVL2) -> list[Gate]:
@@ -64,8 +64,8 @@ class Trainer:
         self.work = NanoVL2(model.config).to(device).bfloat16()
         for mine, theirs in zip(gates(self.work), gates(model)):
             mine.e_score_correction_bias.data = theirs.e_score_correction_bias.data  # the router's bias stays fp32
-        for index, _ in POINTING_LAYERS.values():
-            self.work.language.model["layers"][index].self_attn.probe = True
+        for index, count in PROBED.items():
+            self.work.language.model["layers"][index].self_attn.probe = count
         self.average = NanoVL2(model.config).to(device)
         self.average.load_state_dict(model.state_dict())
         self.averaged = list(zip(self.average.state_dict().values(), model.state_dict().values()))
@@ -75,9 +75,7 @@ class Trainer:
         self.weights = [weights.get(k, 1.0) for k in LOSSES]
         self.aux_scale, self.drift, self.balance_rate = (torch.zeros((), device=device) for _ in range(3))
         self.number_ids, self.near = NUMBER_IDS.to(device), bell(6.0, str(device))
-        self.sums = torch.zeros(
-            len(LOSSES) + 1, device=device
-        )  # of the losses since they were last read, and how often
+        self.sums = torch.zeros(2, len(LOSSES), device=device)  # of the losses since they were last read, and how often
         self.shares = torch.zeros(len(gates(model)), gates(model)[0].weight.shape[0], device=device)
         self.recordings: dict[object, Recording | None] = {}
         self.pool = torch.cuda.graph_pool_handle() if record else None
@@ -91,14 +89,14 @@ class Trainer:
         self.near.copy_(bell(sigma, str(self.device)))
 
     def read_losses(self) -> dict[str, float]:
-        *sums, count = self.sums.tolist()
+        sums, counts = self.sums.tolist()
         self.sums.zero_()
-        return {k: round(s / max(1, count), 4) for k, s in zip(LOSSES, sums)}
+        return {k: round(s / max(1, n), 4) for k, s, n in zip(LOSSES, sums, counts)}
 
-    def set_rates(self, rate: float, aux: float, drift: float, heads_only: bool) -> None:
+    def set_rates(self, rate: float, aux: float, drift: float, heads_only: bool, tower_only: bool) -> None:
         """The schedule's factor on learning rates, the training-only losses' factor, and how fast the average follows."""
-        self.optimizer.set_rate(rate, heads_only)
-        self.balance_rate.fill_(0.0 if heads_only else 0.001 * rate)
+        self.optimizer.set_rate(rate, heads_only, decay=0.0 if tower_only else 0.02)
+        self.balance_rate.fill_(0.0 if heads_only or tower_only else 0.001 * rate)
         self.aux_scale.fill_(aux)
         self.drift.fill_(drift)
 
@@ -110,10 +108,16 @@ class Trainer:
     def warm_up(self, batch: Batch) -> None:
         """Forward and backward without learning: what is compiled is compiled now."""
         self._losses(batch.pick(0, MAX_TARGETS * batch.ids.shape[1]))
+        self._clear()
 
-    def step(self, batch: Batch, r: int) -> None:
+    def step(self, batch: Batch, r: int, update: bool = True) -> None:
+        """Add a micro-batch's gradients, and let them move the weights if `update`."""
         self.losses(batch, r)
-        self._run("optimizer", [], lambda _: self._update())
+        if update:
+            self._run("optimizer", [], lambda _: self._update())
+
+    def _clear(self) -> None:
+        torch._foreach_zero_([w.grad for w, _ in self.trained] + [p.grad for p in self.heads.parameters()])
 
     def _run(self, key: object, inputs: list[Tensor], work: Callable[[list[Tensor]], None]) -> None:
         recording = self.recordings.get(key)
@@ -130,13 +134,18 @@ class Trainer:
             recording.play(inputs)
 
     def _losses(self, batch: Batch) -> None:
-        torch._foreach_zero_([w.grad for w, _ in self.trained] + [p.grad for p in self.heads.parameters()])
-        out = run(self.work, self.heads, batch, 0, augment=True)
         zero = torch.zeros((), device=self.device)
-        losses = [answer_loss(out, self.near, self.number_ids), *(out.aux.get(k, zero) for k in LOSSES[1:])]
-        aux = sum(w * v for w, v in zip(self.weights[1:], losses[1:]))
-        (losses[0] + self.aux_scale * aux).backward()
-        self.sums += torch.stack([*(v.detach().float() for v in losses), zero + 1])
+        if batch.is_sheet:
+            found = look(self.work, self.heads, batch)
+        else:
+            out = run(self.work, self.heads, batch, 0, augment=True)
+            found = out.aux | {"answer": answer_loss(out, self.near, self.number_ids)}
+        aux = sum(w * found.get(k, zero) for k, w in zip(LOSSES[1:], self.weights[1:]))
+        (found.get("answer", zero) + self.aux_scale * aux).backward()
+        values = [found[k].detach().float() if k in found else zero for k in LOSSES]
+        self.sums += torch.stack((torch.stack(values), torch.stack([zero + (k in found) for k in LOSSES])))
+        if batch.is_sheet:
+            return
         for gate, share in zip(gates(self.work), self.shares):
             # DeepSeek's rule without auxiliary loss: an expert that is chosen too seldom gets a higher bias.
             share.copy_(gate.load / gate.load.sum())
@@ -150,3 +159,4 @@ class Trainer:
         ways = torch._foreach_sub(latest, averages)
         torch._foreach_mul_(ways, self.drift)
         torch._foreach_add_(averages, ways)
+        self._clear()

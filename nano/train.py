@@ -22,12 +22,13 @@ import torch
 from config import CONFIG, initialise, write_checkpoint
 from draw import HELD_OUT_STYLE
 from exam import exam, table
-from feed import Feeder, Workers
+from feed import Feeder, Menu, Workers
 from forward import exactness
 from heads import Heads
 from optim import Optimizer
 from pack import Batch, make_batch
 from safetensors.torch import load_file
+from sheets import sheet_batch
 from step import Trainer, compile_parts
 
 from model import NanoVL2
@@ -35,7 +36,7 @@ from model import NanoVL2
 #: Weights of the training-only losses (`heads.py`) beside the answers' loss.
 AUX = {
     "kind": 0.6, "tint": 0.2, "edge": 0.6, "letter": 0.8, "order": 0.4, "line": 0.5,
-    "token": 0.4, "spot": 3.0, "middle": 0.1, "token_order": 0.3, "token_line": 0.4, "name": 0.3, "point": 0.5,
+    "token": 0.4, "spot": 3.0, "middle": 0.1, "token_order": 0.3, "token_line": 0.4, "name": 0.3, "point": 0.5, "tally": 0.5, "number": 0.3,
 }  # fmt: skip
 
 
@@ -52,8 +53,10 @@ def arguments() -> argparse.Namespace:
         "--eager", action="store_true", help="neither compile nor record the step (starts sooner, runs slower)"
     )
     p.add_argument(
-        "--many", type=float, default=0.38, help="share of micro-batches with several tiles, after the first eighth"
+        "--many", type=float, default=0.5, help="share of micro-batches with several tiles, after the first eighth"
     )
+    p.add_argument("--tower", type=float, default=0.17, help="share of the time that the tower learns alone, on sheets")
+    p.add_argument("--sheets", type=float, default=0.2, help="share of sheets among the micro-batches after that")
     p.add_argument(
         "--weights", nargs=2, metavar=("FOLDER", "AT"), help="go on from a checkpoint alone, as if AT (0-1) of the time had passed; "
         "the heads learn alone for the first 12 seconds",
@@ -111,7 +114,9 @@ def main() -> None:
             _make, [(((1, 1),), 40_000 + 32 * k, 32, 1, False, exam, True, (HELD_OUT_STYLE,)) for k in range(4)]
         )
     first = saved["drawn"] if saved else 10_000 if a.weights else 0  # scenes not seen before
-    workers = Workers(a.workers, first, a.sets, progress, a.many)
+    menu = Menu(a.sets, a.many, a.tower, a.sheets)
+    workers = Workers(a.workers, first, menu, progress)
+    first_sheet = sheet_batch(20_000, 1, tiles=64)
     small_exam = final_exam[:: max(1, len(final_exam) // 8)]
 
     gc.freeze()  # what is made so far stays; looking through it at every recording would take long
@@ -143,7 +148,7 @@ def main() -> None:
         settled = elapsed + 12
     if fast:  # before the clock starts, and on two sizes, or the first would be taken for a constant
         compile_parts(trainer.work)
-        for batch in (final_exam[0], final_exam[-1]):
+        for batch in (final_exam[0], final_exam[-1], first_sheet):
             trainer.warm_up(batch.to(device))
         torch.cuda.synchronize()
     workers.go()
@@ -175,11 +180,15 @@ def main() -> None:
 
     total, last = a.minutes * 60, time.monotonic()
     next_log, next_save, next_exam, sigma = step + 50, elapsed + 60, elapsed + 60, 0.0
-    rows = saved["rows"] if saved else 0
+    rows, alone = saved["rows"] if saved else 0, True
     while elapsed < total and time.monotonic() - start < a.stop_after:
         done = elapsed / total
         progress.value = done
-        sharp = 6.0 if done < 0.15 else 4.0 if done < 0.4 else 2.5 if done < 0.75 else 1.5
+        later = menu.later(done)
+        if alone and later > 0:  # enough of the first sheets
+            alone = False
+            feeder.used.clear()
+        sharp = 6.0 if later < 0.15 else 4.0 if later < 0.4 else 2.5 if later < 0.75 else 1.5
         if sharp != sigma:
             sigma = sharp
             trainer.set_sharpness(sigma)
@@ -189,9 +198,11 @@ def main() -> None:
             aux=1.0 if done < 0.5 else max(0.25, 1.0 - 1.5 * (done - 0.5)),
             drift=max(0.003, 1 / (step + 1)),
             heads_only=elapsed < settled,
+            tower_only=later == 0,
         )
         batch, r = feeder.next()
-        trainer.step(batch, r)
+        # A sheet has no gradients for the decoder, and Muon would move it as far as with some: they wait for the next others.
+        trainer.step(batch, r, update=later == 0 or not batch.is_sheet)
         rows += batch.ids.shape[1]
         step += 1
         if step % 8 == 0 and fast:

@@ -1,14 +1,29 @@
 """Training-only supervision: labels lie where the things are."""
 
+from dataclasses import replace
+
 import pytest
 
 torch = pytest.importorskip("torch")
 import torch.nn.functional as F  # noqa: E402
 from config import CONFIG, initialise  # noqa: E402
-from forward import POINTING_LAYERS, run  # noqa: E402
+from forward import PROBED, run, text_mask  # noqa: E402
 from gaze import ANY_COLOUR, CHARS, NAMES, points  # noqa: E402
-from heads import Heads, covering, looked_for, middle_tokens, orders, pointing  # noqa: E402
+from heads import (  # noqa: E402
+    PER_THING,
+    Heads,
+    covering,
+    looked_for,
+    middle_tokens,
+    middles_in_prefix,
+    moved,
+    named,
+    orders,
+    pointing,
+    tally,
+)
 from pack import encode_turns, make_batch  # noqa: E402
+from sheets import sheet_batch  # noqa: E402
 from step import LOSSES  # noqa: E402
 
 from model import NanoVL2  # noqa: E402
@@ -67,8 +82,8 @@ def test_all_losses_reach_the_model():
     torch.manual_seed(0)
     model, heads = NanoVL2(CONFIG), Heads(256, 256)
     initialise(model)
-    for index, _ in POINTING_LAYERS.values():
-        model.language.model["layers"][index].self_attn.probe = True
+    for index, count in PROBED.items():
+        model.language.model["layers"][index].self_attn.probe = count
     aux = run(model, heads, make_batch(((2, 1),), seed=3, rows=2, sets=1), 0, augment=True, dtype=torch.float32).aux
     assert set(aux) == set(LOSSES) - {"answer"}
     sum(aux.values()).backward()
@@ -99,3 +114,50 @@ def make_batch_image():
     from PIL import Image
 
     return Image.new("RGB", (384, 384))
+
+
+@pytest.mark.parametrize("grid", [(1, 1), (2, 1), (3, 2)])
+def test_middles_lie_in_the_prefix_where_the_layout_says(grid):
+    batch = make_batch((grid,), seed=4, rows=3, sets=1)
+    whole, local = middles_in_prefix(batch)
+    index, tiles = batch.index, batch.tiles.shape[0] // 3
+    for row in range(3):
+        boxes = batch.boxes.view(3, tiles, -1, 4)[row]
+        for k in (batch.classes.view(3, tiles, -1)[row, 0] > 0).nonzero()[:, 0].tolist():
+            for place in (whole[row, k], local[row, k]):
+                tile, token = divmod(int(index[place]), 196)
+                x, y = (boxes[tile, k, :2] + boxes[tile, k, 2:]) / 2
+                assert 28 * (token % 14) <= x <= 28 * (token % 14 + 1) and 28 * (token // 14) <= y <= 28 * (
+                    token // 14 + 1
+                )
+            assert tile == 0 if tiles == 1 else tile > 0
+
+
+def test_a_head_that_counts_costs_nothing():
+    batch = next(
+        b for b in (make_batch(((2, 1),), seed=s, rows=1, sets=1) for s in range(40)) if named(b, 0).sum(-1).max() > 3
+    )
+    counted, (whole, _), p = named(batch, 0), middles_in_prefix(batch), len(batch.index)
+    mask = text_mask(batch.group[0].long(), p)[:, 0]
+    wanted = torch.full((1, counted.shape[1] + 1, mask.shape[-1]), 1e-9)
+    wanted[..., 0] = 1
+    wanted[:, :-1].scatter_add_(2, whole[:, None].expand(-1, counted.shape[1], -1), PER_THING * counted)
+    keys = torch.eye(mask.shape[-1])[None]
+    assert abs(tally(wanted.log(), keys, mask, counted, whole, 1.0)) < 1e-4
+    assert tally(torch.zeros_like(wanted), keys, mask, counted, whole, 1.0) > 1
+
+
+def test_labels_move_with_the_pixels():
+    torch.manual_seed(0)
+    batch = sheet_batch(5, 1, tiles=8)
+    tiles = torch.zeros_like(batch.tiles)
+    boxes = batch.boxes.clone()
+    for t in range(4):  # sheets, which may move
+        boxes[t, 0] = torch.tensor([100, 140, 180, 200])
+        tiles[t, 140:200, 100:180] = 255
+    after = moved(replace(batch, tiles=tiles, boxes=boxes))
+    for t in range(4):
+        lit = (after.tiles[t].mean(0) - after.tiles[t].mean(0).min() > 1).nonzero()
+        (y0, x0), (y1, x1) = lit.min(0).values, lit.max(0).values + 1
+        got = torch.stack((x0, y0, x1, y1)).float()
+        assert (got - after.boxes[t, 0]).abs().max() < 2 and (got - boxes[t, 0]).abs().max() > 2
