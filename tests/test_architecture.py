@@ -18,12 +18,13 @@ MAY_IMPORT = {
     "ops": {"core"},
     "model": {"core", "ops", "checkpoint"},
     "processing": {"core"},
-    "engine": {"core", "ops", "model", "checkpoint", "processing"},  # the tokenizer and grammars
+    "edge": {"core", "checkpoint"},
+    "engine": {"core", "ops", "model", "checkpoint", "processing", "edge"},  # the tokenizer and grammars; ONNX Runtime
     "llm": {"core", "checkpoint", "processing", "engine"},
     "server": {"core"},
     "tools": {"core", "checkpoint", "processing", "llm"},
     "deploy": {"core", "llm", "server", "tools"},  # Ray's application is a server
-    "cli": {"core", "checkpoint", "ops", "model", "processing", "engine", "llm", "server", "tools", "deploy"},
+    "cli": {"core", "checkpoint", "ops", "model", "processing", "edge", "engine", "llm", "server", "tools", "deploy"},
 }
 WITHOUT_TORCH = ("vl2", "vl2.core", "vl2.checkpoint.source", "vl2.processing.processor", "vl2.server.app", "vl2.cli")
 

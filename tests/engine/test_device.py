@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from vl2.core.errors import SetupError
-from vl2.engine.device import choose_device, choose_num_threads
+from vl2.engine.device import choose_device
+from vl2.engine.threads import choose_num_threads
 
 
 @pytest.fixture

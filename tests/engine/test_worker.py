@@ -27,7 +27,7 @@ def test_whatever_goes_wrong_is_one_line_for_whoever_started_it(monkeypatch, tmp
     def fail(*_):
         raise error
 
-    monkeypatch.setattr("vl2.engine.engine.Runner", fail)
+    monkeypatch.setattr("vl2.engine.engine.open_runner", fail)
     told = []
     run_engine(tmp_path, EngineConfig(), QueueInbox(), told.append)
     [report] = told

@@ -56,6 +56,16 @@ PAGE_SIZES = tuple(2**power for power in range(11))
 class EngineConfig:
     """How the model runs. `check_options` says whether the values make sense; sizes in tokens, tiles and pages."""
 
+    engine: str = option(
+        "auto",
+        "What computes. auto: onnx for a model that `vl2 export` wrote and where there is no PyTorch, else torch.",
+        choices=("auto", "torch", "onnx"),
+    )
+    provider: str = option(
+        "auto",
+        "Execution provider of ONNX Runtime. auto: the fastest that is installed.",
+        choices=("auto", "cpu", "cuda", "tensorrt"),
+    )
     device: str = option(
         "auto", "Where the model runs: cuda when there is a GPU, else cpu.", choices=("auto", "cpu", "cuda")
     )

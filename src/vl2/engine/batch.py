@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
-from vl2.core.tiling import TileGeometry, image_layout
+from vl2.core.tiling import TileGeometry
 from vl2.engine.device_rows import DeviceRows
+from vl2.engine.draws import LogitEdit, edit_of, uniform
+from vl2.engine.picture_rows import image_tokens
 from vl2.engine.scheduler import Chunk, StepBatch, TileJob
 from vl2.engine.sequence import UNKNOWN, Sequence
 from vl2.engine.staging import send
@@ -64,7 +64,7 @@ def pack_step(chunks: list[Chunk], shape: BatchShape) -> PackedStep:
         positions.append(own_positions)
         kv_slots.append(np.asarray(sequence.pages)[own_positions // size] * size + own_positions % size)
         shapes.append(ChunkShape(row, chunk.length, chunk.end))
-        for image_positions, sources in _image_tokens(chunk, shape.geometry):
+        for image_positions, sources in image_tokens(chunk, shape.geometry):
             image_rows.append(image_positions - chunk.start + row)
             image_sources.append(sources)
     last = [idx for idx, chunk in enumerate(chunks) if chunk.is_last]
@@ -128,17 +128,6 @@ def _block_tables(sequences: list[Sequence]) -> np.ndarray:
     return tables
 
 
-def _image_tokens(chunk: Chunk, geometry: TileGeometry) -> Iterable[tuple[np.ndarray, np.ndarray]]:
-    """(positions, rows of the feature table) of the picture tokens in a chunk, which may cut a span anywhere."""
-    for index, span in chunk.sequence.spans_within(chunk.start, chunk.end):
-        first, last = max(chunk.start, span.start), min(chunk.end, span.start + span.length)
-        layout = image_layout(span.tiles_wide, span.tiles_high, geometry)[first - span.start : last - span.start]
-        slots = np.asarray(chunk.sequence.tile_slots[index])
-        tile, row = np.divmod(layout, geometry.tokens_per_tile)
-        sources = slots[np.maximum(tile, 0)] * geometry.tokens_per_tile + row
-        yield np.arange(first, last), np.where(layout < 0, layout, sources)
-
-
 def tile_pixels(jobs: list[TileJob]) -> np.ndarray:
     """[N, side, side, 3] uint8 of the tiles to encode."""
     return np.stack([job.sequence.prompt.tiles[job.tile_idx] for job in jobs])
@@ -176,25 +165,11 @@ class SamplingInputs:
     num_logprobs: list[int]  # alternatives wanted, of each logprob row
 
 
-@dataclass(frozen=True, slots=True)
-class LogitEdit:
-    """What is added to, divided out of or banned from the logits of one row."""
-
-    row: int
-    bias: dict[int, float]
-    seen_ids: list[int]  # for the repetition penalty: prompt and output
-    repetition_penalty: float
-    output_counts: dict[int, int]
-    presence_penalty: float
-    frequency_penalty: float
-    banned_ids: list[int]
-
-
 def sampling_inputs(batch: StepBatch, device: torch.device) -> SamplingInputs:
     sequences = [chunk.sequence for chunk in batch.sampled]
     logprob_rows = [row for row, sequence in enumerate(sequences) if sequence.params.logprobs is not None]
     return SamplingInputs(
-        edits=tuple(edit for row, sequence in enumerate(sequences) if (edit := _edit(row, sequence)) is not None),
+        edits=tuple(edit for row, sequence in enumerate(sequences) if (edit := edit_of(row, sequence)) is not None),
         masks=tuple(
             (row, sequence.constraint.next_mask.result())
             for row, sequence in enumerate(sequences)
@@ -204,27 +179,3 @@ def sampling_inputs(batch: StepBatch, device: torch.device) -> SamplingInputs:
         logprob_rows=logprob_rows,
         num_logprobs=[sequences[row].params.logprobs or 0 for row in logprob_rows],
     )
-
-
-def _edit(row: int, sequence: Sequence) -> LogitEdit | None:
-    params = sequence.params
-    has_counts = bool(params.presence_penalty or params.frequency_penalty)
-    has_repetition = params.repetition_penalty != 1.0
-    if not (params.logit_bias or has_repetition or has_counts or sequence.ngrams):
-        return None
-    return LogitEdit(
-        row=row,
-        bias=params.logit_bias,
-        seen_ids=sorted(set(sequence.token_ids)) if has_repetition else [],
-        repetition_penalty=params.repetition_penalty,
-        output_counts=dict(sequence.output_counts) if has_counts else {},
-        presence_penalty=params.presence_penalty,
-        frequency_penalty=params.frequency_penalty,
-        banned_ids=sorted(sequence.ngrams.banned(sequence.token_ids)) if sequence.ngrams else [],
-    )
-
-
-def uniform(sequence: Sequence) -> float:
-    """A number in [0, 1) that depends on (seed, choice, output position) alone, never on the batch or on history."""
-    key = f"{sequence.params.seed}/{sequence.choice_idx}/{sequence.num_output_tokens}".encode()
-    return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "big") / 2**64

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import torch
@@ -28,11 +27,6 @@ def choose_device(name: str, num_replicas: int = 1, replica_idx: int = 0) -> tor
             f"lower it, or use --device cpu"
         )
     return torch.device("cuda", replica_idx)
-
-
-def choose_num_threads(threads: int | None, num_replicas: int) -> int:
-    """CPU threads of one replica: as given, or its share of the cores that this process may use."""
-    return threads or max(1, len(os.sched_getaffinity(0)) // num_replicas)
 
 
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:

@@ -14,7 +14,6 @@ from pathlib import Path
 from vl2.core.config import EngineConfig
 from vl2.core.stats import EngineStats, ModelInfo, resident_bytes
 from vl2.core.types import GenerateRequest, TokenEvent
-from vl2.engine.device import device_memory
 from vl2.engine.grammar import Grammars, broken_requests
 from vl2.engine.image_cache import TileCache
 from vl2.engine.meter import StepMeter
@@ -22,9 +21,9 @@ from vl2.engine.pacing import GPU_STEP_S, Pacer, StepLoad
 from vl2.engine.pages import PagePool
 from vl2.engine.pending import PendingStep
 from vl2.engine.prefix import PageKeys
-from vl2.engine.runner import Progress, Runner
 from vl2.engine.scheduler import Scheduler, StepBatch
 from vl2.engine.sequence import Sequence
+from vl2.engine.step_runner import Progress, open_runner
 
 log = logging.getLogger(__name__)
 
@@ -44,9 +43,10 @@ class Engine:
 
     def __init__(self, folder: Path, config: EngineConfig, on_progress: Progress | None = None) -> None:
         """Raises: SetupError when the checkpoint or the machine does not allow it."""
-        self.runner = Runner(folder, config, on_progress)
+        self.runner = open_runner(folder, config, on_progress)
+        info = self.runner.info
         self.scheduler = Scheduler(
-            PagePool(self.runner.pool.num_pages, self.runner.pool.page_size),
+            PagePool(info.num_pages, info.page_size_tokens),
             TileCache(self.runner.num_tile_slots),
             Pacer(
                 config.max_step_tokens,
@@ -77,7 +77,7 @@ class Engine:
         page_keys = None
         if self._has_prefix_cache:
             page_keys = PageKeys(
-                request.prompt, request.options.cache_salt, self.runner.pool.page_size, self.runner.fingerprint
+                request.prompt, request.options.cache_salt, self.scheduler.pages.page_size, self.runner.fingerprint
             )
         for choice_idx in range(request.params.n):
             sequence = Sequence(
@@ -180,7 +180,7 @@ class Engine:
             resident_bytes=resident_bytes(),
             step_sequences=self._meter.sequences.snapshot(),
             step_seconds={kind: tally.snapshot() for kind, tally in self._meter.seconds.items()},
-            memory=device_memory(runner.device),
+            memory=runner.memory(),
         )
 
 

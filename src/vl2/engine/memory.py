@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 
 from vl2.core.config import EngineConfig
 from vl2.core.errors import SetupError
 from vl2.core.model_config import LanguageConfig
+from vl2.engine.host_memory import available_host_bytes
 from vl2.model.kv_pool import KVPool, kv_bytes_per_token
 from vl2.model.step import QueryRows, StepInputs
 from vl2.model.vl2 import DeepseekVL2
@@ -108,14 +107,4 @@ def _free_bytes(config: EngineConfig, device: torch.device, workspace_bytes: int
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
         return int(free - (1 - config.kv_memory_share) * total) - workspace_bytes
-    return int(_available_host_bytes() * CPU_MEMORY_SHARE / config.replicas)
-
-
-def _available_host_bytes() -> int:
-    """What the kernel says can be used without swapping, and no more than a container's limit leaves."""
-    meminfo = Path("/proc/meminfo").read_text()
-    available = int(re.search(r"MemAvailable:\s+(\d+) kB", meminfo)[1]) * 1024  # type: ignore[index]  # always there
-    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
-    if limit.exists() and limit.read_text().strip() != "max":
-        available = min(available, int(limit.read_text()) - int(used.read_text()))
-    return available
+    return int(available_host_bytes() * CPU_MEMORY_SHARE / config.replicas)

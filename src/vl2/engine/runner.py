@@ -13,20 +13,21 @@ from vl2.checkpoint.fingerprint import fingerprint_weights
 from vl2.checkpoint.folder import read_model_config
 from vl2.core.config import EngineConfig
 from vl2.core.errors import SetupError
-from vl2.core.model_config import ModelConfig
-from vl2.core.stats import ModelInfo
+from vl2.core.stats import DeviceMemory, ModelInfo
 from vl2.engine.batch import BatchShape, pack_step, sampling_inputs, sampling_rows, step_inputs, tile_pixels
 from vl2.engine.decode_graphs import DecodeGraphs
-from vl2.engine.device import choose_device, choose_dtype, choose_num_threads, gpu_uuid
+from vl2.engine.device import choose_device, choose_dtype, device_memory, gpu_uuid
 from vl2.engine.device_rows import DeviceRows
+from vl2.engine.flying import FlyingStep
 from vl2.engine.grammar import late_chunks
 from vl2.engine.memory import measure_workspace, num_kv_pages
-from vl2.engine.pending import FinishedStep, FlyingStep, PendingStep
+from vl2.engine.pending import FinishedStep, PendingStep
+from vl2.engine.picture_rows import max_span_tiles
 from vl2.engine.prompt_graphs import PromptGraphs
 from vl2.engine.receipt import system_fingerprint
 from vl2.engine.sampler import choose
 from vl2.engine.scheduler import Chunk, StepBatch, StepOutput, TileJob
-from vl2.engine.threads import threads_for_step
+from vl2.engine.threads import choose_num_threads, threads_for_step
 from vl2.engine.vision_clock import VisionClock
 from vl2.engine.vision_graphs import VisionGraphs
 from vl2.model.kv_pool import KVPool
@@ -82,7 +83,8 @@ class Runner:
         )
 
         self.fingerprint = b"random weights" if config.random_weights else fingerprint_weights(folder)
-        self.vision_clock = VisionClock(self.device)
+        is_gpu = self.device.type == "cuda"
+        self.vision_clock = VisionClock((lambda: torch.cuda.Event(enable_timing=True)) if is_gpu else None)
         self.rows: DeviceRows | None = None
         self.decode_graphs: DecodeGraphs | None = None
         self.vision_graphs: VisionGraphs | None = None
@@ -110,6 +112,9 @@ class Runner:
     def overlaps(self) -> bool:
         """Whether `launch` returns before the step's tokens are there."""
         return self.rows is not None
+
+    def memory(self) -> DeviceMemory | None:
+        return device_memory(self.device)
 
     @property
     def tile_bytes(self) -> int:
@@ -239,9 +244,3 @@ class Runner:
             ),
             gpu_uuid=gpu_uuid(self.device),
         )
-
-
-def max_span_tiles(config: ModelConfig) -> int:
-    """Tiles of the largest picture, global view included: a feature table must hold at least these."""
-    side = config.tile_geometry.side
-    return 1 + max(width * height // side**2 for width, height in config.candidate_resolutions)

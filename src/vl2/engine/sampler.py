@@ -8,7 +8,8 @@ from __future__ import annotations
 import torch
 
 from vl2.core.types import TokenLogprobs
-from vl2.engine.batch import LogitEdit, SamplingInputs
+from vl2.engine.batch import SamplingInputs
+from vl2.engine.draws import LogitEdit
 from vl2.engine.scheduler import StepOutput
 from vl2.ops.backend import Backend
 

@@ -25,3 +25,8 @@ def threads_for_step(num_tokens: int, num_tiles: int, weights_bytes: int, num_th
     """One thread where a step is so small that threads would wait for each other longer than they work."""
     is_small = num_tiles == 0 and num_tokens <= SMALL_STEP_TOKENS and weights_bytes <= SMALL_WEIGHTS_BYTES
     return 1 if is_small else num_threads
+
+
+def choose_num_threads(threads: int | None, num_replicas: int) -> int:
+    """CPU threads of one replica: as given, or its share of the cores that this process may use."""
+    return threads or max(1, len(os.sched_getaffinity(0)) // num_replicas)

@@ -8,25 +8,22 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import torch
-
 from vl2.engine.scheduler import TileJob
 
 
 class VisionClock:
     """On a GPU its own events are read: launching returns at once, so the host's clock would show nothing."""
 
-    def __init__(self, device: torch.device, make_event: Callable[[], Any] | None = None) -> None:
-        """`make_event`: a `torch.cuda.Event` that keeps its time, where the device is a GPU."""
+    def __init__(self, make_event: Callable[[], Any] | None = None) -> None:
+        """`make_event`: a `torch.cuda.Event` that keeps its time; None where launching waits for the result."""
         self.seconds = 0.0  # of all laps that are settled
-        self._make_event = make_event or (lambda: torch.cuda.Event(enable_timing=True))
-        self._is_async = device.type == "cuda"
+        self._make_event = make_event
         self._open: deque[tuple[Any, Any, Sequence[TileJob]]] = deque()
 
     @contextmanager
     def lap(self, jobs: Sequence[TileJob]) -> Iterator[None]:
         """Around the encoding of `jobs`; each sequence gets its tiles' share of the time. Nothing of what fails."""
-        if not self._is_async:
+        if self._make_event is None:
             started_s = time.monotonic()
             yield
             self._book(time.monotonic() - started_s, jobs)
