@@ -9,6 +9,8 @@ from typing import Any
 import click
 
 from vl2.cli.options import options
+from vl2.deploy.compose import ComposeOptions, compose_files
+from vl2.deploy.container import container_files
 from vl2.deploy.nginx import NginxOptions, nginx_files
 from vl2.deploy.render import Files, write
 
@@ -45,6 +47,36 @@ def nginx(out: Path, overwrite: bool, nginx: NginxOptions) -> None:
     nginx -t -c $PWD/nginx/nginx.conf
     """
     _write(out, nginx_files(nginx), overwrite)
+
+
+@command.command("container")
+@out_options
+def container(out: Path, overwrite: bool) -> None:
+    """Dockerfiles for a GPU server, a CPU and a Jetson.
+
+    Base image and mirrors for apt, pip and torch are build arguments. The images run as a user without rights and need
+    to write to /data, /state and /tmp only.
+
+    \b
+    vl2 deploy container --out image && pip wheel --no-deps --wheel-dir image .
+    docker build -f image/Dockerfile.cpu -t vl2:cpu image
+    docker build -f image/Dockerfile.gpu --build-arg APT_MIRROR=https://mirrors.tuna.tsinghua.edu.cn -t vl2:gpu image
+    """
+    _write(out, container_files(), overwrite)
+
+
+@command.command("compose")
+@out_options
+@options(compose=ComposeOptions)
+def compose(out: Path, overwrite: bool, compose: ComposeOptions) -> None:
+    """One machine: nginx, servers, Prometheus, Grafana.
+
+    \b
+    vl2 deploy compose --out stack --servers 8 --served-model small
+    pip wheel --no-deps --wheel-dir stack . && cp stack/.env.example stack/.env      # and fill it in
+    docker compose --project-directory stack up --build --detach --wait
+    """
+    _write(out, compose_files(compose), overwrite)
 
 
 def _write(out: Path, files: Files, overwrite: bool) -> None:

@@ -38,6 +38,9 @@ class NginxOptions:
         "Longest time without a byte from a server, seconds; also that of one whole answer without streaming.",
         rule=between(1, 86400),
     )
+    resolver: str | None = option(
+        None, "DNS server that names of servers are looked up at again and again; needs nginx 1.27.3 or newer."
+    )
     state_dir: str = option("/var/lib/nginx", "Folder that nginx writes to: bodies, pid.")
 
 
