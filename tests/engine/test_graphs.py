@@ -48,8 +48,9 @@ def with_graphs(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> Engine:
     return engine
 
 
-def test_prompts_and_answers_in_graphs_give_the_official_tokens(monkeypatch: pytest.MonkeyPatch):
-    variant = load_variant("mla-greedy")
+@pytest.mark.parametrize("name", ["mla-greedy", "mha-greedy"])
+def test_prompts_and_answers_in_graphs_give_the_official_tokens(name: str, monkeypatch: pytest.MonkeyPatch):
+    variant = load_variant(name)
     engine = with_graphs(build_engine(variant.name, max_sequences=2, max_step_tokens=32), monkeypatch)
     cases = [variant.case("text"), variant.case("square")]  # the second waits for the first's last chunk: a mixed step
     answers = greedy(engine, {case.name: case_prompt(case) for case in cases}, max_tokens=3)

@@ -208,7 +208,7 @@ def test_the_pacer_gives_prompts_what_running_answers_can_spare():
     pacer.learn(StepLoad(num_decodes=4, num_prefill_tokens=0, num_tiles=0), seconds=0.010)
     pacer.learn(StepLoad(num_decodes=0, num_prefill_tokens=100, num_tiles=0), seconds=0.020)
     spare_s = (STALL_FACTOR - 1) * 0.010
-    assert pacer.prefill_tokens(4) == int(spare_s / 0.0002), "what fits into the spare time, at 0.2 ms a token"
+    assert pacer.prefill_tokens(4) == round(spare_s / 0.0002), "what fits into the spare time, at 0.2 ms a token"
     assert pacer.tiles(4) == 1
 
 
@@ -220,6 +220,29 @@ def test_the_pacer_learns_from_mixed_steps_when_there_are_no_others():
         tokens = pacer.prefill_tokens(4)
         pacer.learn(StepLoad(num_decodes=4, num_prefill_tokens=tokens, num_tiles=0), seconds=0.020 + tokens * 0.0001)
     assert 0.7 < pacer.prefill_tokens(4) * 0.0001 / ((STALL_FACTOR - 1) * 0.020) < 1.3
+
+
+def test_the_pacer_finds_that_long_chunks_cost_less_a_token():
+    pacer = Pacer(max_prefill_tokens=8192, max_tiles=10, unnoticed_step_s=0.020)
+    for _ in range(8):
+        tokens = pacer.prefill_tokens(8)
+        pacer.learn(StepLoad(8, tokens, 0), seconds=0.002 + 0.0025 + tokens * 2e-6)
+    assert 0.8 < pacer.prefill_tokens(8) * 2e-6 / 0.0155 < 1.2
+
+
+def test_budgets_fill_the_steps_that_have_a_graph():
+    pacer = Pacer(max_prefill_tokens=8192, max_tiles=10, unnoticed_step_s=0.020, step_sizes=[256, 2048, 4096])
+    pacer.learn(StepLoad(num_decodes=0, num_prefill_tokens=8000, num_tiles=0), seconds=0.040)
+    pacer.learn(StepLoad(num_decodes=8, num_prefill_tokens=0, num_tiles=0), seconds=0.002)
+    assert pacer.prefill_tokens(8) == 2048 - 8, "3,600 are affordable"
+
+
+def test_where_nobody_notices_several_tiles_are_encoded_beside_answers():
+    pacer = Pacer(max_prefill_tokens=8192, max_tiles=10, unnoticed_step_s=0.020)
+    pacer.learn(StepLoad(num_decodes=8, num_prefill_tokens=0, num_tiles=0), seconds=0.002)
+    assert pacer.tiles(8) == 1
+    pacer.learn(StepLoad(num_decodes=8, num_prefill_tokens=0, num_tiles=1), seconds=0.005)
+    assert pacer.tiles(8) == 6
 
 
 def test_where_steps_are_short_anyway_prompts_get_more():

@@ -123,6 +123,24 @@ def test_splits_of_latent_rows_in_any_number_give_the_same(programs, adder, devi
     assert not kernel.arrival_counters(device).any()
 
 
+@pytest.mark.parametrize("shapes", [DECODES_FIRST, MIXED, FRESH, DECODE], ids=["first", "one", "none", "all"])
+def test_kernels_find_the_leading_decodes_where_the_host_does_not_know_them(shapes, device):
+    q, pool, batch = head_case(shapes, 4, 2, 16, torch.float32, device)
+    # As in a graph: the table has room for more chunks than there are, some of whose numbers are numbers of rows.
+    filled = dataclasses.replace(
+        AttentionBatch(
+            (),
+            *(batch.block_tables.repeat(9, 1)[: len(shapes) + 30], batch.query_starts, batch.context_lengths),
+            len(q),
+        ),
+        query_starts=torch.nn.functional.pad(batch.query_starts, (0, 30), value=int(batch.query_starts[-1])),
+        context_lengths=torch.nn.functional.pad(batch.context_lengths, (0, 30)),
+        may_decode=True,
+    )
+    out, expected = kernel.attend_heads(q, pool, filled, 0.2), reference.attend_heads(q, pool, batch, 0.2)
+    torch.testing.assert_close(out[:-SPARE_ROWS], expected[:-SPARE_ROWS], **TOLERANCES[torch.float32])
+
+
 @pytest.mark.parametrize("num_decodes", [0, 2])
 def test_decoding_rows_give_the_same_by_the_prefill_kernel(num_decodes, device):
     q, pool, batch = head_case(DECODES_FIRST, 4, 2, 16, torch.float32, device)

@@ -48,6 +48,11 @@ class PackedStep:
     logit_rows: np.ndarray  # [L] int64: their last tokens, rounded up
 
     @property
+    def is_fresh(self) -> bool:
+        """Whether no chunk has anything before it."""
+        return all(chunk.length == chunk.context_length for chunk in self.shapes)
+
+    @property
     def last_shapes(self) -> list[ChunkShape]:
         return [ChunkShape(row, 1, self.shapes[idx].context_length) for row, idx in enumerate(self.last_chunks)]
 
@@ -98,7 +103,10 @@ def step_inputs(step: PackedStep, shape: BatchShape, rows: DeviceRows | None = N
     if rows is not None and len(step.unknown):
         ids[unknown[:, 0]] = rows.last_tokens[unknown[:, 1]]
     multiple, longest = shape.rounding.multiple, max(chunk.length for chunk in step.shapes)
-    every = AttentionBatch(tuple(step.shapes), tables, starts, lengths, longest, multiple)
+    num_decodes = next((i for i, chunk in enumerate(step.shapes) if chunk.length > 1), len(step.shapes))
+    every = AttentionBatch(
+        tuple(step.shapes), tables, starts, lengths, longest, multiple, step.is_fresh, num_decodes if longest > 1 else 0
+    )
     last_tables = tables if len(step.last_chunks) == len(step.shapes) else tables[step.last_chunks]
     ends = AttentionBatch(tuple(step.last_shapes), last_tables, last_starts, last_lengths, 1, multiple)
     return StepInputs(

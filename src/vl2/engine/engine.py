@@ -52,6 +52,7 @@ class Engine:
                 config.max_step_tokens,
                 config.max_step_tiles,
                 unnoticed_step_s=GPU_STEP_S if self.runner.overlaps else 0.0,
+                step_sizes=self.runner.step_sizes,
             ),
             max_sequences=config.max_sequences,
             eos_token_id=self.runner.model_config.language.eos_token_id,
@@ -147,7 +148,9 @@ class Engine:
             events = [event for event in events if event.request_id != request_id]
             events.append(TokenEvent(request_id, error=message))
         now_s = time.monotonic()
-        seconds = now_s - max(flight.started_s, self._collected_s)
+        seconds = flight.pending.seconds
+        if seconds is None:
+            seconds = now_s - max(flight.started_s, self._collected_s)
         self._collected_s = now_s
         self.scheduler.pacer.learn(flight.load, seconds)
         self._meter.observe(flight.load, len(flight.batch.chunks), seconds)

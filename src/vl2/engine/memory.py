@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 
 import torch
@@ -58,17 +59,20 @@ def _peak_bytes(run: Callable[[], object], device: torch.device) -> int:
 
 
 def _largest_step(model: DeepseekVL2, config: EngineConfig) -> StepInputs:
-    """As many prompt tokens as a step may hold, at the end of the longest context, and logits for all sequences."""
+    """As many prompt tokens as a step may hold, at the end of the longest contexts, and logits for all sequences."""
     context = config.max_context_tokens or model.config.language.max_position_embeddings
-    length = min(config.max_step_tokens, context)
-    positions = torch.arange(context - length, context, device=model.device)
-    tables = torch.arange(-(-context // config.page_size_tokens), dtype=torch.int32, device=model.device)[None]
+    lengths = [min(context, config.max_step_tokens - done) for done in range(0, config.max_step_tokens, context)]
+    positions = torch.cat([torch.arange(context - length, context, device=model.device) for length in lengths])
+    starts = itertools.accumulate(lengths, initial=0)
+    chunks = [ChunkShape(start, length, context) for start, length in zip(starts, lengths, strict=False)]
+    pages = torch.arange(-(-context // config.page_size_tokens), dtype=torch.int32, device=model.device)
+    tables = pages.expand(len(chunks), -1).contiguous()
     nothing = torch.empty(0, dtype=torch.int64, device=model.device)
     return StepInputs(
         token_ids=torch.zeros_like(positions),
         positions=positions,
         kv_slots=positions,
-        queries=QueryRows(None, AttentionBatch.of([ChunkShape(0, length, context)], tables)),
+        queries=QueryRows(None, AttentionBatch.of(chunks, tables)),
         last_queries=QueryRows(torch.zeros_like(positions[: config.max_sequences]), AttentionBatch.of([], tables[:0])),
         num_logits=config.max_sequences,
         image_rows=nothing,

@@ -13,6 +13,11 @@ class PendingStep(Protocol):
         """Chunks whose token was not sampled this time: its grammar was not ready."""
         ...
 
+    @property
+    def seconds(self) -> float | None:
+        """What the device took, once `result` has returned; None: it has no clock of its own."""
+        ...
+
     def result(self) -> StepOutput:
         """Waits for the device."""
         ...
@@ -23,6 +28,7 @@ class FinishedStep:
 
     def __init__(self, output: StepOutput, late: list[Chunk] | None = None) -> None:
         self.output, self.late = output, late or []
+        self.seconds: float | None = None
 
     def result(self) -> StepOutput:
         return self.output

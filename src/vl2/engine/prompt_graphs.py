@@ -1,13 +1,15 @@
 """Steps with prompt tokens as CUDA graphs: a short prompt takes the GPU less time than Python needs to launch it.
 
-A step is filled up to one of a few numbers of tokens, and to few or to all sequences that may run. What is larger than
-the largest graph keeps the GPU busy long enough, and is launched piece by piece.
+A step is filled up to one of a few numbers of tokens, and to few or to all sequences that may run. MLA takes a prompt
+out of the latent space, which a graph can do where nothing lies before the prompts (a fresh step); its other steps, and
+what is larger than the largest graph, keep the GPU busy long enough and are launched piece by piece.
 """
 
 from __future__ import annotations
 
 import logging
 import time
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -29,10 +31,30 @@ from vl2.ops.sampling.rows import SamplingRows
 log = logging.getLogger(__name__)
 
 FEW_SEQUENCES = 8
-SIZES = {True: (32, 64, 128, 256, 384, 512, 768, 1024, 1536, 2048), False: (256, 512, 1024, 2048)}
+FEW_SIZES = (32, 64, 128, 256, 384, 512, 768, 1024, 1536, 2048)
+MANY_SIZES = (256, 512, 1024, 1536, 2048, 3072, 4096, 6144, 8192)
 """Numbers of tokens, with few sequences and with many."""
+MAX_ABSORBED_TOKENS = 512
+"""Of MLA steps that are not fresh."""
 
 Graph = tuple[StaticInputs, torch.cuda.CUDAGraph, torch.Tensor, torch.Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """What a graph was captured for."""
+
+    is_few: bool
+    is_fresh: bool
+    num_tokens: int
+
+
+def graph_kinds(is_mla: bool, max_tokens: int) -> list[Kind]:
+    few = [Kind(True, False, size) for size in FEW_SIZES]
+    many = [Kind(False, False, size) for size in MANY_SIZES]
+    kinds = [kind for kind in few + many if not is_mla or kind.num_tokens <= MAX_ABSORBED_TOKENS]
+    kinds += [Kind(True, True, size) for size in FEW_SIZES] if is_mla else []
+    return [kind for kind in kinds if kind.num_tokens <= max_tokens]
 
 
 class PromptGraphs:
@@ -50,33 +72,41 @@ class PromptGraphs:
     ) -> None:
         self.model, self.features, self.pool, self.rows = model, features, pool, rows
         self.num_sequences = {True: min(FEW_SEQUENCES, max_sequences), False: max_sequences}
-        self._graphs: dict[tuple[bool, int], Graph] = {}
+        self.is_mla = model.config.language.mla is not None
+        self._graphs: dict[Kind, Graph] = {}
         started_s, memory = time.monotonic(), torch.cuda.graph_pool_handle()
-        for is_few, sizes in SIZES.items():
-            for size in reversed([size for size in sizes if size <= max_tokens]):
-                inputs = StaticInputs(self._arrays(size, self.num_sequences[is_few]), model.device)
-                graph, results = capture(partial(self._step, inputs.tensors), memory)
-                self._graphs[is_few, size] = inputs, graph, *results
+        for kind in sorted(graph_kinds(self.is_mla, max_tokens), key=lambda kind: -kind.num_tokens):
+            inputs = StaticInputs(self._arrays(kind), model.device)
+            graph, results = capture(partial(self._step, inputs.tensors, kind), memory)
+            self._graphs[kind] = inputs, graph, *results
         log.info("%d prompt graphs captured in %.1f s", len(self._graphs), time.monotonic() - started_s)
+
+    @property
+    def sizes(self) -> list[int]:
+        """Of steps with many sequences."""
+        return [kind.num_tokens for kind in self._graphs if not kind.is_few]
 
     def run(self, batch: StepBatch, step: PackedStep) -> tuple[torch.Tensor, torch.Tensor] | None:
         """Logits [L, V] float32 and tokens [L] sampled for the sequences whose next token is wanted, valid until the
-        next run; the tokens are also kept in the device's rows. None: no graph is large enough.
+        next run; the tokens are also kept in the device's rows. None: there is no graph for such a step.
         """
         is_few = len(step.shapes) <= self.num_sequences[True]
-        fitting = [size for few, size in self._graphs if few == is_few and size >= len(step.token_ids)]
+        kinds = [Kind(is_few, self.is_mla and is_few and step.is_fresh, size) for size in FEW_SIZES + MANY_SIZES]
+        fitting = [kind for kind in kinds if kind in self._graphs and kind.num_tokens >= len(step.token_ids)]
         if not fitting:
             return None
-        inputs, graph, logits, tokens = self._graphs[is_few, min(fitting)]
-        inputs.fill(self._arrays(min(fitting), self.num_sequences[is_few], batch, step))
+        kind = min(fitting, key=lambda kind: kind.num_tokens)
+        inputs, graph, logits, tokens = self._graphs[kind]
+        inputs.fill(self._arrays(kind, batch, step))
         graph.replay()
         wanted = len(step.last_chunks)
         return logits[:wanted], tokens[:wanted]
 
     def _arrays(
-        self, num_tokens: int, num_sequences: int, batch: StepBatch | None = None, step: PackedStep | None = None
+        self, kind: Kind, batch: StepBatch | None = None, step: PackedStep | None = None
     ) -> dict[str, np.ndarray]:
         """A step's numbers, filled up; without a step all is filler."""
+        num_tokens, num_sequences = kind.num_tokens, self.num_sequences[kind.is_few]
         spare_slot = self.pool.num_pages * self.pool.page_size
         arrays = {
             "ids": np.zeros(num_tokens, np.int64),
@@ -98,13 +128,16 @@ class PromptGraphs:
             _fill(arrays, sequences, step)
         return arrays | sampling_arrays(sequences, num_sequences)
 
-    def _step(self, t: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    def _step(self, t: dict[str, torch.Tensor], kind: Kind) -> tuple[torch.Tensor, torch.Tensor]:
         decoder, kept = self.model.decoder, self.rows
         unknown = t["unknown_rows"]
         ids = torch.where(unknown >= 0, kept.last_tokens[unknown.clamp(0)], t["ids"])
         embeds = decoder.embed_tokens[ids]
         embeds = torch.where(t["is_image"].unsqueeze(1), self.features[t["sources"]], embeds)
-        every = AttentionBatch((), t["tables"], t["starts"], t["contexts"], max_query_rows=len(ids))
+        every = AttentionBatch(
+            (), t["tables"], t["starts"], t["contexts"], max_query_rows=len(ids), is_fresh=kind.is_fresh,
+            may_decode=not self.is_mla,
+        )  # fmt: skip
         one_row = torch.arange(len(t["logit_rows"]) + 1, dtype=torch.int32, device=ids.device)
         last_tables = t["tables"][t["logit_chunks"]]
         last = AttentionBatch((), last_tables, one_row, t["logit_contexts"], max_query_rows=1)

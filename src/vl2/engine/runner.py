@@ -113,6 +113,11 @@ class Runner:
         """Whether `launch` returns before the step's tokens are there."""
         return self.rows is not None
 
+    @property
+    def step_sizes(self) -> list[int]:
+        """Numbers of tokens that a step with prompts is filled up to."""
+        return self.prompt_graphs.sizes if self.prompt_graphs is not None else []
+
     def memory(self) -> DeviceMemory | None:
         return device_memory(self.device)
 
@@ -143,28 +148,38 @@ class Runner:
             torch.set_num_threads(
                 threads_for_step(num_tokens, len(batch.tile_jobs), self.weights_bytes, self.num_threads)
             )
+        began = torch.cuda.Event(enable_timing=True) if self.device.type == "cuda" else None
+        if began is not None:
+            began.record()
         if batch.tile_jobs:
             with self.vision_clock.lap(batch.tile_jobs):
                 self._encode(batch.tile_jobs)
         if not batch.chunks:
             return FinishedStep(StepOutput([], []))
+        logits, tokens = self._run(batch)
+        if tokens is not None:
+            return FlyingStep(tokens, began)
+        return self._sample(logits, batch) if len(logits) else FinishedStep(StepOutput([], []))
+
+    def _run(self, batch: StepBatch) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Logits [L, V] of the sequences whose next token is wanted, and those tokens if they were drawn with them."""
         if self.decode_graphs is not None and batch.is_decode:
             logits, tokens = self.decode_graphs.run(batch.chunks)
-            return FlyingStep(tokens) if batch.needs_only_draws else self._sample(logits, batch)
+            return logits, tokens if batch.needs_only_draws else None
         step = pack_step(batch.chunks, self.shape)
         ran = self.prompt_graphs.run(batch, step) if self.prompt_graphs is not None else None
         if ran is not None:
             logits, tokens = ran
-            return FlyingStep(tokens) if batch.needs_only_draws else self._sample(logits, batch)
+            return logits, tokens if batch.needs_only_draws else None
         logits = self.model(step_inputs(step, self.shape, self.rows), self.features, self.pool)
-        if not len(logits):
-            return FinishedStep(StepOutput([], []))
         if self.rows is None or not batch.needs_only_draws:
-            return self._sample(logits, batch)
+            return logits, None
         sequences = [chunk.sequence for chunk in batch.sampled]
+        if not sequences:
+            return logits, torch.empty(0, dtype=torch.int64, device=self.device)
         tokens = self.model.ops.sample(logits, sampling_rows(sequences, self.device))
         self.rows.keep_tokens(sequences, tokens)
-        return FlyingStep(tokens)
+        return logits, tokens
 
     def _sample(self, logits: torch.Tensor, batch: StepBatch) -> PendingStep:
         """Of the rows that are ready to be sampled."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Protocol
@@ -37,6 +37,11 @@ class StepRunner(Protocol):
     @property
     def overlaps(self) -> bool:
         """Whether `launch` returns before the step's tokens are there."""
+        ...
+
+    @property
+    def step_sizes(self) -> Sequence[int]:
+        """Numbers of tokens that a step with prompts is filled up to; empty: any number will do."""
         ...
 
     @property

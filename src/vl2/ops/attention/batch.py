@@ -32,6 +32,7 @@ class AttentionBatch:
     row_multiple: int = 1  # row counts of the reference's GEMMs are rounded up to it (ops/rows.py)
     is_fresh: bool = False  # every chunk starts at position 0: the step's own rows are all of the context
     num_decodes: int = 0  # leading chunks of one row each
+    may_decode: bool = False  # the host does not know how many chunks of one row lead: kernels look for themselves
     has_fixed_splits: bool = False  # kernels: a row's bits depend on its own context alone, at a cost for few rows
 
     def split(self) -> tuple[AttentionBatch, AttentionBatch]:

@@ -75,6 +75,9 @@ def attend_heads(q: torch.Tensor, pool: torch.Tensor, batch: AttentionBatch, sca
         _decode_heads(q[:num], pool, out[:num], decodes, scale)
         _prefill_heads(q, pool, out, rest, scale)
     else:
+        if batch.may_decode:
+            num = min(len(q), len(batch.block_tables))
+            _decode_heads(q[:num], pool, out[:num], batch, scale)
         _prefill_heads(q, pool, out, batch, scale)
     return out
 
@@ -91,9 +94,9 @@ def _decode_heads(q: torch.Tensor, pool: torch.Tensor, out: torch.Tensor, batch:
     tile = tile_for("decode_heads", q.dtype)
     splits = Splits.of(q, batch, tile, kv_heads, page_size, dim)
     decode_heads[kv_heads, splits.count, num_rows](
-        q, pool[0], pool[1], out, *splits.arguments(batch), scale * LOG2_E, *counts(batch, splits),
-        **_head_sizes(q, pool), BLOCK_G=block(heads // kv_heads), SPLIT=splits.size, LAST_ADDS=splits.last_adds,
-        **tile.options,
+        q, pool[0], pool[1], out, batch.query_starts, *splits.arguments(batch), scale * LOG2_E,
+        *counts(batch, splits), **_head_sizes(q, pool), BLOCK_G=block(heads // kv_heads), SPLIT=splits.size, LAST_ADDS=splits.last_adds,
+        IS_MIXED=batch.may_decode, **tile.options,
     )  # fmt: skip
     splits.combine(out, batch)
 
@@ -105,7 +108,7 @@ def _prefill_heads(q: torch.Tensor, pool: torch.Tensor, out: torch.Tensor, batch
     block_m = max(tile.block_m, block(group))
     prefill_heads[num_tiles(num_rows, batch, block_m // group), kv_heads](
         q, pool[0], pool[1], out, *chunks(batch), scale * LOG2_E, *row_counts(num_rows, batch),
-        **_head_sizes(q, pool), BLOCK_M=block_m, **tile.options,
+        **_head_sizes(q, pool), BLOCK_M=block_m, IS_MIXED=batch.may_decode, **tile.options,
     )  # fmt: skip
 
 

@@ -69,6 +69,12 @@ def find_tile(query_starts, context_lengths, num_chunks, num_rows, tile, BLOCK_Q
 
 
 @triton.jit
+def leads(chunk, begin, end, context):
+    """Whether a chunk has one row and all before it have one, which is to say that its row has the chunk's number."""
+    return (begin == chunk) & (end == chunk + 1) & (context > 0)
+
+
+@triton.jit
 def seen_positions(context, first_row, end, BLOCK_Q: tl.constexpr, BLOCK_N: tl.constexpr):
     """(positions that a tile's last row sees, those in whole blocks that all of its rows see)."""
     first_position = context - end + first_row

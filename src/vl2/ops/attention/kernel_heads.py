@@ -10,6 +10,7 @@ from vl2.ops.attention.kernel_common import (
     add_splits,
     find_tile,
     is_last,
+    leads,
     load_rows,
     page_slots,
     seen_positions,
@@ -40,13 +41,14 @@ def add_weighted_t(acc, p, v, TERMS: tl.constexpr):
 
 @triton.jit(do_not_specialize=["num_chunks", "max_pages", "num_splits"])
 def decode_heads(
-    q, keys, values, out, block_tables, context_lengths, parts, stats, counters, scale, num_chunks, max_pages,
-    num_splits,
+    q, keys, values, out, query_starts, block_tables, context_lengths, parts, stats, counters, scale, num_chunks,
+    max_pages, num_splits,
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_G: tl.constexpr,
     PAGE_SIZE: tl.constexpr, SPLIT: tl.constexpr, BLOCK_N: tl.constexpr, TERMS: tl.constexpr,
-    LAST_ADDS: tl.constexpr,
+    LAST_ADDS: tl.constexpr, IS_MIXED: tl.constexpr,
 ):  # fmt: skip
-    """One split of one row for the query heads of one KV head; zeros for a row of no chunk.
+    """One split of one row for the query heads of one KV head; zeros for a row of no chunk. In a mixed step only the
+    leading chunks of one row are done.
 
     Everything is transposed, positions × heads: the many positions are then the rows of the tensor core's product and
     the few heads its columns, and keys and values go to it from shared memory without passing through registers.
@@ -56,6 +58,10 @@ def decode_heads(
     """
     kv_head, split, row = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     context = tl.load(context_lengths + row, mask=row < num_chunks, other=0)
+    if IS_MIXED:
+        begin, end = tl.load(query_starts + row), tl.load(query_starts + row + 1)
+        if not leads(row, begin, end, context):
+            return
     size = split_size(context, num_splits, SPLIT, BLOCK_N)
     first = split * size
     if (first >= context) & (split > 0):
@@ -133,8 +139,11 @@ def prefill_heads(
     q, keys, values, out, block_tables, query_starts, context_lengths, scale, num_chunks, num_rows, max_pages,
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, DIM: tl.constexpr, BLOCK_D: tl.constexpr,
     PAGE_SIZE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, TERMS: tl.constexpr,
+    IS_MIXED: tl.constexpr,
 ):  # fmt: skip
-    """A tile of query rows of one chunk, for the query heads of one KV head: tile row m is query row m // group."""
+    """A tile of query rows of one chunk, for the query heads of one KV head: tile row m is query row m // group. In a
+    mixed step `decode_heads` does the leading chunks of one row.
+    """
     GROUP: tl.constexpr = HEADS // KV_HEADS
     BLOCK_Q: tl.constexpr = BLOCK_M // GROUP
     tile = tl.num_programs(0) - 1 - tl.program_id(0)  # late rows see most and start first
@@ -142,6 +151,9 @@ def prefill_heads(
     chunk, first_row, end, context = find_tile(query_starts, context_lengths, num_chunks, num_rows, tile, BLOCK_Q)
     if first_row >= end:
         return
+    if IS_MIXED:  # noqa: SIM102 - the compiler's `and` does not stop at False
+        if leads(chunk, first_row, end, context):
+            return
 
     m, columns = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_D)
     rows = first_row + m // GROUP
