@@ -12,7 +12,9 @@ import click
 from vl2 import __version__
 from vl2.core.errors import SetupError, VL2Error
 
-COMMANDS = ("serve", "chat", "run", "pull", "key", "evaluate", "plan", "doctor", "selfcheck", "deploy")
+COMMANDS = (
+    "serve", "chat", "run", "watch", "pull", "export", "key", "evaluate", "plan", "doctor", "selfcheck", "deploy",
+)  # fmt: skip
 
 
 class LazyGroup(click.Group):

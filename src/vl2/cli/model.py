@@ -31,15 +31,15 @@ def open_model(
 
 
 @contextlib.contextmanager
-def loading_bar() -> Iterator[OnProgress]:
-    """A bar on stderr while weights load; nothing where stderr is no terminal."""
+def loading_bar(what: str = "loading weights") -> Iterator[OnProgress]:
+    """A bar on stderr while weights are read; nothing where stderr is no terminal."""
     if not sys.stderr.isatty():
         yield lambda done, total: None
         return
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
-    columns = (TextColumn("loading weights"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    columns = (TextColumn(what), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     progress = Progress(*columns, console=Console(stderr=True), transient=True)
     task = progress.add_task("load", start=True)
 

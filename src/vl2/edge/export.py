@@ -13,6 +13,7 @@ from vl2.checkpoint.folder import read_model_config
 from vl2.checkpoint.source import OFFICIAL
 from vl2.core.errors import SetupError
 from vl2.edge.bundle import GRAPHS, SETTINGS, Manifest, is_bundle, write_manifest
+from vl2.edge.tensorrt import write_tensorrt_files
 
 PRECISIONS = ("fp32", "fp16", "int8")
 OFFICIAL_LICENCE = "DeepSeek Model License (LICENSE-MODEL of the official repository); commercial use is allowed"
@@ -85,6 +86,8 @@ def _write_graphs(checkpoint: Path, out: Path, precision: str, on_progress: OnPr
             builds[name](graph)
         onnx.save(graph.model({"vl2.precision": precision}), str(out / f"{name}.onnx"))
     weights.check_all_used()
+    if precision == "fp16":
+        write_tensorrt_files(out, config)
     return weights.num_parameters
 
 

@@ -18,7 +18,7 @@ Precision = Literal["fp32", "fp16", "int8"]
 Dims = Sequence[int | str]
 
 OPSET = 20
-"""The oldest with Gelu; ONNX Runtime since 1.17 and TensorRT since 10.7 read it."""
+"""The oldest with Gelu; ONNX Runtime since 1.17 and TensorRT since 10.0 read it."""
 IR_VERSION = 10
 ALIGNMENT = 4096
 """Of each weight in the data file: a page, so that it can be mapped."""

@@ -17,6 +17,7 @@ from vl2.core.errors import SetupError
 from vl2.edge.bundle import Manifest, check_files, read_manifest
 from vl2.edge.engine_cache import EngineCache
 from vl2.edge.providers import NAMES, Option, choose_providers
+from vl2.edge.tensorrt import engine_graph
 
 log = logging.getLogger(__name__)
 
@@ -35,21 +36,33 @@ class Network:
         self.config = read_model_config(folder)
         engines = EngineCache(ENGINES.expanduser(), _engine_key(self.manifest))
         self.providers = choose_providers(provider, ort.get_available_providers(), engines.folder)
-        is_built = self.providers.name != "tensorrt" or engines.open()
-        self._vision = self._session("vision", self.providers.vision, threads)
-        self._embedding = self._session("embedding", [(NAMES["cpu"], {})], 1)
-        self._decoder = self._session("decoder", self.providers.decoder, threads)
+        self._vision = self._vision_session(engines, threads)
+        self._embedding = self._session(folder / "embedding.onnx", [(NAMES["cpu"], {})], 1)
+        self._decoder = self._session(folder / "decoder.onnx", self.providers.decoder, threads)
         self._allocate(num_slots)
-        if not is_built:
-            self._build_engines(engines)
 
-    def _session(self, name: str, providers: list[Option], threads: int | None) -> ort.InferenceSession:
+    def _vision_session(self, engines: EngineCache, threads: int | None) -> ort.InferenceSession:
+        """With TensorRT: the engine that trtexec built, or engines that ONNX Runtime builds now and keeps."""
+        graph, providers = self.folder / "vision.onnx", self.providers.vision
+        if self.providers.name != "tensorrt":
+            return self._session(graph, providers, threads)
+        wrapper = engine_graph(self.folder, self.manifest)
+        if wrapper is not None:
+            return self._session(wrapper, providers, threads)
+        is_built = engines.open()
+        session = self._session(graph, providers, threads)
+        if not is_built:
+            log.info("TensorRT builds its engines, which takes minutes; they are kept in %s", engines.folder)
+            side = self.config.tile_geometry.side
+            session.run(["features"], {"tiles": np.zeros((1, side, side, 3), np.uint8)})
+            engines.seal()
+        return session
+
+    def _session(self, path: Path, providers: list[Option], threads: int | None) -> ort.InferenceSession:
         """Raises: SetupError, one line."""
         options = ort.SessionOptions()
         options.log_severity_level = QUIET
         options.intra_op_num_threads = threads or 0
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0" if name == "embedding" else "1")
-        path = self.folder / f"{name}.onnx"
         try:
             session = ort.InferenceSession(str(path), options, providers=providers)
         except Exception as error:  # ONNX Runtime's own classes share no base of their own
@@ -110,12 +123,6 @@ class Network:
         binding.bind_output("logits", "cpu")  # anew, as its size changes
         self._decoder.run_with_iobinding(binding)
         return np.asarray(binding.get_outputs()[0].numpy())
-
-    def _build_engines(self, engines: EngineCache) -> None:
-        log.info("TensorRT builds its engines, which takes minutes; they are kept in %s", engines.folder)
-        side = self.config.tile_geometry.side
-        self.encode_tiles(np.zeros((1, side, side, 3), np.uint8))
-        engines.seal()
 
 
 def _engine_key(manifest: Manifest) -> bytes:
