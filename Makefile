@@ -16,7 +16,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-gpu bench-gpu check format lint types docs docs-check clean
+.PHONY: help serve test test-page screenshots test-gpu test-deploy bench-gpu check format lint types docs docs-check clean
 
 help:  ## this list
 	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-16s%s\n", $$1, $$2}'
@@ -30,12 +30,30 @@ test: $(VENV)/.dev  ## run the tests
 test-gpu: $(VENV)/.dev  ## run what concerns a GPU: kernels against references, golden answers, on CUDA
 	$(BIN)/python -m pytest -q --device cuda tests/ops tests/parity tests/engine/test_runner.py $(ARGS)
 
+test-deploy: $(VENV)/.dev tests/deploy/npm/node_modules  ## nginx, images, chart, Ray, GitLab's jobs for real (about 20 min); gets the tools on Debian
+	@missing=; for tool in nginx:nginx-light buildah:buildah mmdebstrap:mmdebstrap podman:podman runc:runc prometheus:prometheus rsync:rsync; do \
+	  command -v $${tool%:*} >/dev/null || missing="$$missing $${tool#*:}"; done; \
+	  test -z "$$missing" || (apt-get -qq update && apt-get -qq install -y $$missing)
+	@$(PIP) --editable '.[dev,ray]'
+	VL2_TEST_DEPLOY=1 $(BIN)/python -m pytest -q tests/deploy $(ARGS)
+
+tests/deploy/npm/node_modules: tests/deploy/npm/package.json
+	npm install --prefix tests/deploy/npm --force --no-audit --no-fund --no-package-lock --ignore-scripts
+	@touch $@
+
 bench-gpu: $(VENV)/.dev  ## the speed of one GPU at the real shapes, with random weights; ARGS="tiny --rows latency"
 	$(BIN)/python bench/gpu.py $(ARGS)
 
 fuzz: $(VENV)/.dev  ## the long runs: 2,600 requests from the API's description, 20,000 mutated files
 	PYTHONPATH=tests:. $(BIN)/python tests/server/schemathesis_run.py 2600
 	PYTHONPATH=tests:. $(BIN)/python tests/server/intake_run.py 20000
+
+test-page: $(VENV)/.dev  ## the page in a real browser; gets Chromium on Debian if it is missing
+	@command -v chromium >/dev/null || (apt-get -qq update && apt-get -qq install -y chromium fonts-noto-cjk)
+	$(BIN)/python -m pytest -q tests/page $(ARGS)
+
+screenshots: $(VENV)/.dev  ## docs/images/page-*.webp anew, by the test that looks at them
+	VL2_SCREENSHOTS=docs/images $(BIN)/python -m pytest -q tests/page/test_nano.py $(ARGS)
 
 check: lint types test docs-check  ## all that CI checks: format, lint, types, tests, generated docs
 

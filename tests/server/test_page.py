@@ -91,7 +91,7 @@ def test_every_text_is_used_and_every_used_text_is_there() -> None:
     own = [name for name in TEXTS if not name.startswith("texts-")]
     text = "".join((WEB / name).read_text(encoding="utf-8") for name in own)
     used = set(re.findall(r"\bt\.(\w+)", text)) | set(re.findall(r'data-(?:text|hint|label|title)="(\w+)"', text))
-    there = {key for key in re.findall(r"^  (\w+): ", (WEB / "texts-en.js").read_text(encoding="utf-8"), re.M)}
+    there = set(re.findall(r"^  (\w+): ", (WEB / "texts-en.js").read_text(encoding="utf-8"), re.M))
     assert (used - there, there - used) == (set(), set())
 
 

@@ -65,13 +65,16 @@ def pace_json(pace: Pace) -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    found = {"vl2": __version__, "python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:  # triton, where there is no GPU
-            continue
-    return found
+    found = {name: _version(name) for name in PACKAGES}
+    own = {"vl2": __version__, "python": platform.python_version()}
+    return own | {name: number for name, number in found.items() if number is not None}
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:  # triton, where there is no GPU
+        return None
 
 
 def status_routes(status: ServerStatus) -> APIRouter:

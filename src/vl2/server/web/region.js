@@ -84,13 +84,10 @@ export function regionSelector(figure, picture, { onAsk, onChange = () => {}, wi
 
   function onKey(event) {
     const moves = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
+    if (!(event.key in moves) && event.key !== "Enter" && event.key !== "Escape") return;
+    event.preventDefault(); // Enter: else what has the focus next is pressed, too; Escape: the dialog stays
     if (event.key === "Enter") return choose("crop");
-    if (event.key === "Escape") {
-      event.preventDefault(); // the region goes, the dialog stays
-      return show(null);
-    }
-    if (!(event.key in moves)) return;
-    event.preventDefault();
+    if (event.key === "Escape") return show(null);
     const [dx, dy] = [moves[event.key][0] * STEP * picture.width, moves[event.key][1] * STEP * picture.height];
     const [x1, y1, x2, y2] = region;
     if (event.shiftKey) return show([x1, y1, Math.max(x1 + 1, x2 + dx), Math.max(y1 + 1, y2 + dy)]);

@@ -129,6 +129,7 @@ export function startTray(callbacks) {
       $(id).value = "";
     });
   }
+  // Scene 202239 of nano/scenes.py. Telescope: EmojiOne (CC BY 4.0); snail: Noto Emoji (Apache-2.0).
   $("sample").addEventListener("click", async () => {
     const blob = await (await fetch("/web/sample.webp")).blob();
     addFiles([new File([blob], "sample.webp", { type: "image/webp" })]);
