@@ -26,7 +26,7 @@ FLAGS = ("--device", "cpu", "--dtype", "float32", "--threads", "1", "--max-seque
 
 def need(program: str, how: str) -> str:
     """Its path. Where it is missing the test is skipped, but not in `make test-deploy`, which installs it."""
-    path = shutil.which(program)
+    path = shutil.which(program, path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
     if path is None:
         missing = f"{program} is missing; {how}"
         assert "VL2_TEST_DEPLOY" not in os.environ, missing

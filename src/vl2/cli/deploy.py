@@ -11,6 +11,7 @@ import click
 from vl2.cli.options import options
 from vl2.deploy.compose import ComposeOptions, compose_files
 from vl2.deploy.container import container_files
+from vl2.deploy.helm import HelmOptions, helm_files
 from vl2.deploy.nginx import NginxOptions, nginx_files
 from vl2.deploy.render import Files, write
 
@@ -77,6 +78,21 @@ def compose(out: Path, overwrite: bool, compose: ComposeOptions) -> None:
     docker compose --project-directory stack up --build --detach --wait
     """
     _write(out, compose_files(compose), overwrite)
+
+
+@command.command("helm")
+@out_options
+@options(helm=HelmOptions)
+def helm(out: Path, overwrite: bool, helm: HelmOptions) -> None:
+    """Kubernetes: the chart vl2, and values for it from the planner.
+
+    \b
+    vl2 deploy helm --out k8s --served-model base --gpu H100 --pods 8
+    kubectl create secret generic vl2-keys --from-literal=api-key="$(openssl rand -hex 24)"
+    helm upgrade --install vl2 k8s/vl2 -f k8s/vl2/presets/production.yaml -f k8s/values.yaml \\
+      --set auth.existingSecret=vl2-keys
+    """
+    _write(out, helm_files(helm), overwrite)
 
 
 def _write(out: Path, files: Files, overwrite: bool) -> None:
