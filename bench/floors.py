@@ -40,8 +40,7 @@ def decode_bytes(runner: Runner, batch: int, context: int, experts_per_layer: fl
     total -= decoder.embed_tokens.nbytes
     for layer in decoder.layers:
         if isinstance(layer.mlp, MoE):
-            routed = layer.mlp.gate_up.nbytes + layer.mlp.down.nbytes
-            total -= routed * (1 - experts_per_layer / layer.mlp.config.num_experts)
+            total -= layer.mlp.routed_bytes * (1 - experts_per_layer / layer.mlp.config.num_experts)
     return total + batch * context * kv_bytes_per_token(language, runner.dtype)
 
 

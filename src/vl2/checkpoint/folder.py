@@ -11,7 +11,7 @@ import math
 import os
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +62,12 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def read_model_config(folder: Path) -> ModelConfig:
     """Raises: CheckpointError."""
-    return parse_model_config(read_json(folder / "config.json"))
+    config = parse_model_config(read_json(folder / "config.json"))
+    if config.quantization is not None and config.quantization.method == "gptq":  # which linears, only tensors tell
+        words = [name for name in list_tensors(folder) if name.endswith(".qweight")]
+        linears = frozenset(name.removesuffix(".qweight") for name in words)
+        return replace(config, quantization=replace(config.quantization, only=linears))
+    return config
 
 
 def list_tensors(folder: Path) -> dict[str, TensorInfo]:
@@ -154,6 +159,14 @@ class BlockReader:
                 raise CheckpointError(f"{info.file} ended while {info.name} was read; download it again")
             yield position, block
             position += len(block)
+
+    def read(self, info: TensorInfo, first: int = 0, num_bytes: int | None = None) -> bytearray:
+        """A copy of some bytes of a tensor, or of all."""
+        self._open(info.file)
+        data = bytearray(info.num_bytes - first if num_bytes is None else num_bytes)
+        if os.preadv(self._fd, [data], info.start + first) != len(data):
+            raise CheckpointError(f"{info.file} ended while {info.name} was read; download it again")
+        return data
 
     def _open(self, path: Path) -> None:
         if path != self._path:

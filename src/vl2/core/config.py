@@ -74,6 +74,11 @@ class EngineConfig:
         "Number format of weights and cache. auto: bfloat16 on a GPU or a CPU that computes in it, else float32.",
         choices=("auto", "float32", "bfloat16", "float16"),
     )
+    quantization: str = option(
+        "auto",
+        "Bits of the decoder's weights. auto: as the checkpoint holds them; int4, int8: rounded while they are loaded.",
+        choices=("auto", "int4", "int8"),
+    )
     max_context_tokens: int | None = option(
         None,
         "Longest prompt + answer, at most (and by default) what the model was trained for: 4096.",

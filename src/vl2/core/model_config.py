@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vl2.core.errors import CheckpointError
+from vl2.core.quantization import Quantization, parse_quantization
 from vl2.core.tiling import TileGeometry
 
 TOPK_METHODS = ("greedy", "group_limited_greedy", "noaux_tc")
@@ -126,6 +127,7 @@ class ModelConfig:
     candidate_resolutions: tuple[tuple[int, int], ...]
     is_global_first: bool
     dtype: str  # of the file
+    quantization: Quantization | None = None  # None: all is 16 or 32 bits
 
     @property
     def tile_geometry(self) -> TileGeometry:
@@ -158,6 +160,7 @@ def parse_model_config(raw: Mapping[str, Any]) -> ModelConfig:
         candidate_resolutions=_candidates(raw.get("candidate_resolutions")),
         is_global_first=_supported(raw, "global_view_pos", "head", ("head", "tail")) == "head",
         dtype=str(raw.get("torch_dtype", "bfloat16")),
+        quantization=parse_quantization(raw),
     )
     _check_widths(config)
     return config

@@ -13,6 +13,7 @@ from vl2.checkpoint.fingerprint import fingerprint_weights
 from vl2.checkpoint.folder import read_model_config
 from vl2.core.config import EngineConfig
 from vl2.core.errors import SetupError
+from vl2.core.quantization_default import with_quantization
 from vl2.core.stats import DeviceMemory, ModelInfo
 from vl2.engine.batch import BatchShape, pack_step, sampling_inputs, sampling_rows, step_inputs, tile_pixels
 from vl2.engine.decode_graphs import DecodeGraphs
@@ -47,7 +48,7 @@ class Runner:
 
     def __init__(self, folder: Path, config: EngineConfig, on_progress: Progress | None = None) -> None:
         started_s = time.monotonic()
-        model_config = read_model_config(folder)
+        model_config = with_quantization(read_model_config(folder), config.quantization)
         self.config, self.model_config = config, model_config
         self.device = choose_device(config.device, config.replicas, config.replica_idx)
         self.dtype = choose_dtype(config.dtype, self.device)
@@ -69,20 +70,25 @@ class Runner:
         num_pages = num_kv_pages(config, model_config.language, self.dtype, self.device, workspace)
         page_size = config.page_size_tokens
         self.pool = KVPool(model_config.language, num_pages, page_size, dtype=self.dtype, device=self.device)
-        wanted = config.deterministic
-        self.is_deterministic = self.device.type == "cpu" if wanted is None else wanted
+        wanted, is_quantized = config.deterministic, model_config.quantization is not None
+        self.is_deterministic = self.device.type == "cpu" and not is_quantized if wanted is None else wanted
         row_multiple = self._choose_row_multiple() if self.is_deterministic else 1
-        self.model.set_row_multiple(row_multiple)
         is_compiled_by_size = self.device.type == "cpu" and self.dtype != torch.float32
+        rounding = RowRounding(
+            row_multiple, SIZES_PER_OCTAVE if is_compiled_by_size else None, is_exact=self.is_deterministic
+        )
+        self.model.set_rounding(rounding)
         self.shape = BatchShape(
             page_size=page_size,
             spare_page=num_pages,
-            rounding=RowRounding(row_multiple, SIZES_PER_OCTAVE if is_compiled_by_size else None),
+            rounding=rounding,
             geometry=model_config.tile_geometry,
             device=self.device,
         )
 
         self.fingerprint = b"random weights" if config.random_weights else fingerprint_weights(folder)
+        if is_quantized:
+            self.fingerprint += f" {model_config.quantization}".encode()
         is_gpu = self.device.type == "cuda"
         self.vision_clock = VisionClock((lambda: torch.cuda.Event(enable_timing=True)) if is_gpu else None)
         self.rows: DeviceRows | None = None
@@ -239,13 +245,12 @@ class Runner:
 
     @property
     def info(self) -> ModelInfo:
-        parameters = list(self.model.parameters())
         return ModelInfo(
             max_context_tokens=self.max_context_tokens,
             max_prompt_tiles=self.num_tile_slots,
             device=torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu",
             dtype=str(self.dtype).removeprefix("torch."),
-            num_parameters=sum(parameter.numel() for parameter in parameters),
+            num_parameters=self.model.num_parameters,
             weights_bytes=self.weights_bytes,
             num_pages=self.pool.num_pages,
             page_size_tokens=self.pool.page_size,

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from vl2.core.model_config import LanguageConfig
-from vl2.model.linear import Linear, RMSNorm
+from vl2.model.linear import Linear, Place, RMSNorm
 from vl2.model.step import QueryRows, StepInputs
 from vl2.ops.backend import Backend
 from vl2.ops.rope.table import RopeTable, yarn_scale
@@ -18,15 +18,24 @@ INNER_NORM_EPS = 1e-6
 class MHA(nn.Module):
     """Llama's attention (Tiny); q, k and v are one GEMM."""
 
-    def __init__(self, config: LanguageConfig, ops: Backend, *, dtype: torch.dtype, device: torch.device | str) -> None:
+    def __init__(
+        self,
+        config: LanguageConfig,
+        ops: Backend,
+        place: Place = Place(),
+        *,
+        dtype: torch.dtype,
+        device: torch.device | str,
+    ) -> None:
         super().__init__()
         self.ops = ops
         self.heads, self.kv_heads, self.head_dim = config.heads, config.kv_heads, config.head_dim
         bias = config.has_attention_bias
         width, q_width = config.hidden_size, config.heads * config.head_dim
-        qkv_width = q_width + 2 * config.kv_heads * config.head_dim
-        self.qkv = Linear(width, qkv_width, bias=bias, dtype=dtype, device=device)
-        self.o_proj = Linear(q_width, width, bias=bias, dtype=dtype, device=device)
+        kv_width = config.kv_heads * config.head_dim
+        parts = {"q_proj": q_width, "k_proj": kv_width, "v_proj": kv_width}
+        self.qkv = place.linear(width, parts, ops, bias=bias, dtype=dtype, device=device)
+        self.o_proj = place.linear(q_width, {"o_proj": width}, ops, bias=bias, dtype=dtype, device=device)
 
     def forward(
         self, x: torch.Tensor, step: StepInputs, queries: QueryRows, rope: RopeTable, pool: torch.Tensor
@@ -44,7 +53,15 @@ class MLA(nn.Module):
     value half to the results, and heads read the latent rows themselves; a backend may do either (`attend_mla`).
     """
 
-    def __init__(self, config: LanguageConfig, ops: Backend, *, dtype: torch.dtype, device: torch.device | str) -> None:
+    def __init__(
+        self,
+        config: LanguageConfig,
+        ops: Backend,
+        place: Place = Place(),
+        *,
+        dtype: torch.dtype,
+        device: torch.device | str,
+    ) -> None:
         super().__init__()
         self.ops = ops
         mla = config.mla
@@ -53,16 +70,19 @@ class MLA(nn.Module):
         width, bias = config.hidden_size, config.has_attention_bias
         q_width = config.heads * (mla.nope_dim + mla.rope_dim)
         if mla.q_lora_rank is None:
-            self.q_proj = Linear(width, q_width, dtype=dtype, device=device)
+            self.q_proj = place.linear(width, {"q_proj": q_width}, ops, dtype=dtype, device=device)
         else:
-            self.q_a = Linear(width, mla.q_lora_rank, bias=bias, dtype=dtype, device=device)
+            rank = {"q_a_proj": mla.q_lora_rank}
+            self.q_a = place.linear(width, rank, ops, bias=bias, dtype=dtype, device=device)
             self.q_norm = RMSNorm(mla.q_lora_rank, INNER_NORM_EPS, ops, dtype=dtype, device=device)
-            self.q_b = Linear(mla.q_lora_rank, q_width, dtype=dtype, device=device)
-        self.kv_a = Linear(width, mla.kv_lora_rank + mla.rope_dim, bias=bias, dtype=dtype, device=device)
+            self.q_b = place.linear(mla.q_lora_rank, {"q_b_proj": q_width}, ops, dtype=dtype, device=device)
+        latent = {"kv_a_proj_with_mqa": mla.kv_lora_rank + mla.rope_dim}
+        self.kv_a = place.linear(width, latent, ops, bias=bias, dtype=dtype, device=device)
         self.kv_norm = RMSNorm(mla.kv_lora_rank, INNER_NORM_EPS, ops, dtype=dtype, device=device)
         kv_b_width = config.heads * (mla.nope_dim + mla.value_dim)
         self.kv_b = Linear(mla.kv_lora_rank, kv_b_width, dtype=dtype, device=device)
-        self.o_proj = Linear(config.heads * mla.value_dim, width, bias=bias, dtype=dtype, device=device)
+        values = config.heads * mla.value_dim
+        self.o_proj = place.linear(values, {"o_proj": width}, ops, bias=bias, dtype=dtype, device=device)
         self.scale: float = (mla.nope_dim + mla.rope_dim) ** -0.5
         if config.yarn is not None and config.yarn.mscale_all_dim:
             self.scale *= yarn_scale(config.yarn.factor, config.yarn.mscale_all_dim) ** 2

@@ -8,8 +8,8 @@ from torch import nn
 from vl2.core.model_config import LanguageConfig
 from vl2.model.attention import MHA, MLA
 from vl2.model.kv_pool import KVPool
-from vl2.model.linear import RMSNorm, empty
-from vl2.model.moe import MLP, MoE
+from vl2.model.linear import Place, QuantizedLinear, RMSNorm, empty
+from vl2.model.moe import MLP, MoE, make_moe
 from vl2.model.step import QueryRows, StepInputs
 from vl2.ops.backend import Backend
 from vl2.ops.logits import project_logits
@@ -23,19 +23,27 @@ class DecoderLayer(nn.Module):
     """
 
     def __init__(
-        self, config: LanguageConfig, layer: int, ops: Backend, *, dtype: torch.dtype, device: torch.device | str
+        self,
+        config: LanguageConfig,
+        layer: int,
+        ops: Backend,
+        place: Place = Place(),
+        *,
+        dtype: torch.dtype,
+        device: torch.device | str,
     ) -> None:
         super().__init__()
         width, eps = config.hidden_size, config.rms_norm_eps
         self.attention_norm = RMSNorm(width, eps, ops, dtype=dtype, device=device)
-        self.attention = (MLA if config.mla else MHA)(config, ops, dtype=dtype, device=device)
+        attention = MLA if config.mla else MHA
+        self.attention = attention(config, ops, place.at("self_attn"), dtype=dtype, device=device)
         self.mlp_norm = RMSNorm(width, eps, ops, dtype=dtype, device=device)
         self.mlp: MLP | MoE
         if config.is_moe_layer(layer):
             assert config.moe is not None
-            self.mlp = MoE(width, config.moe, ops, dtype=dtype, device=device)
+            self.mlp = make_moe(width, config.moe, ops, place.at("mlp"), dtype=dtype, device=device)
         else:
-            self.mlp = MLP(width, config.dense_width, ops, dtype=dtype, device=device)
+            self.mlp = MLP(width, config.dense_width, ops, place.at("mlp"), dtype=dtype, device=device)
 
     def forward(
         self,
@@ -59,17 +67,26 @@ class Decoder(nn.Module):
         config: LanguageConfig,
         max_positions: int,
         ops: Backend,
+        place: Place = Place(),
         *,
         dtype: torch.dtype,
         device: torch.device | str,
     ) -> None:
         super().__init__()
+        self.ops = ops
         self.embed_tokens = empty(config.vocab_size, config.hidden_size, dtype=dtype, device=device)
         self.layers = nn.ModuleList(
-            DecoderLayer(config, layer, ops, dtype=dtype, device=device) for layer in range(config.layers)
+            DecoderLayer(config, layer, ops, place.at(f"model.layers.{layer}"), dtype=dtype, device=device)
+            for layer in range(config.layers)
         )
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps, ops, dtype=dtype, device=device)
-        self.lm_head = empty(config.vocab_size, config.hidden_size, dtype=dtype, device=device)
+        self.lm_head: nn.Parameter | QuantizedLinear
+        vocabulary, width = config.vocab_size, config.hidden_size
+        scheme = place.scheme(["lm_head"], ops, vocabulary, width)
+        if scheme is None:
+            self.lm_head = empty(vocabulary, width, dtype=dtype, device=device)
+        else:
+            self.lm_head = QuantizedLinear(width, vocabulary, scheme, ops, dtype=torch.float32, device=device)
         rotated = config.mla.rope_dim if config.mla else config.head_dim
         self.rope = rope_table(rotated, max_positions, config.rope_theta, config.yarn, device)
 
@@ -87,4 +104,6 @@ class Decoder(nn.Module):
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """hidden [L, C] → [L, V] float32."""
+        if isinstance(self.lm_head, QuantizedLinear):
+            return self.ops.quantized_logits(hidden, self.lm_head.weight)
         return project_logits(hidden, self.lm_head)

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from vl2.core.quantization import Quantization, WeightScheme
 from vl2.ops.activation import gelu_tanh
 from vl2.ops.backend import Backend
-from vl2.ops.rows import pad_rows, round_up
+from vl2.ops.quantized_weight.weight import QuantizedWeight
+from vl2.ops.rows import RowRounding, pad_rows, round_up
 from vl2.ops.saturate import saturate
 
 
@@ -35,6 +41,86 @@ class Linear(nn.Module):
         rows = x.flatten(0, -2)
         out = F.linear(pad_rows(rows, round_up(len(rows), self.row_multiple)), self.weight, self.bias)[: len(rows)]
         return saturate(out).view(*x.shape[:-1], -1)
+
+
+class QuantizedLinear(nn.Module):
+    """Linear with a weight in few bits, in the layout of the backend."""
+
+    rounding = RowRounding()
+
+    def __init__(
+        self,
+        in_width: int,
+        out_width: int,
+        scheme: WeightScheme,
+        ops: Backend,
+        *,
+        bias: bool = False,
+        dtype: torch.dtype,
+        device: torch.device | str,
+    ) -> None:
+        super().__init__()
+        self.ops, self.scheme, self.in_width = ops, scheme, in_width
+        self.codes, self.scales = empty_quantized((out_width, in_width), scheme, ops, dtype=dtype, device=device)
+        self.bias = empty(out_width, dtype=dtype, device=device) if bias else None
+
+    @property
+    def weight(self) -> QuantizedWeight:
+        return QuantizedWeight(self.codes, self.scales, self.scheme, self.in_width)
+
+    @property
+    def num_weights(self) -> int:
+        return self.codes.nbytes * 8 // self.scheme.bits
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.ops.quantized_linear(x, self.weight, self.bias, self.rounding)
+
+
+def empty_quantized(
+    shape: tuple[int, ...], scheme: WeightScheme, ops: Backend, *, dtype: torch.dtype, device: torch.device | str
+) -> tuple[nn.Parameter, nn.Parameter]:
+    """Uninitialised codes and scales."""
+    codes, scales = ops.quantized_layout.empty(shape, scheme, dtype, device)
+    return nn.Parameter(codes, requires_grad=False), nn.Parameter(scales, requires_grad=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where in the checkpoint a module's linears lie, to find what they are quantised to."""
+
+    quantization: Quantization | None = None
+    prefix: str = ""
+
+    def at(self, name: str) -> Place:
+        return Place(self.quantization, f"{self.prefix}.{name}" if self.prefix else name)
+
+    def scheme(self, names: Iterable[str], ops: Backend, out_width: int, in_width: int) -> WeightScheme | None:
+        """Of linears that are computed together; None: 16 bits, as their schemes differ or the backend has none such.
+
+        out_width  a divisor of that of each
+        """
+        if self.quantization is None:
+            return None
+        found = {self.quantization.scheme_of(f"{self.prefix}.{name}") for name in names}
+        scheme = found.pop() if len(found) == 1 else None
+        return scheme if scheme is not None and ops.quantized_layout.holds(scheme, out_width, in_width) else None
+
+    def linear(
+        self,
+        in_width: int,
+        parts: Mapping[str, int],
+        ops: Backend,
+        *,
+        bias: bool = False,
+        dtype: torch.dtype,
+        device: torch.device | str,
+    ) -> Linear | QuantizedLinear:
+        """One linear of those in the checkpoint, {name: output width}, stacked along the output."""
+        out_width = sum(parts.values())
+        scheme = self.scheme(parts, ops, math.gcd(*parts.values()), in_width)
+        if scheme is None:
+            return Linear(in_width, out_width, bias=bias, dtype=dtype, device=device)
+        return QuantizedLinear(in_width, out_width, scheme, ops, bias=bias, dtype=dtype, device=device)
 
 
 class GeluLinear(Linear):

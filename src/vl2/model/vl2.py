@@ -9,12 +9,14 @@ from vl2.core.model_config import ModelConfig
 from vl2.core.tiling import NEWLINE_ROW, SEPARATOR_ROW
 from vl2.model.decoder import Decoder
 from vl2.model.kv_pool import KVPool
-from vl2.model.linear import Linear, empty
+from vl2.model.linear import Linear, Place, QuantizedLinear, empty
+from vl2.model.moe import QuantizedMoE
 from vl2.model.projector import Projector
 from vl2.model.step import StepInputs
 from vl2.model.vision import VisionTower
 from vl2.ops.backend import choose_backend
 from vl2.ops.logits import ROWS_AT_ONCE
+from vl2.ops.rows import RowRounding
 
 
 class DeepseekVL2(nn.Module):
@@ -29,21 +31,32 @@ class DeepseekVL2(nn.Module):
         width = config.language.hidden_size
         self.image_newline = empty(width, dtype=dtype, device=device)
         self.view_separator = empty(width, dtype=dtype, device=device)
-        self.decoder = Decoder(config.language, max_positions, ops, dtype=dtype, device=device)
+        place = Place(config.quantization, "language")
+        self.decoder = Decoder(config.language, max_positions, ops, place, dtype=dtype, device=device)
 
     def encode_tiles(self, tiles: torch.Tensor) -> torch.Tensor:
         """tiles [N, side, side, 3] uint8 → [N, Q, C] model dtype."""
         return self.projector(self.vision(tiles))
 
-    def set_row_multiple(self, multiple: int) -> None:
+    def set_rounding(self, rounding: RowRounding) -> None:
         """Round up the rows of every linear, so that a row's bits do not depend on the others."""
         for module in self.modules():
             if isinstance(module, Linear):
-                module.row_multiple = multiple
+                module.row_multiple = rounding.multiple
+            elif isinstance(module, QuantizedLinear):
+                module.rounding = rounding
+
+    @property
+    def num_parameters(self) -> int:
+        """Weights, however many bits one has."""
+        quantized = [module for module in self.modules() if isinstance(module, QuantizedLinear | QuantizedMoE)]
+        plain = [p for name, p in self.named_parameters() if not name.endswith(("codes", "scales"))]
+        return sum(p.numel() for p in plain) + sum(module.num_weights for module in quantized)
 
     def gemm_shapes(self) -> frozenset[tuple[int, int]]:
         """(inner width, outer width) of every matrix product with a weight; of the vocabulary, of one block."""
-        weights = [p for p in self.parameters() if p.dim() >= 2 and p.dtype == self.dtype]
+        named = self.named_parameters()
+        weights = [p for name, p in named if p.dim() >= 2 and p.dtype == self.dtype and not name.endswith("scales")]
         return frozenset((weight.shape[-1], min(weight.shape[-2], ROWS_AT_ONCE)) for weight in weights)
 
     def feature_table(self, num_tiles: int) -> torch.Tensor:

@@ -13,6 +13,8 @@ import torch
 from vl2.core.model_config import MoEConfig
 from vl2.ops.attention.batch import AttentionBatch
 from vl2.ops.experts.weights import ExpertWeights
+from vl2.ops.quantized_experts.weights import QuantizedExperts
+from vl2.ops.quantized_weight.weight import QuantizedLayout, QuantizedWeight
 from vl2.ops.rope.table import RopeTable
 from vl2.ops.rows import RowRounding
 from vl2.ops.sampling.rows import SamplingRows
@@ -28,6 +30,7 @@ class Backend(Protocol):
     """
 
     NAME: str
+    quantized_layout: QuantizedLayout
 
     def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
         """x / sqrt(mean(x²) + eps) · weight, computed in float32.
@@ -159,6 +162,39 @@ class Backend(Protocol):
         ids       [T, A] as route gives them; weights [T, A] float32
         rounding  of the row count of each GEMM (ops/rows.py); the reference's alone
         Returns   [T, C] x's dtype; summed in float32, each expert's result rounded to the dtype before
+        """
+        ...
+
+    def quantized_linear(
+        self,
+        x: torch.Tensor,
+        weight: QuantizedWeight,
+        bias: torch.Tensor | None = None,
+        rounding: RowRounding = RowRounding(),
+    ) -> torch.Tensor:
+        """x Wᵀ + b with W = code · scale, rounded to x's dtype or not: [..., K] → [..., N] x's dtype.
+
+        rounding  of the row count (ops/rows.py); the reference's alone
+        """
+        ...
+
+    def quantized_logits(self, hidden: torch.Tensor, weight: QuantizedWeight) -> torch.Tensor:
+        """hidden [L, C] → [L, V] float32, not rounded to hidden's dtype. The weight's scales are float32."""
+        ...
+
+    def mix_quantized_experts(
+        self,
+        x: torch.Tensor,
+        ids: torch.Tensor,
+        weights: torch.Tensor,
+        experts: QuantizedExperts,
+        rounding: RowRounding = RowRounding(),
+    ) -> torch.Tensor:
+        """mix_experts with quantised weights; each shared expert's result is rounded by itself.
+
+        x         [T, C]
+        ids       [T, A] as route gives them; weights [T, A] float32
+        Returns   [T, C] x's dtype
         """
         ...
 

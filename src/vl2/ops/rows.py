@@ -31,6 +31,7 @@ class RowRounding:
 
     multiple: int = 1
     sizes_per_octave: int | None = None  # None: every multiple
+    is_exact: bool = False  # a row's bits must not depend on the count: one way to multiply for all of them
 
     def up(self, count: int) -> int:
         multiple = self.multiple

@@ -10,6 +10,9 @@ from vl2.ops.experts.kernel_common import swiglu
 from vl2.ops.gate.kernel import route
 from vl2.ops.norm.kernel import add_rms_norm, rms_norm
 from vl2.ops.norm.layer_kernel import add_layer_norm
+from vl2.ops.quantized_experts.kernel import mix_quantized_experts
+from vl2.ops.quantized_linear.kernel import quantized_linear, quantized_logits
+from vl2.ops.quantized_weight import triton_layout as quantized_layout
 from vl2.ops.rope.kernel import write_heads, write_latent
 from vl2.ops.sampling.kernel import sample
 from vl2.ops.step.kernel import begin_decode
@@ -18,6 +21,6 @@ NAME = f"triton {triton.__version__}"
 
 __all__ = [
     "NAME", "add_layer_norm", "add_rms_norm", "attend_heads", "attend_mla",
-    "begin_decode", "linear_gelu", "mix_experts", "rms_norm", "route", "sample", "swiglu",
-    "write_heads", "write_latent",
+    "begin_decode", "linear_gelu", "mix_experts", "mix_quantized_experts", "quantized_layout",
+    "quantized_linear", "quantized_logits", "rms_norm", "route", "sample", "swiglu", "write_heads", "write_latent",
 ]  # fmt: skip

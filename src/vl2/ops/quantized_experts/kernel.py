@@ -77,7 +77,8 @@ def mix_with_tile(
 
     hidden = torch.empty(num_tokens * num_active, inner, dtype=x.dtype, device=x.device)
     _gate_up[(num_blocks * triton.cdiv(inner, tile.up_n),)](
-        x, experts.gate_up.codes, experts.gate_up.scales, hidden, *shared, width, inner, experts.gate_up.codes.stride(-2), x.stride(0),
+        x, experts.gate_up.codes, experts.gate_up.scales, hidden, *shared, width, inner,
+        experts.gate_up.codes.stride(-2), x.stride(0),
         NUM_ACTIVE=num_active, NUM_CHOSEN=num_chosen, BLOCK_N=tile.up_n, **_settings(experts.gate_up, x, tile),
     )  # fmt: skip
     results = torch.empty(num_tokens * num_active, width, dtype=x.dtype, device=x.device)
@@ -99,8 +100,8 @@ def _settings(weight: QuantizedWeight, x: torch.Tensor, tile: Tile) -> dict[str,
 
 @triton.jit
 def _gate_up(
-    x, codes, scales, hidden, pairs, block_experts, num_blocks, num_pairs, num_routed, width, inner, row_words, row_stride,
-    NUM_ACTIVE: tl.constexpr, NUM_CHOSEN: tl.constexpr, BLOCK_N: tl.constexpr, GROUP_STEPS: tl.constexpr,
+    x, codes, scales, hidden, pairs, block_experts, num_blocks, num_pairs, num_routed, width, inner, row_words,
+    row_stride, NUM_ACTIVE: tl.constexpr, NUM_CHOSEN: tl.constexpr, BLOCK_N: tl.constexpr, GROUP_STEPS: tl.constexpr,
     STEP: tl.constexpr, BITS: tl.constexpr, SCALES_FIRST: tl.constexpr, BLOCK_M: tl.constexpr, GROUP: tl.constexpr,
     HAS_ASM: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip

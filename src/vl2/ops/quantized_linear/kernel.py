@@ -19,6 +19,7 @@ import triton.language as tl
 from vl2.ops.quantized_weight.kernel_common import add_step, plane, times
 from vl2.ops.quantized_weight.triton_layout import step_of
 from vl2.ops.quantized_weight.weight import QuantizedWeight
+from vl2.ops.rows import RowRounding
 from vl2.ops.saturate import saturate
 from vl2.ops.saturate_kernel import to_dtype
 
@@ -51,7 +52,12 @@ def choose_tile(num_rows: int, dtype: torch.dtype) -> Tile:
     return FEW if num_rows <= FEW_ROWS else SOME if num_rows <= SOME_ROWS else MANY
 
 
-def quantized_linear(x: torch.Tensor, weight: QuantizedWeight, bias: torch.Tensor | None = None) -> torch.Tensor:
+def quantized_linear(
+    x: torch.Tensor,
+    weight: QuantizedWeight,
+    bias: torch.Tensor | None = None,
+    rounding: RowRounding = RowRounding(),
+) -> torch.Tensor:
     """`Backend.quantized_linear` (ops/backend.py)."""
     rows = x.flatten(0, -2)
     if len(rows) > DEQUANTIZE_ROWS:
@@ -59,6 +65,13 @@ def quantized_linear(x: torch.Tensor, weight: QuantizedWeight, bias: torch.Tenso
     out = torch.empty(len(rows), weight.out_width, dtype=x.dtype, device=x.device)
     multiply(rows, weight, bias, out, choose_tile(len(rows), x.dtype))
     return out.view(*x.shape[:-1], weight.out_width)
+
+
+def quantized_logits(hidden: torch.Tensor, weight: QuantizedWeight) -> torch.Tensor:
+    """`Backend.quantized_logits` (ops/backend.py)."""
+    out = torch.empty(len(hidden), weight.out_width, dtype=torch.float32, device=hidden.device)
+    multiply(hidden, weight, None, out, choose_tile(len(hidden), hidden.dtype))
+    return out
 
 
 def multiply(

@@ -5,6 +5,8 @@ Packed as compressed-tensors' `pack-quantized` has it: code + 2^(bits - 1), the 
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from vl2.core.quantization import WeightScheme
@@ -30,6 +32,11 @@ def dequantize_codes(codes: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
     """codes [..., N, K] int8, scales [..., N, G] → [..., N, K], multiplied in the scales' dtype."""
     grouped = codes.unflatten(-1, (scales.shape[-1], -1))
     return (grouped.to(scales.dtype) * scales.unsqueeze(-1)).flatten(-2)
+
+
+def spread(bits: int) -> float:
+    """Standard deviation of codes of which all are equally frequent."""
+    return math.sqrt((4**bits - 1) / 12)
 
 
 def round_to_codes(weight: torch.Tensor, scales: torch.Tensor, bits: int) -> torch.Tensor:

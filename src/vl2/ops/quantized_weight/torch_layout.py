@@ -11,7 +11,7 @@ import functools
 import torch
 
 from vl2.core.quantization import WeightScheme
-from vl2.ops.quantized_weight.codes import dequantize_codes
+from vl2.ops.quantized_weight.codes import dequantize_codes, spread
 from vl2.ops.quantized_weight.weight import QuantizedWeight
 from vl2.ops.saturate import saturate
 
@@ -57,6 +57,12 @@ def multiply(rows: torch.Tensor, weight: QuantizedWeight) -> torch.Tensor:
         return saturate(torch.ops.aten._weight_int8pack_mm(rows, weight.codes, weight.scales[0]))
     group = weight.scheme.group_size
     return saturate(torch.ops.aten._weight_int4pack_mm_for_cpu(rows, weight.codes, group, weight.scales))
+
+
+def draw(weight: QuantizedWeight, std: float, generator: torch.Generator) -> None:
+    """`QuantizedLayout.draw`."""
+    weight.codes.view(torch.uint8).random_(0, 256, generator=generator)
+    (weight.scales if weight.scheme.bits == 8 else weight.scales[..., 0]).fill_(std / spread(weight.scheme.bits))
 
 
 def dequantize(weight: QuantizedWeight) -> torch.Tensor:

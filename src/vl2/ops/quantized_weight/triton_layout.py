@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 
 from vl2.core.quantization import WeightScheme
-from vl2.ops.quantized_weight.codes import dequantize_codes
+from vl2.ops.quantized_weight.codes import dequantize_codes, spread
 from vl2.ops.quantized_weight.weight import QuantizedWeight
 
 STEP = 128
@@ -60,6 +60,12 @@ def load_codes(weight: QuantizedWeight) -> torch.Tensor:
     words = weight.codes.to(torch.int32).unflatten(-1, (-1, 1, step // 4))
     shifts = torch.tensor([0, 4, 8, 12], dtype=torch.int32, device=words.device)
     return ((words >> shifts[:, None] & 0xF) - 8).flatten(-3).to(torch.int8)
+
+
+def draw(weight: QuantizedWeight, std: float, generator: torch.Generator) -> None:
+    """`QuantizedLayout.draw`."""
+    weight.codes.view(torch.uint8).random_(0, 256, generator=generator)
+    weight.scales.fill_(std / spread(weight.scheme.bits))
 
 
 def dequantize(weight: QuantizedWeight) -> torch.Tensor:

@@ -50,6 +50,10 @@ class QuantizedLayout(Protocol):
         """Fill one matrix, or rows of it, from codes [N, K] int8 and scales [N, G]."""
         ...
 
+    def draw(self, weight: QuantizedWeight, std: float, generator: torch.Generator) -> None:
+        """Random codes, and scales for weights of the standard deviation `std`; of a stack as well."""
+        ...
+
     def dequantize(self, weight: QuantizedWeight) -> torch.Tensor:
         """One matrix as [N, K] in the scales' dtype."""
         ...

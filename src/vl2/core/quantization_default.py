@@ -1,0 +1,80 @@
+"""What vl2 quantises by itself, and what it keeps in 16 bits.
+
+Kept: the vision tower and the projector (small, and every picture goes through them), the router (its choices are
+decisions, not sums), MLA's kv_b (absorbed into queries and results, and as long as the cache), embeddings, norms, and
+the vocabulary's projection, which may be 8 bits. All other linears of the decoder are quantised, in groups of 128
+inputs, or 64 where a width is no multiple of 128 (the dense layer of Tiny and Small).
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from vl2.core.errors import SetupError
+from vl2.core.model_config import LanguageConfig, ModelConfig
+from vl2.core.quantization import Quantization, SchemeGroup, StoredScheme
+
+ROUND_TO_NEAREST = "round-to-nearest"
+KEPT = ("re:.*vision\\..*", "re:.*projector\\..*", "re:.*\\.mlp\\.gate$", "re:.*\\.kv_b_proj$")
+HEAD = "re:.*lm_head$"
+SMALLER_GROUPS = (64, 32)
+MODES = {"int4": (4, 128), "int8": (8, None)}
+
+
+def default_quantization(
+    config: LanguageConfig, bits: int, group_size: int | None, *, head_bits: int = 16
+) -> Quantization:
+    """Of a checkpoint in 16 bits. A linear whose width no group divides stays as it is."""
+    usual = StoredScheme(bits, group_size)
+    groups, ignore = {usual: ["Linear"]}, list(KEPT)
+    for target, in_width in _sites(config).items():
+        sizes = (None,) if group_size is None else (group_size, *(size for size in SMALLER_GROUPS if size < group_size))
+        fitting = [size for size in sizes if size is None or in_width % size == 0]
+        if not fitting:
+            ignore.append(target)
+        elif fitting[0] != group_size:
+            groups.setdefault(StoredScheme(bits, fitting[0]), []).append(target)
+    if head_bits == 16:
+        ignore.append(HEAD)
+    else:
+        groups.setdefault(StoredScheme(head_bits, None), []).append(HEAD)
+    found = tuple(SchemeGroup(tuple(targets), scheme) for scheme, targets in groups.items())
+    return Quantization(ROUND_TO_NEAREST, found, tuple(ignore))
+
+
+def with_quantization(config: ModelConfig, mode: str) -> ModelConfig:
+    """mode as in --quantization: auto is what the checkpoint says, else it is rounded to nearest while it is loaded.
+
+    Raises: SetupError when the checkpoint is quantised otherwise.
+    """
+    if mode == "auto":
+        return config
+    bits, group_size = MODES[mode]
+    if config.quantization is None:
+        return replace(config, quantization=default_quantization(config.language, bits, group_size))
+    found = {group.scheme.bits for group in config.quantization.groups if group.scheme is not None}
+    if bits not in found:
+        raise SetupError(
+            f"--quantization {mode}, but this checkpoint is quantised already, to {sorted(found)} bits; leave it out"
+        )
+    return config
+
+
+def _sites(config: LanguageConfig) -> dict[str, int]:
+    """Kinds of linears that are quantised, as an expression, and their input's width."""
+    hidden = config.hidden_size
+    sites = dict.fromkeys((f"re:.*\\.self_attn\\.{part}_proj$" for part in "qkv"), hidden)
+    if config.mla is None:
+        sites["re:.*\\.self_attn\\.o_proj$"] = config.heads * config.head_dim
+    else:
+        sites["re:.*\\.self_attn\\.o_proj$"] = config.heads * config.mla.value_dim
+        sites["re:.*\\.self_attn\\.(q_a_proj|kv_a_proj_with_mqa)$"] = hidden
+        if config.mla.q_lora_rank is not None:
+            sites["re:.*\\.self_attn\\.q_b_proj$"] = config.mla.q_lora_rank
+    sites["re:.*\\.(gate|up)_proj$"] = hidden
+    sites["re:.*\\.mlp\\.down_proj$"] = config.dense_width
+    if config.moe is not None:
+        sites["re:.*\\.experts\\.\\d+\\.down_proj$"] = config.moe.expert_width
+        if config.moe.shared_width:
+            sites["re:.*\\.shared_experts\\.down_proj$"] = config.moe.shared_width
+    return sites
