@@ -63,7 +63,9 @@ def head_case(shapes, heads, kv_heads, dim, dtype, device):
 
 
 def latent_case(shapes, heads, rank, dtype, device, nope=12, rope=6, value=20):
-    """The arguments of attend_mla."""
+    """The arguments of attend_mla. Rows of 16-bit numbers begin at multiples of 16 bytes, as all models have them."""
+    if dtype != torch.float32:
+        nope, rope, value = 16, 8, 24
     batch, slots, num_pages = make_batch(shapes, device)
     pool = poisoned(num_pages, slots, rank + rope, dtype=dtype)
     own = [torch.arange(context - rows, context) for context, rows in shapes] + [torch.zeros(SPARE_ROWS).long()]

@@ -32,8 +32,9 @@ log = logging.getLogger(__name__)
 
 FEW_SEQUENCES = 8
 FEW_SIZES = (32, 64, 128, 256, 384, 512, 768, 1024, 1536, 2048)
-MANY_SIZES = (256, 512, 1024, 1536, 2048, 3072, 4096, 6144, 8192)
-"""Numbers of tokens, with few sequences and with many."""
+MANY_SIZES = (256, 512, 1024, 1536, 2048)
+LARGE_SIZES = (3072, 4096, 6144, 8192)
+"""Numbers of tokens: with few sequences, with many, with either."""
 MAX_ABSORBED_TOKENS = 512
 """Of MLA steps that are not fresh."""
 
@@ -50,8 +51,8 @@ class Kind:
 
 
 def graph_kinds(is_mla: bool, max_tokens: int) -> list[Kind]:
-    few = [Kind(True, False, size) for size in FEW_SIZES]
-    many = [Kind(False, False, size) for size in MANY_SIZES]
+    few = [Kind(True, False, size) for size in FEW_SIZES + LARGE_SIZES]
+    many = [Kind(False, False, size) for size in MANY_SIZES + LARGE_SIZES]
     kinds = [kind for kind in few + many if not is_mla or kind.num_tokens <= MAX_ABSORBED_TOKENS]
     kinds += [Kind(True, True, size) for size in FEW_SIZES] if is_mla else []
     return [kind for kind in kinds if kind.num_tokens <= max_tokens]
@@ -83,19 +84,23 @@ class PromptGraphs:
 
     @property
     def sizes(self) -> list[int]:
-        """Of steps with many sequences."""
-        return [kind.num_tokens for kind in self._graphs if not kind.is_few]
+        """Numbers of tokens that steps with many sequences are filled up to, if all of them have a graph."""
+        return [kind.num_tokens for kind in self._graphs if not kind.is_few] if not self.is_mla else []
 
     def run(self, batch: StepBatch, step: PackedStep) -> tuple[torch.Tensor, torch.Tensor] | None:
         """Logits [L, V] float32 and tokens [L] sampled for the sequences whose next token is wanted, valid until the
         next run; the tokens are also kept in the device's rows. None: there is no graph for such a step.
         """
-        is_few = len(step.shapes) <= self.num_sequences[True]
-        kinds = [Kind(is_few, self.is_mla and is_few and step.is_fresh, size) for size in FEW_SIZES + MANY_SIZES]
-        fitting = [kind for kind in kinds if kind in self._graphs and kind.num_tokens >= len(step.token_ids)]
+        num_chunks, num_tokens, is_fresh = len(step.shapes), len(step.token_ids), self.is_mla and step.is_fresh
+        fitting = [
+            kind
+            for kind in self._graphs
+            if kind.num_tokens >= num_tokens and self.num_sequences[kind.is_few] >= num_chunks
+            and (is_fresh or not kind.is_fresh)
+        ]  # fmt: skip
         if not fitting:
             return None
-        kind = min(fitting, key=lambda kind: kind.num_tokens)
+        kind = min(fitting, key=lambda kind: (kind.num_tokens, kind.is_fresh < is_fresh, not kind.is_few))
         inputs, graph, logits, tokens = self._graphs[kind]
         inputs.fill(self._arrays(kind, batch, step))
         graph.replay()

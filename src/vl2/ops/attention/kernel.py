@@ -95,8 +95,8 @@ def _decode_heads(q: torch.Tensor, pool: torch.Tensor, out: torch.Tensor, batch:
     splits = Splits.of(q, batch, tile, kv_heads, page_size, dim)
     decode_heads[kv_heads, splits.count, num_rows](
         q, pool[0], pool[1], out, batch.query_starts, *splits.arguments(batch), scale * LOG2_E,
-        *counts(batch, splits), **_head_sizes(q, pool), BLOCK_G=block(heads // kv_heads), SPLIT=splits.size, LAST_ADDS=splits.last_adds,
-        IS_MIXED=batch.may_decode, **tile.options,
+        *counts(batch, splits), **_head_sizes(q, pool), BLOCK_G=block(heads // kv_heads), SPLIT=splits.size,
+        LAST_ADDS=splits.last_adds, IS_MIXED=batch.may_decode, **tile.options,
     )  # fmt: skip
     splits.combine(out, batch)
 

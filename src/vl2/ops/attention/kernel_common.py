@@ -137,7 +137,7 @@ def is_last(counter, used):
     return arrived == used - 1
 
 
-@triton.jit(do_not_specialize=["num_splits"])
+@triton.jit(do_not_specialize=["num_splits"], do_not_specialize_on_alignment=["context_lengths"])
 def combine_splits(
     parts, stats, out, context_lengths, num_splits,
     HEADS: tl.constexpr, DIM: tl.constexpr, BLOCK_D: tl.constexpr, SPLIT: tl.constexpr, BLOCK_N: tl.constexpr,

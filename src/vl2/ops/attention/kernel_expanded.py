@@ -14,7 +14,10 @@ from vl2.ops.attention.kernel_heads import add_weighted
 from vl2.ops.saturate_kernel import to_dtype
 
 
-@triton.jit(do_not_specialize=["max_pages"])
+@triton.jit(
+    do_not_specialize=["max_pages"],
+    do_not_specialize_on_alignment=["block_tables", "context_lengths", "key_ends"],
+)
 def gather_rows(
     pool, rows, block_tables, context_lengths, key_ends, max_pages,
     WIDTH: tl.constexpr, BLOCK_W: tl.constexpr, PAGE_SIZE: tl.constexpr, BLOCK_N: tl.constexpr,
@@ -66,7 +69,10 @@ def _attend_block(
     return highest, total * fade + tl.sum(p, 1), acc
 
 
-@triton.jit(do_not_specialize=["num_chunks", "num_rows"])
+@triton.jit(
+    do_not_specialize=["num_chunks", "num_rows"],
+    do_not_specialize_on_alignment=["query_starts", "context_lengths", "key_ends"],
+)
 def prefill_expanded(
     q, keys_values, latent_rows, cos, sin, out, query_starts, context_lengths, key_ends, scale, num_chunks, num_rows,
     HEADS: tl.constexpr, RANK: tl.constexpr, NOPE: tl.constexpr, ROPE: tl.constexpr, VALUE: tl.constexpr,

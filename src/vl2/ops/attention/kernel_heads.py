@@ -39,7 +39,10 @@ def add_weighted_t(acc, p, v, TERMS: tl.constexpr):
     return acc
 
 
-@triton.jit(do_not_specialize=["num_chunks", "max_pages", "num_splits"])
+@triton.jit(
+    do_not_specialize=["num_chunks", "max_pages", "num_splits"],
+    do_not_specialize_on_alignment=["query_starts", "block_tables", "context_lengths"],
+)
 def decode_heads(
     q, keys, values, out, query_starts, block_tables, context_lengths, parts, stats, counters, scale, num_chunks,
     max_pages, num_splits,
@@ -134,7 +137,10 @@ def _attend_block(
     return slots, highest, total * fade + tl.sum(p, 1), acc
 
 
-@triton.jit(do_not_specialize=["num_chunks", "num_rows", "max_pages"])
+@triton.jit(
+    do_not_specialize=["num_chunks", "num_rows", "max_pages"],
+    do_not_specialize_on_alignment=["query_starts", "block_tables", "context_lengths"],
+)
 def prefill_heads(
     q, keys, values, out, block_tables, query_starts, context_lengths, scale, num_chunks, num_rows, max_pages,
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, DIM: tl.constexpr, BLOCK_D: tl.constexpr,

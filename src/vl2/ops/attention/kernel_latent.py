@@ -49,7 +49,10 @@ def _attend_block(
     return slots, highest, total * fade + tl.sum(p, 0), acc
 
 
-@triton.jit(do_not_specialize=["num_chunks", "max_pages", "num_splits"])
+@triton.jit(
+    do_not_specialize=["num_chunks", "max_pages", "num_splits"],
+    do_not_specialize_on_alignment=["block_tables", "context_lengths"],
+)
 def decode_latent(
     q_latent, q, cos, sin, pool, out, block_tables, context_lengths, parts, stats, counters, scale, num_chunks,
     max_pages, num_splits,
@@ -110,7 +113,10 @@ def decode_latent(
                 tl.store(out + row_head * RANK + ranks, result, mask=ranks < RANK)
 
 
-@triton.jit(do_not_specialize=["num_chunks", "num_rows", "max_pages"])
+@triton.jit(
+    do_not_specialize=["num_chunks", "num_rows", "max_pages"],
+    do_not_specialize_on_alignment=["query_starts", "block_tables", "context_lengths"],
+)
 def prefill_latent(
     q_latent, q, cos, sin, pool, out, block_tables, query_starts, context_lengths, scale, num_chunks, num_rows,
     max_pages,
@@ -156,7 +162,7 @@ def prefill_latent(
     tl.store(pointers, to_dtype(result, out.dtype.element_ty), mask=in_latent)
 
 
-@triton.jit(do_not_specialize=["num_chunks", "num_splits"])
+@triton.jit(do_not_specialize=["num_chunks", "num_splits"], do_not_specialize_on_alignment=["context_lengths"])
 def expand_splits(
     parts, stats, values, out, context_lengths, num_chunks, num_splits, head_stride, value_stride,
     HEADS: tl.constexpr, RANK: tl.constexpr, DIM: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_D: tl.constexpr,

@@ -36,6 +36,7 @@ def attend_mla(
 ) -> torch.Tensor:
     """`Backend.attend_mla` (ops/backend.py). Positions follow from the batch."""
     assert q.is_contiguous() and pool.is_contiguous() and kv_b.is_contiguous()
+    assert all(x.shape[-1] * x.element_size() % 16 == 0 for x in (q, pool)) or q.dtype == torch.float32
     layer, num_rows = Layer.of(q, kv_b, pool, rope, scale), len(q)
     out = torch.empty(num_rows, layer.heads * layer.value, dtype=q.dtype, device=q.device)
     if not num_rows:

@@ -39,7 +39,16 @@ def align(ids: torch.Tensor, num_routed: int, num_shared: int, block_m: int) -> 
         numbers = num_pairs, num_routed, num_experts
         _count_part[(num_parts,)](ids, counts, *numbers, **sizes)
         _place_part[(num_parts + num_experts + 1,)](
-            ids, counts, pairs, experts, *numbers, num_parts, num_blocks, **sizes, BLOCK_M=block_m, BLOCK_G=64,
+            ids,
+            counts,
+            pairs,
+            experts,
+            *numbers,
+            num_parts,
+            num_blocks,
+            **sizes,
+            BLOCK_M=block_m,
+            BLOCK_G=64,
             num_warps=8,
         )
         return Blocks(pairs, experts)
@@ -63,7 +72,7 @@ def _experts_of(
     return tl.where(pair < num_pairs, expert, num_experts)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_pairs", "num_blocks"])
 def _align(
     ids, pairs, block_experts, num_pairs, num_blocks, num_routed, num_experts, NUM_CHOSEN: tl.constexpr,
     NUM_ACTIVE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_E: tl.constexpr,
@@ -92,7 +101,7 @@ def _align(
             tl.store(pairs + first * BLOCK_M + last, num_pairs, mask=last >= count)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_pairs"])
 def _count_part(
     ids, counts, num_pairs, num_routed, num_experts,
     NUM_CHOSEN: tl.constexpr, NUM_ACTIVE: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_E: tl.constexpr,
@@ -103,7 +112,7 @@ def _count_part(
     tl.store(counts + part * BLOCK_E + tl.arange(0, BLOCK_E), tl.histogram(expert, BLOCK_E))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_pairs", "num_parts", "num_blocks"])
 def _place_part(
     ids, counts, pairs, block_experts, num_pairs, num_routed, num_experts, num_parts, num_blocks,
     NUM_CHOSEN: tl.constexpr, NUM_ACTIVE: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_E: tl.constexpr,

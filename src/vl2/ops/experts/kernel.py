@@ -108,7 +108,7 @@ def _rows_of_block(pairs, block_experts, block, num_pairs, num_routed, NUM_CHOSE
     return expert, pair
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_blocks", "num_pairs"])
 def _gate_up(
     x, gate_up, shared_gate_up, hidden, pairs, block_experts, num_blocks, num_pairs, num_routed, width, inner,
     shared_inner, row_stride, NUM_ACTIVE: tl.constexpr, NUM_CHOSEN: tl.constexpr, BLOCK_M: tl.constexpr,
@@ -142,7 +142,7 @@ def _gate_up(
     tl.store(at, swish(gate, up, hidden.dtype.element_ty), mask=is_pair[:, None] & is_column[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_blocks", "num_pairs"])
 def _down(
     hidden, down, shared_down, results, pairs, block_experts, num_blocks, num_pairs, num_routed, width, inner,
     shared_inner, NUM_CHOSEN: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,

@@ -100,7 +100,7 @@ def num_programs(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 3
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_pairs"])
 def _lay_out(
     x, rows, pairs, block_experts, num_pairs, width, row_stride,
     NUM_ACTIVE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
@@ -120,7 +120,7 @@ def _lay_out(
         tl.store(target + columns, row, mask=columns < width)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_blocks"])
 def _gate_up(
     rows, gate_up, hidden, block_experts, num_blocks, width, inner,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP: tl.constexpr,
@@ -144,7 +144,7 @@ def _gate_up(
             tl.store(at, swish(gate, up, hidden.dtype.element_ty), mask=(column < inner)[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_blocks", "num_pairs"])
 def _down(
     hidden, down, results, pairs, block_experts, num_blocks, num_pairs, width, inner,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP: tl.constexpr,

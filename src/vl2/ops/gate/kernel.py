@@ -68,7 +68,7 @@ def _few_logits(x, weight, logits, width, num_experts, row_stride, BLOCK_C: tl.c
     tl.store(logits + token * num_experts + expert, tl.sum(total, 0))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_tokens"])
 def _many_logits(
     x, weight, logits, num_tokens, width, num_experts, row_stride,
     BLOCK_T: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_C: tl.constexpr,
