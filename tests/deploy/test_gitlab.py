@@ -101,15 +101,7 @@ def test_gitlabs_test_job_runs(tmp_path: Path) -> None:
     need("rsync", "on Debian: apt-get install rsync")
     clone = tmp_path / "clone"
     subprocess.run(["git", "clone", "--quiet", str(ROOT), str(clone)], check=True)
-    command = [
-        str(RUNNER),
-        "--cwd",
-        str(clone),
-        "--force-shell-executor",
-        "--variable",
-        "PYTEST_ARGS=tests/core",
-        "test",
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=1500)
+    command = [str(RUNNER), "--force-shell-executor", "--variable", "PYTEST_ARGS=tests/core", "test"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=1500, cwd=clone)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
     assert "passed" in done.stdout and (clone / "coverage.xml").exists()

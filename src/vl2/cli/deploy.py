@@ -9,10 +9,12 @@ from typing import Any
 import click
 
 from vl2.cli.options import options
+from vl2.core.config import HubOptions
 from vl2.deploy.compose import ComposeOptions, compose_files
 from vl2.deploy.container import container_files
 from vl2.deploy.helm import HelmOptions, helm_files
 from vl2.deploy.nginx import NginxOptions, nginx_files
+from vl2.deploy.ray_options import RayOptions, ray_files
 from vl2.deploy.render import Files, write
 
 
@@ -93,6 +95,20 @@ def helm(out: Path, overwrite: bool, helm: HelmOptions) -> None:
       --set auth.existingSecret=vl2-keys
     """
     _write(out, helm_files(helm), overwrite)
+
+
+@command.command("ray")
+@out_options
+@options(ray=RayOptions, hub=HubOptions)
+def ray(out: Path, overwrite: bool, ray: RayOptions, hub: HubOptions) -> None:
+    """A Ray cluster: serve.yaml for `vl2.deploy.ray:app`.
+
+    \b
+    pip install 'vl2[ray]'
+    vl2 deploy ray --out ray --model small --min-replicas 2 --max-replicas 8
+    serve deploy ray/serve.yaml
+    """
+    _write(out, ray_files(ray, hub), overwrite)
 
 
 def _write(out: Path, files: Files, overwrite: bool) -> None:
