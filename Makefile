@@ -70,6 +70,7 @@ types: $(VENV)/.dev
 
 docs: $(VENV)/.dev  ## write docs/reference/ anew
 	$(BIN)/python -m vl2.cli.reference docs/reference
+	$(BIN)/python -m vl2.deploy.monitoring.dashboard
 
 docs-check: $(VENV)/.dev
 	$(BIN)/python -m vl2.cli.reference --check docs/reference

@@ -23,4 +23,6 @@ async def test_an_engine_that_does_not_answer_has_no_counters(connect: Connect) 
             return [ReplicaStats(True, None)]
 
     lines = (await connect(Silent()).get("/metrics")).text.splitlines()
-    assert [line for line in lines if line.startswith("vl2_engine_")] == ['vl2_engine_ready{model="fake",replica="0"} 1.0']
+    assert [line for line in lines if line.startswith("vl2_engine_")] == [
+        'vl2_engine_ready{model="fake",replica="0"} 1.0'
+    ]

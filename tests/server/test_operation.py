@@ -17,7 +17,7 @@ from vl2.core.errors import EngineError, SetupError
 from vl2.core.stats import DeviceMemory, Distribution, EngineStats, GPUReading, ReplicaStats
 from vl2.core.types import Timing, Usage
 from vl2.server.app import create_app
-from vl2.server.metrics.catalogue import CATALOGUE, ENGINE_NUMBERS, GPU_READINGS, OUTCOMES, Metric
+from vl2.server.metrics.catalogue import ASKING_ROUTES, CATALOGUE, ENGINE_NUMBERS, GPU_READINGS, OUTCOMES, Metric
 from vl2.server.metrics.requests import outcome_of
 
 
@@ -97,6 +97,14 @@ async def test_a_text_alone_has_no_vision_time_and_an_answer_that_breaks_only_it
 )
 def test_an_outcome_tells_whose_fault_it_was(status: int, code: str | None, outcome: str) -> None:
     assert outcome_of(status, code) == outcome and outcome in OUTCOMES
+
+
+async def test_answers_and_failures_are_there_from_the_start_on_routes_that_exist(connect: Connect) -> None:
+    client = connect()
+    found = samples(await client.get("/metrics"))
+    for route in ASKING_ROUTES:
+        assert found[f"vl2_requests_total{{failed}}{{{route}}}{{500}}"] == 0
+        assert (await client.post(route, json={})).status_code == 400
 
 
 STATS = EngineStats(

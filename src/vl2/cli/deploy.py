@@ -13,6 +13,7 @@ from vl2.core.config import HubOptions
 from vl2.deploy.compose import ComposeOptions, compose_files
 from vl2.deploy.container import container_files
 from vl2.deploy.helm import HelmOptions, helm_files
+from vl2.deploy.monitoring import monitoring_files
 from vl2.deploy.nginx import NginxOptions, nginx_files
 from vl2.deploy.ray_options import RayOptions, ray_files
 from vl2.deploy.render import Files, write
@@ -109,6 +110,18 @@ def ray(out: Path, overwrite: bool, ray: RayOptions, hub: HubOptions) -> None:
     serve deploy ray/serve.yaml
     """
     _write(out, ray_files(ray, hub), overwrite)
+
+
+@command.command("monitoring")
+@out_options
+def monitoring(out: Path, overwrite: bool) -> None:
+    """Prometheus' configuration, recording rules and alerts; a dashboard for Grafana.
+
+    \b
+    vl2 deploy monitoring --out monitoring
+    promtool check config monitoring/prometheus.yml       # then name your servers in it
+    """
+    _write(out, monitoring_files(), overwrite)
 
 
 def _write(out: Path, files: Files, overwrite: bool) -> None:

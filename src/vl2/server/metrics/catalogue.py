@@ -47,6 +47,9 @@ REQUESTS = Metric(
     "cancelled (the client left); refused (queue full or not ready); expired (its deadline passed); failed (ours).",
     ("route", "status", "outcome"),
 )
+ASKING_ROUTES = ("/v1/chat/completions", "/v1/responses", "/v1/messages", "/predict")
+EXPECTED = (("200", "ok"), ("429", "refused"), ("500", "failed"), ("503", "refused"), ("504", "expired"))
+"""There from the start, at 0, so that the first of them is a rise that `rate` sees."""
 OUTCOMES = ("ok", "invalid", "limited", "cancelled", "refused", "expired", "failed")
 IN_FLIGHT = Metric("vl2_requests_in_flight", "Requests being answered.")
 REQUEST_SECONDS = _latency("request", "Whole request, from its first byte to the answer's last.", "route")

@@ -26,6 +26,9 @@ class Metrics:
         """`model`: the name that clients use; a label of everything."""
         self.registry, self.model = CollectorRegistry(), model
         self._requests = self._counter(c.REQUESTS)
+        for route in c.ASKING_ROUTES:
+            for status, outcome in c.EXPECTED:
+                self._requests.labels(model, route, status, outcome)
         self.in_flight = self._gauge(c.IN_FLIGHT).labels(model)
         self._request_s = self._histogram(c.REQUEST_SECONDS)
         self.first_token_s, self.inter_token_s, self._intake_s, self._queue_s, self._vision_s = (
