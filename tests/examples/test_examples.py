@@ -1,0 +1,131 @@
+"""Each example is run as its reader would, and says what it promises."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+from PIL import Image, ImageDraw, ImageFont
+
+from tests.e2e.server_process import serving
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+PICTURES = EXAMPLES / "pictures"
+
+
+def run(name: str, *arguments: object, folder: Path | None = None, **environment: str) -> str:
+    """What it printed."""
+    done = subprocess.run(
+        [sys.executable, str(EXAMPLES / name), *map(str, arguments)],
+        cwd=folder,
+        env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def url() -> Iterator[str]:
+    with serving("nano", "--device", "cpu") as server:
+        yield server.url
+
+
+def test_every_example_is_listed_and_run_here() -> None:
+    names = {path.name for path in EXAMPLES.glob("*.py")}
+    assert names == set(re.findall(r"\]\((\w+\.py)\)", (EXAMPLES / "README.md").read_text(encoding="utf-8")))
+    assert names == set(re.findall(r'run\(\s*"(\w+\.py)"', Path(__file__).read_text(encoding="utf-8")))
+
+
+def test_describe() -> None:
+    assert {"house", "bus", "taxi"} <= set(run("describe.py").strip().split(", "))
+    assert run("describe.py", PICTURES / "product.webp", "What does the text say?").strip() == "ROVER"
+
+
+def test_stream() -> None:
+    assert run("stream.py", PICTURES / "product.webp").strip() == "shoe, text"
+
+
+def test_several_pictures() -> None:
+    assert run("several_pictures.py").strip() == "image_2"
+
+
+def test_ground_draws_boxes_where_the_things_are(tmp_path: Path) -> None:
+    told = run("ground.py", PICTURES / "street.webp", "bus", "taxi", folder=tmp_path)
+    assert re.findall(r"^the (\w+): ", told, re.M) == ["bus", "taxi"]
+    drawn, plain = Image.open(tmp_path / "street-boxes.png"), Image.open(PICTURES / "street.webp").convert("RGB")
+    assert drawn.size == plain.size
+    x1, y1, x2, y2 = map(int, re.findall(r"the bus: \((\d+), (\d+), (\d+), (\d+)\)", told)[0])
+    assert overlap((x1, y1, x2, y2), (250, 203, 420, 312)) > 0.6
+    assert drawn.getpixel((x1, (y1 + y2) // 2)) == (0xC2, 0x41, 0x0C)
+
+
+def overlap(a: tuple[int, ...], b: tuple[int, ...]) -> float:
+    """Intersection over union."""
+    both = max(0, min(a[2], b[2]) - max(a[0], b[0])) * max(0, min(a[3], b[3]) - max(a[1], b[1]))
+    return both / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - both)
+
+
+def schema_in(name: str) -> Any:
+    """The constant SCHEMA of an example, read without running it."""
+    found: dict[str, Any] = {}
+    code = re.search(r"^SCHEMA = \{.*?^\}", (EXAMPLES / name).read_text(encoding="utf-8"), re.M | re.S)
+    assert code is not None
+    exec(code[0], found)
+    return found["SCHEMA"]
+
+
+def test_json_schema_is_kept() -> None:
+    jsonschema.validate(json.loads(run("json_schema.py")), schema_in("json_schema.py"))
+
+
+def test_product_fits_its_schema() -> None:
+    jsonschema.validate(json.loads(run("product.py")), schema_in("product.py"))
+
+
+def test_folder_answers_all_and_reports_what_is_no_picture(tmp_path: Path) -> None:
+    for name in ("product.webp", "street.webp"):
+        (tmp_path / name).write_bytes((PICTURES / name).read_bytes())
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    (tmp_path / "notes.txt").write_text("not looked at")
+    told = {line["picture"]: line for line in map(json.loads, run("folder.py", tmp_path).splitlines())}
+    assert set(told) == {"product.webp", "street.webp", "broken.png"}
+    assert told["product.webp"]["answer"] == "shoe, text"
+    assert "error" in told["broken.png"]
+
+
+def test_openai_client(url: str) -> None:
+    told = run("openai_client.py", VL2_URL=url)
+    assert re.search(r"^the bus: \[\[\d+, \d+, \d+, \d+\]\]$", told, re.M)
+    assert re.search(r"^\d+ tokens in, \d+ out$", told, re.M)
+    assert "decode_s" in told
+
+
+def test_pdf(url: str, tmp_path: Path) -> None:
+    page = Image.new("RGB", (600, 600), "white")
+    font = ImageFont.truetype(str(EXAMPLES.parent / "nano/data/fonts/latin-03.ttf"), 72)
+    ImageDraw.Draw(page).text((120, 250), "HELLO", font=font, fill="black")
+    page.save(tmp_path / "letter.pdf", save_all=True, append_images=[Image.new("RGB", (600, 600), "white")])
+    assert run("pdf.py", tmp_path / "letter.pdf", "1", VL2_URL=url).strip() == "HELLO"
+
+
+def test_xray_keeps_its_greys_and_warns() -> None:
+    assert "NOT A MEDICAL DEVICE" in (EXAMPLES / "xray.py").read_text(encoding="utf-8")
+    assert run("xray.py").strip().replace(" ", "") == "L42"
+
+
+def test_driving_tells_what_is_where() -> None:
+    told = json.loads(run("driving.py"))
+    boxes = {thing["kind"]: thing["box"] for thing in told["things"]}
+    assert set(boxes) == {"car", "taxi", "bus", "bicycle"}  # and no train
+    assert overlap(boxes["bicycle"], (460, 390, 570, 480)) > 0.5
