@@ -13,7 +13,7 @@ from typing import Any
 
 import jsonschema
 import pytest
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
 from tests.e2e.server_process import serving
 
@@ -112,11 +112,11 @@ def test_openai_client(url: str) -> None:
 
 
 def test_pdf(url: str, tmp_path: Path) -> None:
-    page = Image.new("RGB", (600, 600), "white")
-    font = ImageFont.truetype(str(EXAMPLES.parent / "nano/data/fonts/latin-03.ttf"), 72)
-    ImageDraw.Draw(page).text((120, 250), "HELLO", font=font, fill="black")
-    page.save(tmp_path / "letter.pdf", save_all=True, append_images=[Image.new("RGB", (600, 600), "white")])
-    assert run("pdf.py", tmp_path / "letter.pdf", "1", VL2_URL=url).strip() == "HELLO"
+    with Image.open(PICTURES / "product.webp") as page:
+        empty = Image.new("RGB", page.size, "white")
+        page.save(tmp_path / "letter.pdf", save_all=True, append_images=[empty])
+    assert run("pdf.py", tmp_path / "letter.pdf", "1", VL2_URL=url).strip() == "ROVER"
+    assert run("pdf.py", tmp_path / "letter.pdf", "2", VL2_URL=url).strip() == "none"
 
 
 def test_xray_keeps_its_greys_and_warns() -> None:
