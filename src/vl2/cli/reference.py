@@ -1,4 +1,4 @@
-"""Writes docs/reference/ from the code itself: commands, bodies of requests, metrics.
+"""Writes docs/reference/ from the code itself: commands, configuration, bodies of requests, errors, metrics.
 
 python -m vl2.cli.reference [--check] FOLDER
 """
@@ -11,6 +11,7 @@ from pathlib import Path
 import click
 
 from vl2.cli import cli
+from vl2.cli.reference_core import render_config, render_errors
 
 API_INTRODUCTION = """\
 # Fields of the API
@@ -33,13 +34,24 @@ its next life.
 @click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
 @click.option("--check", "is_check", is_flag=True, help="Change nothing; fail where the file is out of date.")
 def command(folder: Path, is_check: bool) -> None:
-    for name, text in {"cli.md": render(), "api.md": render_api(), "metrics.md": render_metrics()}.items():
+    for name, text in render_all().items():
         file = folder / name
         if not is_check:
             folder.mkdir(parents=True, exist_ok=True)
             file.write_text(text, encoding="utf-8")
         elif not file.exists() or file.read_text(encoding="utf-8") != text:
             raise click.ClickException(f"{file} is out of date; run `make docs`")
+
+
+def render_all() -> dict[str, str]:
+    """File of docs/reference/ → what stands in it."""
+    return {
+        "cli.md": render(),
+        "config.md": render_config(),
+        "api.md": render_api(),
+        "errors.md": render_errors(),
+        "metrics.md": render_metrics(),
+    }
 
 
 def render_api() -> str:
