@@ -27,7 +27,7 @@ def test_ids_and_weights(device: torch.device, num_tokens: int, scoring: str, ha
     torch.testing.assert_close(weights, expected, atol=1e-6, rtol=1e-5)
 
 
-@pytest.mark.parametrize("num_tokens", [1, 17, 70])
+@pytest.mark.parametrize("num_tokens", [1, 17, 300])
 def test_logits_of_bfloat16_rows_are_as_exact_as_float32_allows(device: torch.device, num_tokens: int):
     torch.manual_seed(num_tokens)
     x, weight = torch.randn(num_tokens, 300, device=device).bfloat16(), torch.randn(11, 300, device=device)

@@ -18,6 +18,7 @@ import triton
 from vl2.ops.attention.batch import AttentionBatch
 from vl2.ops.attention.kernel_common import combine_splits
 from vl2.ops.attention.kernel_heads import decode_heads, prefill_heads
+from vl2.ops.chain import chained
 
 LOG2_E = math.log2(math.e)
 
@@ -96,7 +97,7 @@ def _decode_heads(q: torch.Tensor, pool: torch.Tensor, out: torch.Tensor, batch:
     decode_heads[kv_heads, splits.count, num_rows](
         q, pool[0], pool[1], out, batch.query_starts, *splits.arguments(batch), scale * LOG2_E,
         *counts(batch, splits), **_head_sizes(q, pool), BLOCK_G=block(heads // kv_heads), SPLIT=splits.size,
-        LAST_ADDS=splits.last_adds, IS_MIXED=batch.may_decode, **tile.options,
+        LAST_ADDS=splits.last_adds, IS_MIXED=batch.may_decode, **tile.options, **chained(q.device),
     )  # fmt: skip
     splits.combine(out, batch)
 
@@ -188,5 +189,5 @@ class Splits:
         block_d = min(128, block(width))
         combine_splits[heads, min(rows, len(batch.block_tables)), triton.cdiv(width, block_d)](
             self.parts, self.stats, out, batch.context_lengths, count, HEADS=heads, DIM=width, BLOCK_D=block_d,
-            SPLIT=self.size, BLOCK_N=self.block_n, num_warps=4,
+            SPLIT=self.size, BLOCK_N=self.block_n, num_warps=4, **chained(out.device),
         )  # fmt: skip

@@ -8,6 +8,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from vl2.ops.chain import wait_for_last
 from vl2.ops.saturate_kernel import to_dtype
 
 FLOOR = tl.constexpr(-1e30)
@@ -141,8 +142,10 @@ def is_last(counter, used):
 def combine_splits(
     parts, stats, out, context_lengths, num_splits,
     HEADS: tl.constexpr, DIM: tl.constexpr, BLOCK_D: tl.constexpr, SPLIT: tl.constexpr, BLOCK_N: tl.constexpr,
+    CHAINED: tl.constexpr,
 ):  # fmt: skip
     """Add up the splits of BLOCK_D columns of one decoding row and head, where there is more than one split."""
+    wait_for_last(CHAINED)
     head, row = tl.program_id(0), tl.program_id(1)
     columns = tl.program_id(2) * BLOCK_D + tl.arange(0, BLOCK_D)
     context = tl.load(context_lengths + row)

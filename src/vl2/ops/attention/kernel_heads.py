@@ -16,6 +16,7 @@ from vl2.ops.attention.kernel_common import (
     seen_positions,
     split_size,
 )
+from vl2.ops.chain import wait_for_last
 from vl2.ops.saturate_kernel import to_dtype
 
 
@@ -48,7 +49,7 @@ def decode_heads(
     max_pages, num_splits,
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_G: tl.constexpr,
     PAGE_SIZE: tl.constexpr, SPLIT: tl.constexpr, BLOCK_N: tl.constexpr, TERMS: tl.constexpr,
-    LAST_ADDS: tl.constexpr, IS_MIXED: tl.constexpr,
+    LAST_ADDS: tl.constexpr, IS_MIXED: tl.constexpr, CHAINED: tl.constexpr,
 ):  # fmt: skip
     """One split of one row for the query heads of one KV head; zeros for a row of no chunk. In a mixed step only the
     leading chunks of one row are done.
@@ -59,6 +60,7 @@ def decode_heads(
     A row of one split is done here. Of several, each leaves its sums in `parts`, and the one that comes last adds them
     up in order (LAST_ADDS; else `combine_splits` does).
     """
+    wait_for_last(CHAINED)
     kv_head, split, row = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     context = tl.load(context_lengths + row, mask=row < num_chunks, other=0)
     if IS_MIXED:

@@ -21,6 +21,7 @@ from vl2.ops.attention.kernel_common import (
     split_size,
 )
 from vl2.ops.attention.kernel_heads import add_weighted_t
+from vl2.ops.chain import wait_for_last
 from vl2.ops.saturate_kernel import to_dtype
 
 
@@ -58,7 +59,7 @@ def decode_latent(
     max_pages, num_splits,
     HEADS: tl.constexpr, RANK: tl.constexpr, NOPE: tl.constexpr, ROPE: tl.constexpr, BLOCK_R: tl.constexpr,
     BLOCK_P: tl.constexpr, BLOCK_H: tl.constexpr, PAGE_SIZE: tl.constexpr, SPLIT: tl.constexpr,
-    BLOCK_N: tl.constexpr, TERMS: tl.constexpr, LAST_ADDS: tl.constexpr, HAS_ADDER: tl.constexpr,
+    BLOCK_N: tl.constexpr, TERMS: tl.constexpr, LAST_ADDS: tl.constexpr, HAS_ADDER: tl.constexpr, CHAINED: tl.constexpr,
 ):  # fmt: skip
     """One split of one row for BLOCK_H heads; splits are added up as in `decode_heads`, or HAS_ADDER: by
     `expand_splits`, which wants them all, one or many.
@@ -66,6 +67,7 @@ def decode_latent(
     q_latent  [Q, H, R]: queries in the latent space
     q         [Q, H, Dn + Dr]: as they were projected; their last part is rotated here
     """
+    wait_for_last(CHAINED)
     head_block, split, row = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     context = tl.load(context_lengths + row, mask=row < num_chunks, other=0)
     size = split_size(context, num_splits, SPLIT, BLOCK_N)
@@ -166,7 +168,7 @@ def prefill_latent(
 def expand_splits(
     parts, stats, values, out, context_lengths, num_chunks, num_splits, head_stride, value_stride,
     HEADS: tl.constexpr, RANK: tl.constexpr, DIM: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_D: tl.constexpr,
-    SPLIT: tl.constexpr, BLOCK_N: tl.constexpr,
+    SPLIT: tl.constexpr, BLOCK_N: tl.constexpr, CHAINED: tl.constexpr,
 ):  # fmt: skip
     """Add up the splits of a row and head and take the result out of the latent space: BLOCK_D of its numbers.
 
@@ -177,6 +179,7 @@ def expand_splits(
     dims, ranks = tl.program_id(0) * BLOCK_D + tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_R)
     pointers = values + head * head_stride + dims[:, None] * value_stride + ranks[None, :]
     value = tl.load(pointers, mask=(dims < DIM)[:, None] & (ranks < RANK)[None, :], other=0.0)
+    wait_for_last(CHAINED)
     context = tl.load(context_lengths + row, mask=row < num_chunks, other=0)
     used = tl.maximum(tl.cdiv(context, split_size(context, num_splits, SPLIT, BLOCK_N)), 1)
     row_head = (row * HEADS + head).to(tl.int64)

@@ -11,6 +11,7 @@ from vl2.ops.attention.batch import AttentionBatch
 from vl2.ops.attention.kernel import LOG2_E, Splits, block, chunks, counts, num_tiles, row_counts, tile_for
 from vl2.ops.attention.kernel_expanded import gather_rows, prefill_expanded
 from vl2.ops.attention.kernel_latent import decode_latent, expand_splits, prefill_latent
+from vl2.ops.chain import chained
 from vl2.ops.rope.kernel import absorb_queries, expand_values
 from vl2.ops.rope.table import RopeTable
 from vl2.ops.saturate import saturate
@@ -106,6 +107,7 @@ def _decode(q: torch.Tensor, layer: Layer, batch: AttentionBatch, out: torch.Ten
         absorb_queries(q, layer.keys), q, layer.rope.cos, layer.rope.sin, layer.pool, attended,
         *splits.arguments(batch), layer.scale, *counts(batch, splits), **layer.sizes, BLOCK_H=block_h,
         SPLIT=splits.size, LAST_ADDS=splits.last_adds and not has_adder, HAS_ADDER=has_adder, **tile.options,
+        **chained(q.device),
     )  # fmt: skip
     values = layer.values
     if not has_adder:
@@ -116,7 +118,7 @@ def _decode(q: torch.Tensor, layer: Layer, batch: AttentionBatch, out: torch.Ten
     expand_splits[triton.cdiv(layer.value, block_d), heads, num_rows](
         splits.parts, splits.stats, values, out, batch.context_lengths, len(batch.block_tables), splits.count,
         values.stride(0), values.stride(1), HEADS=heads, RANK=rank, DIM=layer.value, BLOCK_R=block(rank),
-        BLOCK_D=block_d, SPLIT=splits.size, BLOCK_N=tile.block_n, num_warps=4,
+        BLOCK_D=block_d, SPLIT=splits.size, BLOCK_N=tile.block_n, num_warps=4, **chained(q.device),
     )  # fmt: skip
 
 

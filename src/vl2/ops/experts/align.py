@@ -8,9 +8,11 @@ import torch
 import triton
 import triton.language as tl
 
+from vl2.ops.chain import chained, wait_for_last
+
 ONE_LAUNCH_PAIRS = 2048
 """Up to here every program counts all pairs by itself; beyond, parts of them are counted first."""
-PART_PAIRS = 128
+PART_PAIRS = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,29 +35,21 @@ def align(ids: torch.Tensor, num_routed: int, num_shared: int, block_m: int) -> 
     pairs = torch.empty(num_blocks * block_m, dtype=torch.int32, device=ids.device)
     experts = torch.empty(num_blocks, dtype=torch.int32, device=ids.device)
     if num_pairs > ONE_LAUNCH_PAIRS:
-        num_parts, block_e = triton.cdiv(num_pairs, PART_PAIRS), triton.next_power_of_2(num_experts + 1)
+        num_parts, block_e = triton.cdiv(num_pairs, PART_PAIRS), max(16, triton.next_power_of_2(num_experts))
         counts = torch.empty(num_parts, block_e, dtype=torch.int32, device=ids.device)
         sizes = dict(NUM_CHOSEN=num_chosen, NUM_ACTIVE=num_active, BLOCK_P=PART_PAIRS, BLOCK_E=block_e)
         numbers = num_pairs, num_routed, num_experts
         _count_part[(num_parts,)](ids, counts, *numbers, **sizes)
         _place_part[(num_parts + num_experts + 1,)](
-            ids,
-            counts,
-            pairs,
-            experts,
-            *numbers,
-            num_parts,
-            num_blocks,
-            **sizes,
-            BLOCK_M=block_m,
-            BLOCK_G=64,
+            ids, counts, pairs, experts, *numbers, num_parts, num_blocks, **sizes, BLOCK_M=block_m, BLOCK_G=64,
             num_warps=8,
-        )
+        )  # fmt: skip
         return Blocks(pairs, experts)
     _align[(num_experts + 1,)](
         ids, pairs, experts, num_pairs, num_blocks, num_routed, num_experts, NUM_CHOSEN=num_chosen,
         NUM_ACTIVE=num_active, BLOCK_M=block_m, BLOCK_P=max(16, triton.next_power_of_2(num_pairs)),
         BLOCK_E=triton.next_power_of_2(num_experts + 1), BLOCK_B=triton.next_power_of_2(num_blocks),
+        **chained(ids.device),
     )  # fmt: skip
     return Blocks(pairs, experts)
 
@@ -76,9 +70,10 @@ def _experts_of(
 def _align(
     ids, pairs, block_experts, num_pairs, num_blocks, num_routed, num_experts, NUM_CHOSEN: tl.constexpr,
     NUM_ACTIVE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_E: tl.constexpr,
-    BLOCK_B: tl.constexpr,
+    BLOCK_B: tl.constexpr, CHAINED: tl.constexpr,
 ):  # fmt: skip
     """One expert a program, which writes its own blocks; the last program marks the blocks that nobody uses."""
+    wait_for_last(CHAINED)
     own = tl.program_id(0)
     pair = tl.arange(0, BLOCK_P)
     expert = _experts_of(ids, pair, num_pairs, num_routed, num_experts, NUM_CHOSEN, NUM_ACTIVE)
@@ -109,7 +104,10 @@ def _count_part(
     part = tl.program_id(0)
     pair = part * BLOCK_P + tl.arange(0, BLOCK_P)
     expert = _experts_of(ids, pair, num_pairs, num_routed, num_experts, NUM_CHOSEN, NUM_ACTIVE)
-    tl.store(counts + part * BLOCK_E + tl.arange(0, BLOCK_E), tl.histogram(expert, BLOCK_E))
+    e, is_pair = tl.arange(0, BLOCK_E), pair < num_pairs
+    counted = tl.histogram(tl.where(is_pair, expert, 0), BLOCK_E)
+    num_others = BLOCK_P - tl.sum(is_pair.to(tl.int32), 0)  # counted as if they were the first expert's
+    tl.store(counts + part * BLOCK_E + e, counted - tl.where(e == 0, num_others, 0))
 
 
 @triton.jit(do_not_specialize=["num_pairs", "num_parts", "num_blocks"])

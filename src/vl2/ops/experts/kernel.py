@@ -14,6 +14,7 @@ import torch
 import triton
 import triton.language as tl
 
+from vl2.ops.chain import chained, wait_for_last
 from vl2.ops.experts.align import Blocks, align
 from vl2.ops.experts.kernel_common import block_and_tile, swish, weighted_sum
 from vl2.ops.experts.kernel_many import can_lay_out, mix_many
@@ -78,6 +79,7 @@ def mix_experts(
         num_blocks, num_tokens * num_active, num_routed, width, inner, inner * num_shared, x.stride(0),
         NUM_ACTIVE=num_active, NUM_CHOSEN=num_chosen, BLOCK_M=tile.block_m, BLOCK_N=tile.up_n, BLOCK_K=tile.up_k,
         GROUP=GROUP_BLOCKS, PRECISION=_precision(x), num_warps=tile.num_warps, num_stages=tile.num_stages,
+        **chained(x.device),
     )  # fmt: skip
     results = torch.empty(num_tokens * num_active, width, dtype=x.dtype, device=x.device)
     grid = (num_blocks * triton.cdiv(width, tile.down_n),)
@@ -85,7 +87,7 @@ def mix_experts(
         hidden, experts.down, shared_down if shared_down is not None else x, results, blocks.pairs, blocks.experts,
         num_blocks, num_tokens * num_active, num_routed, width, inner, inner * num_shared,
         NUM_CHOSEN=num_chosen, BLOCK_M=tile.block_m, BLOCK_N=tile.down_n, BLOCK_K=tile.down_k, GROUP=GROUP_BLOCKS,
-        PRECISION=_precision(x), num_warps=tile.num_warps, num_stages=tile.num_stages,
+        PRECISION=_precision(x), num_warps=tile.num_warps, num_stages=tile.num_stages, **chained(x.device),
     )  # fmt: skip
     return weighted_sum(results, weights, None)
 
@@ -112,8 +114,9 @@ def _rows_of_block(pairs, block_experts, block, num_pairs, num_routed, NUM_CHOSE
 def _gate_up(
     x, gate_up, shared_gate_up, hidden, pairs, block_experts, num_blocks, num_pairs, num_routed, width, inner,
     shared_inner, row_stride, NUM_ACTIVE: tl.constexpr, NUM_CHOSEN: tl.constexpr, BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP: tl.constexpr, PRECISION: tl.constexpr, CHAINED: tl.constexpr,
 ):  # fmt: skip
+    wait_for_last(CHAINED)
     block, tile = block_and_tile(tl.program_id(0), num_blocks, tl.cdiv(inner, BLOCK_N), GROUP)
     expert, pair = _rows_of_block(pairs, block_experts, block, num_pairs, num_routed, NUM_CHOSEN, BLOCK_M)
     if expert < 0:
@@ -146,8 +149,9 @@ def _gate_up(
 def _down(
     hidden, down, shared_down, results, pairs, block_experts, num_blocks, num_pairs, num_routed, width, inner,
     shared_inner, NUM_CHOSEN: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
-    GROUP: tl.constexpr, PRECISION: tl.constexpr,
+    GROUP: tl.constexpr, PRECISION: tl.constexpr, CHAINED: tl.constexpr,
 ):  # fmt: skip
+    wait_for_last(CHAINED)
     block, tile = block_and_tile(tl.program_id(0), num_blocks, tl.cdiv(width, BLOCK_N), GROUP)
     expert, pair = _rows_of_block(pairs, block_experts, block, num_pairs, num_routed, NUM_CHOSEN, BLOCK_M)
     if expert < 0:

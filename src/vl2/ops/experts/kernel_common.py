@@ -6,6 +6,7 @@ import torch
 import triton
 import triton.language as tl
 
+from vl2.ops.chain import chained, wait_for_last
 from vl2.ops.saturate_kernel import to_dtype
 
 
@@ -15,7 +16,7 @@ def swiglu(gate_up: torch.Tensor) -> torch.Tensor:
     rows = gate_up.reshape(-1, 2 * inner)
     out = torch.empty(*gate_up.shape[:-1], inner, dtype=gate_up.dtype, device=gate_up.device)
     block = 1024
-    _swiglu[(len(rows), triton.cdiv(inner, block))](rows, out, inner, BLOCK=block)
+    _swiglu[(len(rows), triton.cdiv(inner, block))](rows, out, inner, BLOCK=block, **chained(out.device))
     return out
 
 
@@ -31,6 +32,7 @@ def weighted_sum(results: torch.Tensor, weights: torch.Tensor, shared: torch.Ten
     _weighted_sum[(num_tokens, triton.cdiv(width, block_c))](
         results, weights, results if shared is None else shared, out, width, NUM_ROUTED=num_routed,
         NUM_ACTIVE=len(results) // num_tokens, HAS_SHARED=shared is not None, BLOCK_C=block_c,
+        **chained(out.device),
     )  # fmt: skip
     return out
 
@@ -55,7 +57,9 @@ def block_and_tile(number, num_blocks, num_tiles, GROUP: tl.constexpr):
 def _weighted_sum(
     results, weights, shared, out, width,
     NUM_ROUTED: tl.constexpr, NUM_ACTIVE: tl.constexpr, HAS_SHARED: tl.constexpr, BLOCK_C: tl.constexpr,
+    CHAINED: tl.constexpr,
 ):  # fmt: skip
+    wait_for_last(CHAINED)
     token = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     inside = column < width
@@ -72,7 +76,8 @@ def _weighted_sum(
 
 
 @triton.jit
-def _swiglu(gate_up, out, inner, BLOCK: tl.constexpr):
+def _swiglu(gate_up, out, inner, BLOCK: tl.constexpr, CHAINED: tl.constexpr):
+    wait_for_last(CHAINED)
     row = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = column < inner

@@ -7,10 +7,11 @@ import triton
 import triton.language as tl
 
 from vl2.core.model_config import MoEConfig
+from vl2.ops.chain import chained, wait_for_last
 from vl2.ops.gate import reference
 
-FEW_TOKENS = 16
-"""Up to here a program reads one expert's weights for one token; beyond, rows are multiplied in tiles."""
+FEW_TOKENS, SOME_TOKENS = 16, 256
+"""Up to here a program multiplies one token with one expert, or a few with a few; beyond, tensor cores do."""
 
 
 def route(
@@ -28,6 +29,7 @@ def route(
         logits, bias if bias is not None else logits, ids, weights, num_experts, config.routed_scaling_factor,
         NUM_ACTIVE=num_active, HAS_BIAS=bias is not None, IS_SOFTMAX=config.scoring_func == "softmax",
         NORMS=config.norm_topk_prob and num_active > 1, BLOCK_E=triton.next_power_of_2(num_experts), num_warps=1,
+        **chained(x.device),
     )  # fmt: skip
     return ids, weights
 
@@ -37,35 +39,44 @@ def router_logits(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
 
     Many rows of bfloat16 go to the tensor cores with nothing rounded: a float32 weight is the sum of three bfloat16
     numbers, and their products with a bfloat16 number are exact in the float32 in which they are added up. Other types
-    are multiplied by cuBLAS in float32 (not tf32).
+    are then multiplied by cuBLAS in float32 (not tf32).
     """
     (num_tokens, width), num_experts = x.shape, len(weight)
-    if num_tokens > FEW_TOKENS and x.dtype != torch.bfloat16:
+    if num_tokens > SOME_TOKENS and x.dtype != torch.bfloat16:
         return x.float() @ weight.T
     logits = torch.empty(num_tokens, num_experts, dtype=torch.float32, device=x.device)
-    sizes = width, num_experts, x.stride(0)
-    if num_tokens <= FEW_TOKENS:
-        block_c = min(2048, triton.next_power_of_2(width))
-        _few_logits[(num_tokens, num_experts)](x, weight, logits, *sizes, BLOCK_C=block_c, num_warps=4)
+    arguments = x, weight, logits, num_tokens, width, num_experts, x.stride(0)
+    if num_tokens <= SOME_TOKENS:
+        block = 1 if num_tokens <= FEW_TOKENS else 4
+        _few_logits[triton.cdiv(num_tokens, block), triton.cdiv(num_experts, block)](
+            *arguments, BLOCK_T=block, BLOCK_E=block, BLOCK_C=2048 // block, num_warps=4, **chained(x.device)
+        )
     else:
-        block_t, block_e = 16 if num_tokens <= 1024 else 64, max(16, triton.next_power_of_2(num_experts))
-        _many_logits[(triton.cdiv(num_tokens, block_t),)](
-            x, weight, logits, num_tokens, *sizes, BLOCK_T=block_t, BLOCK_E=block_e, BLOCK_C=128, num_warps=4,
-            num_stages=2,
-        )  # fmt: skip
+        block_t = 32 if num_tokens <= 2048 else 64
+        _many_logits[triton.cdiv(num_tokens, block_t), triton.cdiv(num_experts, 32)](
+            *arguments, BLOCK_T=block_t, BLOCK_E=32, BLOCK_C=128, num_warps=4, num_stages=4
+        )
     return logits
 
 
-@triton.jit
-def _few_logits(x, weight, logits, width, num_experts, row_stride, BLOCK_C: tl.constexpr):
-    """One token at one expert."""
-    token, expert = tl.program_id(0).to(tl.int64), tl.program_id(1)
-    total = tl.zeros((BLOCK_C,), tl.float32)
+@triton.jit(do_not_specialize=["num_tokens"])
+def _few_logits(
+    x, weight, logits, num_tokens, width, num_experts, row_stride,
+    BLOCK_T: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_C: tl.constexpr, CHAINED: tl.constexpr,
+):  # fmt: skip
+    """BLOCK_T tokens at BLOCK_E experts, without a matrix product."""
+    wait_for_last(CHAINED)
+    tokens = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)
+    experts = tl.program_id(1) * BLOCK_E + tl.arange(0, BLOCK_E)
+    is_token, is_expert = (tokens < num_tokens)[:, None], (experts < num_experts)[:, None]
+    rows, weights = x + tokens.to(tl.int64)[:, None] * row_stride, weight + experts[:, None] * width
+    total = tl.zeros((BLOCK_T, BLOCK_E, BLOCK_C), tl.float32)
     for start in range(0, width, BLOCK_C):
-        columns = start + tl.arange(0, BLOCK_C)
-        row = tl.load(x + token * row_stride + columns, mask=columns < width, other=0.0).to(tl.float32)
-        total += tl.load(weight + expert * width + columns, mask=columns < width, other=0.0) * row
-    tl.store(logits + token * num_experts + expert, tl.sum(total, 0))
+        columns = (start + tl.arange(0, BLOCK_C))[None, :]
+        row = tl.load(rows + columns, mask=is_token & (columns < width), other=0.0).to(tl.float32)
+        total += row[:, None, :] * tl.load(weights + columns, mask=is_expert & (columns < width), other=0.0)[None]
+    at = tokens.to(tl.int64)[:, None] * num_experts + experts[None, :]
+    tl.store(logits + at, tl.sum(total, 2), mask=is_token & (experts < num_experts)[None, :])
 
 
 @triton.jit(do_not_specialize=["num_tokens"])
@@ -73,9 +84,9 @@ def _many_logits(
     x, weight, logits, num_tokens, width, num_experts, row_stride,
     BLOCK_T: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """BLOCK_T tokens at all experts; the small parts are added up first, apart from the large one."""
+    """BLOCK_T tokens at BLOCK_E experts; the small parts are added up apart from the large one."""
     tokens = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)
-    experts = tl.arange(0, BLOCK_E)
+    experts = tl.program_id(1) * BLOCK_E + tl.arange(0, BLOCK_E)
     rows = x + tokens.to(tl.int64)[:, None] * row_stride
     is_row, is_expert = (tokens < num_tokens)[:, None], (experts < num_experts)[None, :]
     high, low = tl.zeros((BLOCK_T, BLOCK_E), tl.float32), tl.zeros((BLOCK_T, BLOCK_E), tl.float32)
@@ -99,9 +110,10 @@ def _many_logits(
 def _choose(
     logits, bias, ids, weights, num_experts, scaling,
     NUM_ACTIVE: tl.constexpr, HAS_BIAS: tl.constexpr, IS_SOFTMAX: tl.constexpr, NORMS: tl.constexpr,
-    BLOCK_E: tl.constexpr,
+    BLOCK_E: tl.constexpr, CHAINED: tl.constexpr,
 ):  # fmt: skip
     """One token a program: the best expert, NUM_ACTIVE times. argmax takes the lower id of equals."""
+    wait_for_last(CHAINED)
     token = tl.program_id(0)
     experts = tl.arange(0, BLOCK_E)
     known = experts < num_experts

@@ -6,6 +6,7 @@ import torch
 import triton
 import triton.language as tl
 
+from vl2.ops.chain import chained, wait_for_last
 from vl2.ops.saturate_kernel import to_dtype
 
 
@@ -42,18 +43,30 @@ def _launch(
     _rms_norm[(len(x),)](
         x, x if delta is None else delta, weight, total, normed, x.stride(0), eps,
         WIDTH=x.shape[1], HAS_DELTA=delta is not None, BLOCK=block, num_warps=max(1, min(8, block // 256)),
+        **chained(x.device),
     )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=["eps"])
 def _rms_norm(
-    x, delta, weight, total, normed, stride, eps, WIDTH: tl.constexpr, HAS_DELTA: tl.constexpr, BLOCK: tl.constexpr
+    x,
+    delta,
+    weight,
+    total,
+    normed,
+    stride,
+    eps,
+    WIDTH: tl.constexpr,
+    HAS_DELTA: tl.constexpr,
+    BLOCK: tl.constexpr,
+    CHAINED: tl.constexpr,
 ):
     """One row a program."""
     columns = tl.arange(0, BLOCK)
     inside = columns < WIDTH
     row = tl.program_id(0).to(tl.int64)
     w = tl.load(weight + columns, mask=inside, other=0.0).to(tl.float32)
+    wait_for_last(CHAINED)
     value = tl.load(x + row * stride + columns, mask=inside, other=0.0)
     if HAS_DELTA:
         added = tl.load(delta + row * WIDTH + columns, mask=inside, other=0.0).to(tl.float32)

@@ -6,6 +6,7 @@ import torch
 import triton
 import triton.language as tl
 
+from vl2.ops.chain import chained, wait_for_last
 from vl2.ops.rope.table import RopeTable
 from vl2.ops.saturate import saturate
 from vl2.ops.saturate_kernel import to_dtype
@@ -18,11 +19,12 @@ FEW_ROWS = 16
 def _write_heads(
     qkv, cos, sin, positions, slots, keys, values, out,
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HALF: tl.constexpr,
-    BLOCK_HALF: tl.constexpr, BLOCK_HEADS: tl.constexpr,
+    BLOCK_HALF: tl.constexpr, BLOCK_HEADS: tl.constexpr, CHAINED: tl.constexpr,
 ):  # fmt: skip
     """BLOCK_HEADS heads of one token, whichever of queries, keys and values they are: only the keys' and values' goal
     is a page, and values are not rotated.
     """
+    wait_for_last(CHAINED)
     DIM: tl.constexpr = 2 * HALF
     token = tl.program_id(0).to(tl.int64)
     heads = tl.program_id(1) * BLOCK_HEADS + tl.arange(0, BLOCK_HEADS)[:, None]
@@ -64,7 +66,7 @@ def write_heads(
         _write_heads[num_tokens, triton.cdiv(all_heads, block_heads)](
             qkv, rope.cos, rope.sin, positions, slots, pool[0], pool[1], out,
             HEADS=out.shape[1], KV_HEADS=kv_heads, HALF=dim // 2, BLOCK_HALF=triton.next_power_of_2(dim // 2),
-            BLOCK_HEADS=block_heads, num_warps=4,
+            BLOCK_HEADS=block_heads, num_warps=4, **chained(qkv.device),
         )  # fmt: skip
     return out
 
@@ -82,9 +84,10 @@ def _rotate_pairs(source, target, cos, sin, row, pairs, has):
 @triton.jit(do_not_specialize=["stride"])
 def _write_latent(
     latent_and_key, stride, weight, eps, cos, sin, positions, slots, pool,
-    RANK: tl.constexpr, PAIRS: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_PAIRS: tl.constexpr,
+    RANK: tl.constexpr, PAIRS: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_PAIRS: tl.constexpr, CHAINED: tl.constexpr,
 ):  # fmt: skip
     """One token: norm its latent, rotate its key, write both as one row."""
+    wait_for_last(CHAINED)
     token = tl.program_id(0).to(tl.int64)
     source = latent_and_key + token * stride
     target = pool + tl.load(slots + token) * (RANK + 2 * PAIRS)
@@ -114,7 +117,7 @@ def write_latent(
         _write_latent[(len(latent_and_key),)](
             latent_and_key, latent_and_key.stride(0), norm_weight, eps, rope.cos, rope.sin, positions, slots, pool,
             RANK=rank, PAIRS=pairs, BLOCK_R=triton.next_power_of_2(rank), BLOCK_PAIRS=triton.next_power_of_2(pairs),
-            num_warps=2,
+            num_warps=2, **chained(pool.device),
         )  # fmt: skip
 
 
@@ -122,13 +125,14 @@ def write_latent(
 def _absorb_queries(
     q, keys, out, num_rows, head_stride, dim_stride,
     HEADS: tl.constexpr, DIM: tl.constexpr, WIDTH: tl.constexpr, RANK: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_R: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_R: tl.constexpr, CHAINED: tl.constexpr,
 ):  # fmt: skip
     """BLOCK_M queries of one head times BLOCK_R columns of its key matrix."""
     head = tl.program_id(1)
     rows, dims = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_D)
     ranks = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
     is_row, row_heads = (rows < num_rows)[:, None], (rows * HEADS + head)[:, None]
+    wait_for_last(CHAINED)
     own = tl.load(q + row_heads * WIDTH + dims[None, :], mask=is_row & (dims < DIM)[None, :], other=0.0)
     in_keys = (dims < DIM)[:, None] & (ranks < RANK)[None, :]
     key = tl.load(keys + head * head_stride + dims[:, None] * dim_stride + ranks[None, :], mask=in_keys, other=0.0)
@@ -153,7 +157,7 @@ def absorb_queries(q: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
     _absorb_queries[triton.cdiv(rank, block_r), heads](
         q, keys, out, num_rows, keys.stride(0), keys.stride(1),
         HEADS=heads, DIM=dim, WIDTH=width, RANK=rank, BLOCK_M=FEW_ROWS, BLOCK_D=max(16, triton.next_power_of_2(dim)),
-        BLOCK_R=block_r, num_warps=4,
+        BLOCK_R=block_r, num_warps=4, **chained(q.device),
     )  # fmt: skip
     return out
 
@@ -162,9 +166,10 @@ def absorb_queries(q: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
 def _expand_values(
     latent, values, out, num_rows, head_stride, value_stride,
     HEADS: tl.constexpr, RANK: tl.constexpr, DIM: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_D: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_D: tl.constexpr, CHAINED: tl.constexpr,
 ):  # fmt: skip
     """BLOCK_M rows of one head's result times BLOCK_D rows of its value matrix."""
+    wait_for_last(CHAINED)
     head = tl.program_id(2)
     rows = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     dims = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
@@ -198,6 +203,7 @@ def expand_values(latent: torch.Tensor, values: torch.Tensor, out: torch.Tensor 
             latent, values, out, num_rows, values.stride(0), values.stride(1),
             HEADS=heads, RANK=rank, DIM=dim, BLOCK_M=block_m, BLOCK_D=block_d,
             BLOCK_R=min(64 if block_m > 16 else 128, max(16, triton.next_power_of_2(rank))), num_warps=4, num_stages=3,
+            **chained(out.device),
         )  # fmt: skip
     return out
 

@@ -10,6 +10,7 @@ import torch
 import triton
 import triton.language as tl
 
+from vl2.ops.chain import chained, wait_for_last
 from vl2.ops.sampling.rows import SamplingRows
 
 CHUNK = 4096
@@ -22,16 +23,20 @@ def sample(logits: torch.Tensor, rows: SamplingRows) -> torch.Tensor:
     best = torch.empty(num_rows, num_chunks, dtype=torch.float32, device=logits.device)
     best_ids = torch.empty(num_rows, num_chunks, dtype=torch.int32, device=logits.device)
     tokens = torch.empty(num_rows, dtype=torch.int64, device=logits.device)
-    _best_of_chunks[(num_rows, num_chunks)](logits, best, best_ids, vocabulary, num_chunks, CHUNK=CHUNK)
+    _best_of_chunks[(num_rows, num_chunks)](
+        logits, best, best_ids, vocabulary, num_chunks, CHUNK=CHUNK, **chained(logits.device)
+    )
     _pick[(num_rows,)](
         logits, best, best_ids, rows.temperatures, rows.top_ks, rows.top_ps, rows.min_ps, rows.uniforms, tokens,
         vocabulary, num_chunks, CHUNK=CHUNK, BLOCK=triton.next_power_of_2(num_chunks), num_warps=8,
+        **chained(logits.device),
     )  # fmt: skip
     return tokens
 
 
 @triton.jit
-def _best_of_chunks(logits, best, best_ids, vocabulary, num_chunks, CHUNK: tl.constexpr):
+def _best_of_chunks(logits, best, best_ids, vocabulary, num_chunks, CHUNK: tl.constexpr, CHAINED: tl.constexpr):
+    wait_for_last(CHAINED)
     row, chunk = tl.program_id(0).to(tl.int64), tl.program_id(1)
     ids = chunk * CHUNK + tl.arange(0, CHUNK)
     values = tl.load(logits + row * vocabulary + ids, mask=ids < vocabulary, other=float("-inf"))
@@ -100,8 +105,9 @@ def _nth_equal(logits, vocabulary, key, nth, CHUNK: tl.constexpr):
 @triton.jit
 def _pick(
     logits, best, best_ids, temperatures, top_ks, top_ps, min_ps, uniforms, tokens, vocabulary, num_chunks,
-    CHUNK: tl.constexpr, BLOCK: tl.constexpr,
+    CHUNK: tl.constexpr, BLOCK: tl.constexpr, CHAINED: tl.constexpr,
 ):  # fmt: skip
+    wait_for_last(CHAINED)
     row = tl.program_id(0).to(tl.int64)
     chunks = tl.arange(0, BLOCK)
     tops = tl.load(best + row * num_chunks + chunks, mask=chunks < num_chunks, other=float("-inf"))

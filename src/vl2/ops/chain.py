@@ -1,0 +1,34 @@
+"""Kernels that begin while the one before them ends (programmatic dependent launch, from Hopper on).
+
+A decoding step is a few hundred kernels of some microseconds, and from the last write of one to the first read of the
+next about one more passes. A chained kernel is started early and waits inside, where its programs already have their
+places on the card; what the model's weights are alone can be loaded before the wait.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+import triton
+import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+HOPPER = 9
+"""Major compute capability."""
+
+
+@functools.cache
+def chained(device: torch.device) -> dict[str, bool]:
+    """Launch options of a kernel that calls `wait_for_last(CHAINED)` before it reads or writes what others do."""
+    if device.type == "cuda" and torch.cuda.get_device_capability(device)[0] >= HOPPER:
+        return {"CHAINED": True, "launch_pdl": True}
+    return {"CHAINED": False}
+
+
+@triton.jit
+def wait_for_last(CHAINED: tl.constexpr):
+    """From here on all is there that earlier kernels wrote; the next kernel may take its places now."""
+    if CHAINED:
+        gdc_launch_dependents()
+        gdc_wait()
