@@ -73,8 +73,15 @@ def render() -> str:
     for name in cli.list_commands(context):
         subcommand = cli.get_command(context, name)
         assert subcommand is not None
-        parts.append(_section(name, subcommand))
+        parts += _sections(name, subcommand)
     return "\n".join(parts)
+
+
+def _sections(name: str, command: click.Command) -> list[str]:
+    """Of a command, or of each one of a group."""
+    if not isinstance(command, click.Group):
+        return [_section(name, command)]
+    return [_section(f"{name} {sub}", command.commands[sub]) for sub in command.commands]
 
 
 def _section(name: str, command: click.Command) -> str:
@@ -83,8 +90,9 @@ def _section(name: str, command: click.Command) -> str:
     )
     rows = [_row(param) for param in command.params if isinstance(param, click.Option)]
     table = ["| option | variable | default | meaning |", "| --- | --- | --- | --- |", *rows]
+    usage = f"vl2 {name} [OPTIONS] {arguments}".rstrip()
     return (
-        f"## vl2 {name}\n\n```\nvl2 {name} [OPTIONS] {arguments}\n```\n\n{_prose(command)}\n\n"
+        f"## vl2 {name}\n\n```\n{usage}\n```\n\n{_prose(command)}\n\n"
         + "\n".join(table)
         + "\n"
     )
