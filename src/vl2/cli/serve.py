@@ -17,6 +17,7 @@ from vl2.cli import model as models
 from vl2.cli.options import describe, model_argument, options
 from vl2.core.config import EngineConfig, HubOptions, ProcessorConfig, ServerConfig
 from vl2.core.errors import EngineError, SetupError, VL2Error
+from vl2.core.logs import configure_logging
 
 if TYPE_CHECKING:
     from vl2.llm import LLM
@@ -46,7 +47,7 @@ def command(
     vl2 serve /models/deepseek-vl2-small --offline
     vl2 serve tiny --hub modelscope
     """
-    logging.basicConfig(level=server.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    configure_logging(server.log_level.upper(), server.log_format)
     warnings.filterwarnings("ignore", category=UserWarning, module="PIL")  # complaints about what strangers send
     logging.getLogger("httpx").setLevel(logging.WARNING)  # would log the addresses of pictures
     logging.getLogger("uvicorn.error").setLevel(logging.WARNING)  # our own line tells when it is ready

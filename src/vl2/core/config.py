@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from vl2.core.errors import SetupError
+from vl2.core.logs import FORMATS
 from vl2.core.secret import Secret
 
 
@@ -231,6 +232,7 @@ class ServerConfig:
         30.0, "On SIGTERM, time for running requests to end, seconds.", rule=between(0, 86400)
     )
     log_level: str = option("info", "How much to log.", choices=("debug", "info", "warning", "error"))
+    log_format: str = option("text", "Log lines as text, or one JSON object a line.", choices=FORMATS)
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ import zmq
 import zmq.asyncio
 
 from vl2.core.config import EngineConfig
+from vl2.core.logs import current_format
 from vl2.engine.protocol import Command, Report, SetupFailed, Stop, decode_report, encode
 from vl2.engine.worker import QueueInbox, WorkerSetup, run_engine
 
@@ -97,7 +98,7 @@ class ProcessTransport:
         self._process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "vl2.engine.worker", address, stdin=PIPE, start_new_session=True
         )
-        setup = WorkerSetup(str(self._folder), self._config, logging.getLogger().getEffectiveLevel())
+        setup = WorkerSetup(str(self._folder), self._config, logging.getLogger().getEffectiveLevel(), current_format())
         await self._socket.send(msgspec.msgpack.encode(setup))
         self._tasks = [
             asyncio.create_task(self._receive(on_report)),

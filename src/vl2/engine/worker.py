@@ -21,6 +21,7 @@ import zmq
 
 from vl2.core.config import EngineConfig
 from vl2.core.errors import SetupError
+from vl2.core.logs import configure_logging
 from vl2.engine.instructions import limit_instructions
 from vl2.engine.protocol import (
     Abort,
@@ -52,6 +53,7 @@ class WorkerSetup(msgspec.Struct, frozen=True):
     folder: str
     config: EngineConfig
     log_level: int
+    log_format: str = "text"
 
 
 class Inbox(Protocol):
@@ -152,8 +154,8 @@ def main(address: str) -> None:
     socket.set_hwm(0)
     socket.connect(address)
     setup = msgspec.msgpack.decode(socket.recv(), type=WorkerSetup)
-    who = f"replica {setup.config.replica_idx}: " if setup.config.replicas > 1 else ""
-    logging.basicConfig(level=setup.log_level, format=f"%(asctime)s %(levelname)s %(name)s: {who}%(message)s")
+    who = f"replica {setup.config.replica_idx}" if setup.config.replicas > 1 else ""
+    configure_logging(setup.log_level, setup.log_format, who)
     run_engine(Path(setup.folder), setup.config, SocketInbox(socket), lambda report: socket.send(encode(report)))
     socket.close(linger=1000)
     context.term()  # when the last report is on its way

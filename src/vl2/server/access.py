@@ -10,6 +10,7 @@ import time
 import uuid
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
@@ -17,6 +18,7 @@ from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from vl2.core.errors import InvalidRequest, VL2Error
+from vl2.core.logs import FIELDS
 from vl2.core.types import Usage
 from vl2.server.auth import INSIDE
 from vl2.server.errors import CLIENT_GONE, HTTP_CODES, ServerStopping, error_response, internal_error, status_of
@@ -162,25 +164,40 @@ class RecordRequests:
             record.error_code, record.error_param = scope["state"].get("error", (HTTP_CODES.get(status), None))
         self.metrics.count_request(route, status, record.error_code, record.age_s())
         level = logging.DEBUG if route in QUIET_ROUTES else logging.INFO
-        logger.log(level, "%s", log_line(record, scope["method"], route, status))
+        told = log_fields(record, scope["method"], route, status)
+        logger.log(level, "%s", log_line(told), extra={FIELDS: told})
 
 
-def log_line(record: RequestRecord, method: str, route: str, status: int) -> str:
-    words = [f"request_id={record.request_id}", method, route, str(status), f"{record.age_s():.3f} s"]
+def log_fields(record: RequestRecord, method: str, route: str, status: int) -> dict[str, Any]:
+    """What is told about a request; nothing of what was said."""
+    told: dict[str, Any] = {"request_id": record.request_id, "method": method, "route": route, "status": status}
+    told["seconds"] = round(record.age_s(), 4)
     if record.error_code:
-        words.append(f"error={record.error_code}")
+        told["error"] = record.error_code
     if record.error_param and re.fullmatch(r"[A-Za-z_][\w.\[\]-]{0,99}", record.error_param, re.ASCII):
-        words.append(f"param={record.error_param}")  # an unknown field's name is the client's own: only if it is plain
+        told["param"] = record.error_param  # an unknown field's name is the client's own: only if it is plain
     if record.answer_id:
-        words.append(f"answer_id={record.answer_id}")
+        told["answer_id"] = record.answer_id
     if record.first_token_s is not None:
-        words.append(f"first_token={record.first_token_s:.3f} s")
+        told["first_token_s"] = round(record.first_token_s, 4)
     if record.usage:
         used = record.usage
-        words.append(f"prompt={used.prompt_tokens} image={used.image_tokens} cached={used.cached_tokens}")
-        words.append(f"answer={used.completion_tokens} tokens")
+        told |= {"prompt_tokens": used.prompt_tokens, "image_tokens": used.image_tokens}
+        told |= {"cached_tokens": used.cached_tokens, "answer_tokens": used.completion_tokens}
     elif record.answer_id:
-        words.append(f"answer={record.num_tokens} tokens")  # of a client that left, or an answer that broke
+        told["answer_tokens"] = record.num_tokens  # of a client that left, or an answer that broke
+    return told
+
+
+def log_line(told: dict[str, Any]) -> str:
+    """The same for people."""
+    head = f"request_id={told['request_id']} {told['method']} {told['route']} {told['status']} {told['seconds']:.3f} s"
+    words = [head, *(f"{name}={told[name]}" for name in ("error", "param", "answer_id") if name in told)]
+    if "first_token_s" in told:
+        words.append(f"first_token={told['first_token_s']:.3f} s")
+    words += [f"{name}={told[f'{name}_tokens']}" for name in ("prompt", "image", "cached") if f"{name}_tokens" in told]
+    if "answer_tokens" in told:
+        words.append(f"answer={told['answer_tokens']} tokens")
     return " ".join(words)
 
 
