@@ -55,13 +55,11 @@ class Cost:
         return seconds * amount / known
 
     def affordable(self, seconds: float) -> int:
-        """In proportion to the largest point that takes no longer, or else to the smallest; 0: nothing is known."""
-        if not self._points:
-            return 0
-        known = sorted(self._points.values())
-        within = [point for point in known if point[1] <= seconds]
-        amount, taken = within[-1] if within else known[0]
-        return int(amount * (seconds / taken))
+        """In proportion to the point that allows most; 0: nothing is known.
+
+        That a step turned out slow once, while a kernel was compiled, then spoils nothing: other points allow more.
+        """
+        return max((int(amount * (seconds / taken)) for amount, taken in self._points.values()), default=0)
 
 
 class Pacer:
