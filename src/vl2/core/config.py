@@ -232,6 +232,12 @@ class ServerConfig:
         30.0, "On SIGTERM, time for running requests to end, seconds.", rule=between(0, 86400)
     )
     log_level: str = option("info", "How much to log.", choices=("debug", "info", "warning", "error"))
+    otlp_endpoint: str | None = option(
+        None, "Collector that traces are sent to by OTLP over HTTP, as http://127.0.0.1:4318. Needs vl2[traces]."
+    )
+    trace_share: float = option(
+        1.0, "Share of the requests that are traced, of those that bring no decision with them.", rule=between(0, 1)
+    )
     log_format: str = option("text", "Log lines as text, or one JSON object a line.", choices=FORMATS)
 
 

@@ -23,6 +23,8 @@ from vl2.core.types import Usage
 from vl2.server.auth import INSIDE
 from vl2.server.errors import CLIENT_GONE, HTTP_CODES, ServerStopping, error_response, internal_error, status_of
 from vl2.server.metrics import Metrics
+from vl2.server.tracing import HEADER as TRACE_HEADER
+from vl2.server.tracing import RequestTrace, Tracing
 
 logger = logging.getLogger(__name__)
 
@@ -56,6 +58,7 @@ class RequestRecord:
     usage: Usage | None = None
     headers: dict[str, str] = field(default_factory=dict)  # of the answer, beside the route's own
     wants_timing: bool = False
+    trace: RequestTrace | None = None
     may_reuse: bool = True  # a stored answer; not with Cache-Control: no-cache or no-store
     sent_timeout: str | None = None  # X-Request-Timeout as it was sent
     expires_s: float | None = None  # on the event loop's clock
@@ -103,9 +106,11 @@ def note_error(request: Request, code: str) -> None:
 class RecordRequests:
     """The outermost layer: gives each request its record, and turns a bug into a 500 that says nothing."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, routes: Iterable[BaseRoute]) -> None:
+    def __init__(
+        self, app: ASGIApp, metrics: Metrics, routes: Iterable[BaseRoute], tracing: Tracing | None = None
+    ) -> None:
         self.app = app
-        self.metrics = metrics
+        self.metrics, self.tracing = metrics, tracing
         self.routes = [route for route in routes if isinstance(route, Route)]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -118,6 +123,10 @@ class RecordRequests:
         record.wants_timing = headers.get(TIMING_HEADER, "").lower() in ("1", "true", "yes")
         record.may_reuse = not re.search("no-cache|no-store", headers.get("cache-control", ""), re.IGNORECASE)
         scope.setdefault("state", {})["record"] = record
+        route = self._route_of(scope["path"])
+        if self.tracing is not None and route not in QUIET_ROUTES:
+            record.trace = self.tracing.begin(scope["method"], route, headers)
+            record.headers[TRACE_HEADER] = record.trace.traceparent
 
         async def watch_receive() -> Message:
             message = await receive()
@@ -151,17 +160,18 @@ class RecordRequests:
                     raise
                 await error_response(error)(scope, receive, watch_send)
             finally:
-                self._finish(record, scope)
+                self._finish(record, scope, route)
 
     def _route_of(self, path: str) -> str:
         """A template, so that the number of labels is bounded; also of a request that was refused on its way there."""
         return next((route.path for route in self.routes if route.path_regex.match(path)), "other")
 
-    def _finish(self, record: RequestRecord, scope: Scope) -> None:
-        route = self._route_of(scope["path"])
+    def _finish(self, record: RequestRecord, scope: Scope, route: str) -> None:
         status = record.status or CLIENT_GONE
         if record.error_code is None and status >= 400:
             record.error_code, record.error_param = scope["state"].get("error", (HTTP_CODES.get(status), None))
+        if record.trace is not None:
+            record.trace.end(status, record.error_code, record.first_token_s, record.usage)
         self.metrics.count_request(route, status, record.error_code, record.age_s())
         level = logging.DEBUG if route in QUIET_ROUTES else logging.INFO
         told = log_fields(record, scope["method"], route, status)
@@ -178,6 +188,8 @@ def log_fields(record: RequestRecord, method: str, route: str, status: int) -> d
         told["param"] = record.error_param  # an unknown field's name is the client's own: only if it is plain
     if record.answer_id:
         told["answer_id"] = record.answer_id
+    if record.trace is not None:
+        told["trace_id"] = record.trace.trace_id
     if record.first_token_s is not None:
         told["first_token_s"] = round(record.first_token_s, 4)
     if record.usage:

@@ -43,6 +43,7 @@ from vl2.server.responses.store import ResponseStore
 from vl2.server.results import ResultCache
 from vl2.server.status import ServerStatus, status_routes
 from vl2.server.tenants import KeyRing
+from vl2.server.tracing import Tracing
 
 logger = logging.getLogger(__name__)
 
@@ -67,6 +68,7 @@ def create_app(
         rules=fetch_rules(config),
     )
     metrics = Metrics(config.served_model_name or llm.name)
+    tracing = Tracing.of(config, metrics.model)
     drain, ids = Drain(), NodeIds(config.node_name)
     store = ResponseStore(config.max_stored_responses, config.max_stored_response_bytes)
     keys = KeyRing(config.api_key, config.keys_file)
@@ -89,6 +91,8 @@ def create_app(
         async with _running(llm, on_setup_error), _running_batches(state):
             yield
         await fetcher.aclose()
+        if tracing is not None:
+            await asyncio.to_thread(tracing.shutdown)
 
     app = FastAPI(title="vl2", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.config, app.state.metrics, app.state.drain = config, metrics, drain
@@ -120,7 +124,7 @@ def create_app(
     app.add_middleware(DrainRequests, drain=drain)
     app.add_middleware(RequireKey, keys=keys, scrape_key=config.scrape_key, quotas=Quotas())
     app.add_middleware(Guard, hosts=config.allowed_host, origins=config.allowed_origin, needs_keys=not keys.is_open)
-    app.add_middleware(RecordRequests, metrics=metrics, routes=routes)  # the outermost
+    app.add_middleware(RecordRequests, metrics=metrics, routes=routes, tracing=tracing)  # the outermost
     return app
 
 

@@ -119,6 +119,8 @@ class ChatService:
             messages = await asyncio.wait_for(self.messages(question, key), record.left_s())
         except asyncio.TimeoutError:
             raise DeadlineExceeded("the request's own deadline (X-Request-Timeout) passed") from None
+        if record.trace is not None:
+            await record.trace.note_messages(messages)
         return await self.ask(messages, question.sampling, record, self.options_of(question, key, record.left_s()))
 
     async def ask(
@@ -185,6 +187,8 @@ class ChatService:
                 if delta.finish_reason is FinishReason.ABORT:
                     raise EngineError("the answer was aborted before it was complete")
                 record.num_tokens += len(delta.token_ids)
+                if record.trace is not None and delta.prompt_token_ids is not None:
+                    record.trace.note_prompt(delta.prompt_token_ids)
                 if delta.token_ids and record.first_token_s is None:
                     record.first_token_s = record.age_s()
                     self.metrics.first_token_s.observe(record.first_token_s)

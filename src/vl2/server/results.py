@@ -37,7 +37,7 @@ def request_digest(messages: Sequence[Message], params: SamplingParams, salt: st
         add(message.content.encode("utf-8", "surrogatepass"))
         for given in message.images:
             part = given if isinstance(given, ImagePart) else ImagePart(given)
-            picture = _picture_bytes(part.source)
+            picture = picture_bytes(part.source)
             if picture is None:
                 return None
             add(b"low" if part.is_low_detail else b"")
@@ -45,12 +45,13 @@ def request_digest(messages: Sequence[Message], params: SamplingParams, salt: st
     return digest.digest()
 
 
-def _picture_bytes(source: Any) -> bytes | None:
+def picture_bytes(source: Any) -> bytes | None:
+    """As it was sent; of a page, its pixels. None: a file, which may change."""
     if isinstance(source, bytes):
         return source
     if isinstance(source, Image.Image):
         return repr((source.mode, source.size)).encode() + source.tobytes()
-    return None  # a path: the file may change
+    return None
 
 
 class ResultCache:
