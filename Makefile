@@ -16,10 +16,10 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-page screenshots test-gpu test-deploy bench-gpu check format lint types docs docs-check clean
+.PHONY: help serve test test-page screenshots test-gpu test-tools test-deploy bench-gpu check format lint types docs docs-check clean
 
 help:  ## this list
-	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-16s%s\n", $$1, $$2}'
+	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-20s%s\n", $$1, $$2}'
 
 serve: $(VENV)/.runtime  ## serve the embedded model (or MODEL=…) at http://127.0.0.1:8000
 	@exec $(BIN)/vl2 serve $(MODEL) $(ARGS)
@@ -30,10 +30,15 @@ test: $(VENV)/.dev  ## run the tests
 test-gpu: $(VENV)/.dev  ## run what concerns a GPU: kernels against references, golden answers, on CUDA
 	$(BIN)/python -m pytest -q --device cuda tests/ops tests/parity tests/engine/test_runner.py $(ARGS)
 
-test-deploy: $(VENV)/.dev tests/deploy/npm/node_modules  ## nginx, images, chart, Ray, GitLab's jobs for real (about 20 min); gets the tools on Debian
-	@missing=; for tool in nginx:nginx-light buildah:buildah mmdebstrap:mmdebstrap podman:podman runc:runc prometheus:prometheus rsync:rsync; do \
-	  command -v $${tool%:*} >/dev/null || missing="$$missing $${tool#*:}"; done; \
-	  test -z "$$missing" || (apt-get -qq update && apt-get -qq install -y $$missing)
+# program:package of Debian, for each; installed where they are missing
+DEBIAN = missing=; for tool in $(1); do command -v $${tool%:*} >/dev/null || missing="$$missing $${tool\#*:}"; done; \
+  test -z "$$missing" || (apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y $$missing)
+
+test-tools:  ## nginx and Prometheus, on Debian: tests that need them are skipped without
+	@$(call DEBIAN,nginx:nginx-light prometheus:prometheus)
+
+test-deploy: $(VENV)/.dev tests/deploy/npm/node_modules test-tools  ## nginx, images, chart, Ray, GitLab's jobs for real (20 min)
+	@$(call DEBIAN,buildah:buildah mmdebstrap:mmdebstrap podman:podman runc:runc rsync:rsync)
 	@$(PIP) --editable '.[dev,ray]'
 	VL2_TEST_DEPLOY=1 $(BIN)/python -m pytest -q tests/deploy $(ARGS)
 
@@ -68,8 +73,9 @@ lint: $(VENV)/.dev
 types: $(VENV)/.dev
 	$(BIN)/mypy
 
-docs: $(VENV)/.dev  ## write docs/reference/ anew
+docs: $(VENV)/.dev  ## write docs/reference/ anew, and the documentation site to site/
 	$(BIN)/python -m vl2.cli.reference docs/reference
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	$(BIN)/python -m vl2.deploy.monitoring.dashboard
 
 docs-check: $(VENV)/.dev

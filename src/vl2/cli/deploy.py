@@ -24,7 +24,8 @@ def command() -> None:
     """Write the files that bring vl2 to where it runs.
 
     \b
-    vl2 deploy nginx --out nginx --upstream n1=10.0.0.1:8000 --upstream n2=10.0.0.2:8000
+    vl2 deploy compose --out stack --servers 8 --served-model small     # one machine, with nginx and monitoring
+    vl2 deploy helm --out k8s --served-model base --gpu H100 --pods 8   # Kubernetes
     """
 
 

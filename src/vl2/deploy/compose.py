@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from importlib import resources
-from pathlib import Path
 
 from vl2.core.config import HubOptions, at_least, between, option
 from vl2.deploy.container import UID, container_files
+from vl2.deploy.monitoring import monitoring_files
 from vl2.deploy.nginx import NginxOptions, nginx_files
 from vl2.deploy.render import Files, render
 from vl2.tools.plan_models import read_config
@@ -63,8 +62,5 @@ def _memory_gib(options: ComposeOptions) -> int:
 
 
 def _monitoring() -> Files:
-    folder = Path(str(resources.files("vl2.deploy") / "monitoring"))
-    return {
-        "prometheus/rules.yml": (folder / "rules.yml").read_text(encoding="utf-8"),
-        "grafana/dashboards/vl2.json": (folder / "dashboard.json").read_text(encoding="utf-8"),
-    }
+    files = monitoring_files()
+    return {"prometheus/rules.yml": files["rules.yml"], "grafana/dashboards/vl2.json": files["dashboard.json"]}

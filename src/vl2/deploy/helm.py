@@ -8,6 +8,7 @@ from pathlib import Path
 
 from vl2.core.config import EngineConfig, HubOptions, between, option
 from vl2.core.errors import SetupError
+from vl2.deploy.monitoring import monitoring_files
 from vl2.deploy.render import Files, fill
 from vl2.tools.plan import Plan, Wanted, judge
 from vl2.tools.plan_devices import GIB, find_devices
@@ -67,8 +68,7 @@ def chart_files() -> Files:
         for path in sorted(root.rglob("*"))
         if path.is_file()
     }
-    rules = resources.files("vl2.deploy") / "monitoring" / "rules.yml"
-    return files | {"rules.yml": rules.read_text(encoding="utf-8")}
+    return files | {"rules.yml": monitoring_files()["rules.yml"]}
 
 
 def _values(options: HelmOptions) -> str:
