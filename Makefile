@@ -16,7 +16,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-page screenshots test-gpu test-tools test-deploy bench-gpu check format lint types docs docs-check clean
+.PHONY: help serve test test-page screenshots test-gpu test-tools test-deploy bench-gpu edge-check check format lint types docs docs-check clean
 
 help:  ## this list
 	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-20s%s\n", $$1, $$2}'
@@ -59,6 +59,9 @@ test-page: $(VENV)/.dev  ## the page in a real browser; gets Chromium on Debian 
 
 screenshots: $(VENV)/.dev  ## docs/images/page-*.webp anew, by the test that looks at them
 	VL2_SCREENSHOTS=docs/images $(BIN)/python -m pytest -q tests/page/test_nano.py $(ARGS)
+
+edge-check: $(VENV)/.dev  ## the edge runtime in an environment without PyTorch: size, first answer, aarch64, clean graphs
+	$(BIN)/python tests/edge/install_run.py $(ARGS)
 
 check: lint types test docs-check  ## all that CI checks: format, lint, types, tests, generated docs
 

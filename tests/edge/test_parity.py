@@ -90,8 +90,8 @@ def run_gate(folder: Path, tensors: dict, config) -> tuple[np.ndarray, np.ndarra
         g = Graph("gate", data, "fp32")
         width = tensors["x"].shape[1]
         ids, shares = gate(g, weights, "gate", g.input("x", onnx.TensorProto.FLOAT, ("T", width)), config, width)
-        g.output(g.op("Identity", ids, named="ids"), onnx.TensorProto.INT64, ("T", config.num_active))
-        g.output(g.op("Identity", shares, named="shares"), onnx.TensorProto.FLOAT, ("T", config.num_active))
+        g.output(g.op("Identity", ids), "ids", onnx.TensorProto.INT64, ("T", config.num_active))
+        g.output(g.op("Identity", shares), "shares", onnx.TensorProto.FLOAT, ("T", config.num_active))
     onnx.save(g.model({}), str(folder / "gate.onnx"))
     session = InferenceSession(str(folder / "gate.onnx"), providers=["CPUExecutionProvider"])
     return session.run(["ids", "shares"], {"x": tensors["x"]})

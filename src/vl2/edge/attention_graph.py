@@ -42,7 +42,7 @@ class Step:
     sin: str
     new_slots: str  # [T, 1] int64: rows of the cache that this step writes
     context_slots: str  # [P] int64: rows of the context, in order
-    is_prompt: str  # bool: whether MLA shall take the latent rows out (see `mla`)
+    is_prompt: str  # bool: whether MLA shall take the latent rows out (see `mla`); "" for MHA
     rows: Rows
     last_rows: Rows
 
@@ -58,8 +58,8 @@ def attend(
 
 def _write(g: Graph, cache: str, new: str, step: Step, layer: int, config: LanguageConfig) -> str:
     """Store this step's rows; gives the context's rows [P, W]."""
-    written = g.op("ScatterND", cache, step.new_slots, new, named=f"cache_out.{layer}")
-    g.output(written, g.float_type, ("S", cache_width(config)))
+    written = g.op("ScatterND", cache, step.new_slots, new)
+    written = g.output(written, f"cache_out.{layer}", g.float_type, ("S", cache_width(config)))
     return g.take(written, step.context_slots)
 
 

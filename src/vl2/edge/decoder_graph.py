@@ -29,10 +29,10 @@ def build_embedding(g: Graph, weights: Weights, config: LanguageConfig) -> None:
     if g.precision == "int8":
         values, scales = quantise_rows(table)
         rows = g.cast(g.take(g.weight("table", values), ids), TensorProto.FLOAT)
-        g.op("Mul", rows, g.take(g.weight("scales", scales[:, None]), ids), named="embeds")
+        embeds = g.op("Mul", rows, g.take(g.weight("scales", scales[:, None]), ids))
     else:
-        widen(g, g.take(g.weight("table", to_float(g, table)), ids), named="embeds")
-    g.output("embeds", TensorProto.FLOAT, ("T", width))
+        embeds = widen(g, g.take(g.weight("table", to_float(g, table)), ids))
+    g.output(embeds, "embeds", TensorProto.FLOAT, ("T", width))
 
 
 def build_decoder(g: Graph, weights: Weights, config: LanguageConfig) -> None:
@@ -55,8 +55,7 @@ def build_decoder(g: Graph, weights: Weights, config: LanguageConfig) -> None:
         x = _layer(g, weights, layer, x, step, rows, config)
     x = narrow(g, _norm(g, weights, "language.model.norm", x, config))
     head = weights.get("language.lm_head.weight", config.vocab_size, width)
-    widen(g, linear(g, x, "lm_head", head), named="logits")
-    g.output("logits", TensorProto.FLOAT, ("L", config.vocab_size))
+    g.output(widen(g, linear(g, x, "lm_head", head)), "logits", TensorProto.FLOAT, ("L", config.vocab_size))
 
 
 def _step(g: Graph, config: LanguageConfig) -> Step:
@@ -69,13 +68,15 @@ def _step(g: Graph, config: LanguageConfig) -> Step:
         for name, table in zip(("cos", "sin"), rope_tables(config), strict=True)
     )
     mask = _mask(g, positions, context_slots)
-    threshold = expands_from(config.mla) if config.mla else 0
+    is_prompt = ""
+    if config.mla is not None:
+        is_prompt = g.op("Greater", g.length(positions), g.ints(expands_from(config.mla)))
     return Step(
         cos=cos,
         sin=sin,
         new_slots=g.op("Unsqueeze", new_slots, g.ints(1)),
         context_slots=context_slots,
-        is_prompt=g.op("Greater", g.length(positions), g.ints(threshold)),
+        is_prompt=is_prompt,
         rows=Rows(None, cos, sin, mask),
         last_rows=Rows(logit_rows, *(g.take(x, logit_rows) for x in (cos, sin, mask))),
     )

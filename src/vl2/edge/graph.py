@@ -56,6 +56,7 @@ class Graph:
         self._inputs: list[onnx.ValueInfoProto] = []
         self._outputs: list[onnx.ValueInfoProto] = []
         self._initializers: dict[str, onnx.TensorProto] = {}
+        self._known: dict[tuple[int, str, tuple[str, ...]], list[str]] = {}
         self._count = 0
 
     @property
@@ -77,9 +78,12 @@ class Graph:
         self._inputs.append(helper.make_tensor_value_info(name, dtype, dims))
         return name
 
-    def output(self, name: str, dtype: int, dims: Dims) -> None:
-        """`name` is the result of a node that was `named` so: an Identity behind it would copy a whole cache."""
+    def output(self, value: str, name: str, dtype: int, dims: Dims) -> str:
+        """`value` bears this name from here on, and must not have been used before: an Identity would copy it."""
+        node = next(node for node in reversed(self._nodes) if value in node.output)
+        node.output[list(node.output).index(value)] = name
         self._outputs.append(helper.make_tensor_value_info(name, dtype, dims))
+        return name
 
     def ints(self, *values: int) -> str:
         """A constant [n] int64."""
@@ -117,19 +121,24 @@ class Graph:
 
     # ---- nodes
 
-    def op(self, kind: str, *inputs: str, named: str | None = None, **attributes: Any) -> str:
+    def op(self, kind: str, *inputs: str, **attributes: Any) -> str:
         """A node with one result."""
-        return self._add(kind, inputs, [named or f"{kind}_{self._count + 1}:0"], attributes)[0]
+        return self.ops(kind, 1, *inputs, **attributes)[0]
 
     def ops(self, kind: str, num_outputs: int, *inputs: str, **attributes: Any) -> list[str]:
         """A node with several results."""
-        return self._add(kind, inputs, [f"{kind}_{self._count + 1}:{idx}" for idx in range(num_outputs)], attributes)
-
-    def _add(self, kind: str, inputs: Sequence[str], outputs: list[str], attributes: dict[str, Any]) -> list[str]:
         self._count += 1
         name = f"{kind}_{self._count}"
+        outputs = [f"{name}:{idx}" for idx in range(num_outputs)]
         self._nodes.append(helper.make_node(kind, list(inputs), outputs, name=name, **attributes))
         return outputs
+
+    def once(self, kind: str, num_outputs: int, *inputs: str) -> list[str]:
+        """As `ops`, but of what was asked for before in this branch the results that are there."""
+        key = (id(self._nodes), kind, inputs)
+        if key not in self._known:
+            self._known[key] = self.ops(kind, num_outputs, *inputs)
+        return self._known[key]
 
     def either(self, condition: str, yes: Callable[[], str], no: Callable[[], str], dtype: int) -> str:
         """The result of one of two branches, which may use every value of this graph; only that one is computed."""

@@ -34,7 +34,7 @@ def _int8_product(g: Graph, x: str, name: str, weight: np.ndarray) -> str:
     ONNX Runtime makes one node of this pattern.
     """
     values, scales = quantise_rows(weight)
-    x_values, x_scale, x_zero = g.ops("DynamicQuantizeLinear", 3, x)
+    x_values, x_scale, x_zero = g.once("DynamicQuantizeLinear", 3, x)
     zero = g.scalar(0, np.int8)
     product = g.op("MatMulInteger", x_values, g.weight(name, values.T), x_zero, zero)
     scale = g.op("Mul", x_scale, g.weight(f"{name}.scale", scales))
@@ -57,11 +57,9 @@ def narrow(g: Graph, x: str) -> str:
     return g.cast(x, TensorProto.FLOAT16) if g.half else x
 
 
-def widen(g: Graph, x: str, named: str | None = None) -> str:
-    """Back to float32; as an output of the graph where it is to be `named` so."""
-    if g.half:
-        return g.op("Cast", x, to=TensorProto.FLOAT, named=named)
-    return x if named is None else g.op("Identity", x, named=named)
+def widen(g: Graph, x: str) -> str:
+    """Back to float32."""
+    return g.cast(x, TensorProto.FLOAT) if g.half else x
 
 
 def rms_norm(g: Graph, x: str, name: str, weight: np.ndarray, eps: float) -> str:

@@ -30,8 +30,7 @@ def build_vision(g: Graph, weights: Weights, config: ModelConfig) -> None:
     x = _norm(g, weights, "vision.norm", x, vision.width)
     features = _projector(g, weights, x, vision.grid, config.projector)
     tokens, width = config.tile_geometry.tokens_per_tile, config.projector.n_embed
-    widen(g, features, named="features")
-    g.output("features", TensorProto.FLOAT, ("N", tokens, width))
+    g.output(widen(g, features), "features", TensorProto.FLOAT, ("N", tokens, width))
 
 
 def _patches(g: Graph, tiles: str, vision: VisionConfig) -> str:
