@@ -44,7 +44,7 @@ def _config_row(item: Field[Any]) -> str:
     limits = f" One of {', '.join(choices)}." if choices else f" Must be {rule.text}." if rule else ""
     meaning = f"{item.metadata.get('help', '')}{limits}".replace("|", "\\|")
     default = "" if item.default in (None, ()) or isinstance(item.default, Secret) else f"`{item.default!r}`"
-    return f"| `{item.name}` | `{str(item.type)}` | {default} | {meaning} |".replace(" | None`", " \\| None`")
+    return f"| `{item.name}` | `{item.type!s}` | {default} | {meaning} |".replace(" | None`", " \\| None`")
 
 
 def render_errors() -> str:

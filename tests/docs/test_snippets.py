@@ -1,0 +1,123 @@
+"""Every command and every program in README, guides and concepts is run, or, where it needs a GPU, a cluster or a
+download, read by what would run it: the shell, make, and vl2's own command line.
+
+Chinese pages have the same blocks (`test_translations.py`), so the English ones stand for both. `docker`, `helm`,
+`kubectl`, `nginx`, `prometheus` and `ray` run what `vl2 deploy` wrote in `tests/deploy`.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from docs.snippets import ROOT, Block, blocks, make_targets, vl2_commands
+from tests.e2e.server_process import serving
+from vl2.cli import cli
+
+HERE = "http://127.0.0.1:8000"  # where the documentation's server is
+RUN = ("plan", "key", "deploy")  # need nothing but themselves
+PRELUDE = """\
+import base64
+from openai import OpenAI
+client = OpenAI(base_url="http://127.0.0.1:8000/v1", api_key="none")
+data = base64.b64encode(open("docs/images/scene.png", "rb").read()).decode()
+picture = {"type": "image_url", "image_url": {"url": "data:image/png;base64," + data}}
+"""
+
+
+@pytest.fixture(scope="module")
+def url() -> Iterator[str]:
+    with serving("nano", "--device", "cpu") as server:
+        yield server.url
+
+
+def ids(block: Block) -> str:
+    return str(block)
+
+
+@pytest.mark.parametrize("block", blocks("bash"), ids=ids)
+def test_the_shell_can_read_it(block: Block) -> None:
+    done = subprocess.run(["bash", "-n"], input=block.code, text=True, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("block", [b for b in blocks("bash") if list(vl2_commands(b.code))], ids=ids)
+def test_vl2_takes_its_options(block: Block, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs what can be run anywhere; of the rest each option must be known and have a value that it takes."""
+    pictures = tmp_path / "docs/images"
+    pictures.mkdir(parents=True)
+    (pictures / "scene.png").write_bytes((ROOT / "docs/images/scene.png").read_bytes())
+    for name in ("cert.pem", "key.pem", "keys.jsonl"):
+        (tmp_path / name).touch()
+    monkeypatch.chdir(tmp_path)
+    for name, *arguments in vl2_commands(block.code):
+        command = cli.get_command(cli.make_context("vl2", ["--help"], resilient_parsing=True), name)
+        assert command is not None, f"there is no vl2 {name}"
+        if name in RUN and not any(argument.startswith("/") for argument in arguments):
+            result = CliRunner().invoke(cli, [name, *arguments])
+            fits = (0, 1) if name == "plan" else (0,)  # 1: it does not fit, as some pages show
+            assert result.exit_code in fits, result.output
+        elif not getattr(command, "commands", None):
+            command.make_context(name, arguments)
+
+
+@pytest.mark.parametrize("block", [b for b in blocks("bash") if list(make_targets(b.code))], ids=ids)
+def test_make_knows_its_targets(block: Block) -> None:
+    for arguments in make_targets(block.code):
+        done = subprocess.run(["make", "-n", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("block", [b for b in blocks("bash") if f"curl -s {HERE}" in b.code], ids=ids)
+def test_curl_is_answered(block: Block, url: str) -> None:
+    (command,) = re.findall(r"^curl .*?(?:^EOF$|\Z)", block.code.split("|")[0], re.M | re.S)
+    done = subprocess.run(
+        ["bash", "-c", command.replace(HERE, url)], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout and '"error"' not in done.stdout
+
+
+@pytest.mark.parametrize("block", blocks("python"), ids=ids)
+def test_python_runs_and_prints_what_is_said_behind_it(block: Block, url: str) -> None:
+    """`print(x)  # (3, 2): three tiles …` must print what its comment begins with. Models are all nano here."""
+    code = PRELUDE + block.code.replace('LLM("tiny"', 'LLM("nano"')
+    done = subprocess.run(
+        [sys.executable, "-c", code.replace(HERE, url)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    expected = re.findall(r"^print\(.*\) +# (.*)", block.code, re.M)
+    for line, comment in zip(done.stdout.splitlines(), expected, strict=False):
+        assert comment.startswith(line)
+
+
+@pytest.mark.parametrize("block", [b for b in blocks("bash") if "examples/" in b.code], ids=ids)
+def test_examples_that_are_named_are_there(block: Block) -> None:
+    for name in re.findall(r"examples/[\w/.]+", block.code):
+        assert (ROOT / name).exists()
+
+
+@pytest.mark.parametrize("block", [b for b in blocks("bash") if re.search(r"vl2 run docs/", b.code)], ids=ids)
+def test_one_answer_on_the_command_line(block: Block) -> None:
+    (command,) = re.findall(r"vl2 (run docs/.*)", block.code)
+    done = subprocess.run(
+        ["bash", "-c", f"{sys.executable} -m vl2 {command}"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "airplane" in done.stdout or "飞机" in done.stdout
