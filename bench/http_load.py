@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import statistics
 import time
 from pathlib import Path
@@ -11,6 +12,7 @@ import httpx
 from serving import picture_url, serving
 
 SIZES = ((384, 384), (1152, 768))
+STREAMS, ANSWER = 256, 128
 WORDS = "please say in a few words what can be seen on this picture and where it is " * 3
 FLAGS = (
     "--random-weights --device cuda --no-prefix-cache --max-step-tiles 64 --max-sequences 256 --max-step-tokens 8192"
@@ -39,6 +41,7 @@ def picture_rows(folder: Path) -> dict[str, float]:
                 rows[f"first token, one {name} picture + 64 tokens, HTTP, ms"] = 1e3 * _median_s(client, size, 1)
                 rows[f"picture {name} to 32 answer tokens, HTTP, ms"] = 1e3 * _median_s(client, size, 32)
                 rows[f"pictures/s, 64 at once, {name}, HTTP"] = asyncio.run(_pictures_per_s(url, size))
+        rows[f"{STREAMS} streams 1024 in / {ANSWER} out, HTTP, output tok/s"] = asyncio.run(_streamed_tokens_per_s(url))
     return rows
 
 
@@ -70,3 +73,37 @@ async def _pictures_per_s(url: str, size: tuple[int, int], num: int = 384, at_on
         started_s = time.perf_counter()
         await asyncio.gather(*map(ask, bodies[at_once:]))
         return num / (time.perf_counter() - started_s)
+
+
+async def _streamed_tokens_per_s(url: str) -> float:
+    """As `gpu.py`'s row in process: all at once, about 1,024 tokens of prompt each. Run twice, the second counts."""
+    limits = httpx.Limits(max_connections=STREAMS)
+    async with httpx.AsyncClient(base_url=url, timeout=300, limits=limits) as client:
+        num_words = await _words_of(client, 1024)
+
+        async def ask(seed: int) -> None:
+            dice = random.Random(seed)
+            text = " ".join(dice.choices(WORDS.split(), k=num_words))
+            asked = dict(
+                model="default", messages=[{"role": "user", "content": text}], max_tokens=ANSWER, temperature=0,
+                ignore_eos=True, stream=True, stream_options={"include_usage": True},
+            )  # fmt: skip
+            end = b""
+            async with client.stream("POST", "/v1/chat/completions", json=asked) as answer:
+                async for part in answer.aiter_bytes():
+                    end = (end + part)[-2000:]
+            assert b'"completion_tokens":%d' % ANSWER in end.replace(b" ", b""), end[-300:]
+
+        for seed in (0, STREAMS):
+            started_s = time.perf_counter()
+            await asyncio.gather(*(ask(seed + i) for i in range(STREAMS)))
+            seconds = time.perf_counter() - started_s
+    return STREAMS * ANSWER / seconds
+
+
+async def _words_of(client: httpx.AsyncClient, num_tokens: int) -> int:
+    """How many words make a prompt of about so many tokens."""
+    words = WORDS.split()
+    answer = await client.post("/v1/tokenize", json=dict(model="default", prompt=" ".join(words)))
+    answer.raise_for_status()
+    return int(num_tokens * len(words) / answer.json()["count"])

@@ -234,7 +234,7 @@ def test_one_slow_step_does_not_make_the_pacer_timid():
     pacer = Pacer(max_prefill_tokens=8192, max_tiles=10, unnoticed_step_s=0.060)
     for load, seconds in ((StepLoad(0, 8192, 0), 0.080), (StepLoad(8, 0, 0), 0.010), (StepLoad(8, 5000, 0), 0.400)):
         pacer.learn(load, seconds)
-    assert pacer.prefill_tokens(8) == 5120, "50 ms of 80 for 8,192"
+    assert abs(pacer.prefill_tokens(8) - 5120) <= 1, "50 ms of 80 for 8,192"
 
 
 def test_budgets_fill_the_steps_that_have_a_graph():
