@@ -19,12 +19,13 @@ MAY_IMPORT = {
     "model": {"core", "ops", "checkpoint"},
     "processing": {"core"},
     "edge": {"core", "checkpoint"},
+    "quant": {"core", "checkpoint", "ops", "model", "processing"},
     "engine": {"core", "ops", "model", "checkpoint", "processing", "edge"},  # the tokenizer and grammars; ONNX Runtime
     "llm": {"core", "checkpoint", "processing", "engine"},
     "server": {"core"},
     "tools": {"core", "checkpoint", "processing", "llm"},
     "deploy": {"core", "llm", "server", "tools"},  # Ray's application is a server
-    "cli": {"core", "checkpoint", "ops", "model", "processing", "edge", "engine", "llm", "server", "tools", "deploy"},
+    "cli": {"core", "checkpoint", "ops", "model", "processing", "edge", "engine", "llm", "server", "tools", "deploy", "quant"},
 }
 WITHOUT_TORCH = ("vl2", "vl2.core", "vl2.checkpoint.source", "vl2.processing.processor", "vl2.server.app", "vl2.cli")
 

@@ -78,7 +78,7 @@ def list_tensors(folder: Path) -> dict[str, TensorInfo]:
     if not (folder / INDEX_FILE).exists():
         if not (folder / SINGLE_FILE).exists():
             raise CheckpointError(f"{folder} has neither {INDEX_FILE} nor {SINGLE_FILE}; is the download complete?")
-        return {info.name: info for info in _read_header(folder / SINGLE_FILE)}
+        return {info.name: info for info in read_header(folder / SINGLE_FILE)}
     weight_map = read_json(folder / INDEX_FILE).get("weight_map")
     if not isinstance(weight_map, dict):
         raise CheckpointError(f"{folder / INDEX_FILE} has no weight_map")
@@ -86,7 +86,7 @@ def list_tensors(folder: Path) -> dict[str, TensorInfo]:
     for shard in sorted(set(weight_map.values())):
         if Path(shard).name != shard:
             raise CheckpointError(f"{folder / INDEX_FILE} names a shard outside its folder: {shard!r}")
-        for info in _read_header(folder / shard):
+        for info in read_header(folder / shard):
             if weight_map.get(info.name) == shard:
                 tensors[info.name] = info
     absent = [name for name in weight_map if name not in tensors]
@@ -98,7 +98,7 @@ def list_tensors(folder: Path) -> dict[str, TensorInfo]:
     return tensors
 
 
-def _read_header(path: Path) -> list[TensorInfo]:
+def read_header(path: Path) -> list[TensorInfo]:
     """The header of one safetensors file (https://github.com/huggingface/safetensors#format)."""
     try:
         size = path.stat().st_size

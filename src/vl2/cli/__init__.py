@@ -13,8 +13,8 @@ from vl2 import __version__
 from vl2.core.errors import SetupError, VL2Error
 
 COMMANDS = (
-    "serve", "chat", "run", "watch", "pull", "export", "key", "evaluate", "plan", "doctor", "selfcheck", "top",
-    "deploy",
+    "serve", "chat", "run", "watch", "pull", "quantize", "export", "key", "evaluate", "plan", "doctor", "selfcheck",
+    "top", "deploy",
 )  # fmt: skip
 
 

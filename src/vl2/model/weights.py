@@ -86,7 +86,7 @@ def load_weights(model: DeepseekVL2, folder: Path, on_progress: Callable[[int, i
         for stored in sorted(found.values(), key=lambda stored: (stored.main.file, stored.main.start)):
             target = targets[stored.name]
             num_widened += not stored.is_plain and not isinstance(target, QuantizedPart)
-            _fill(reader, stored, target, model)
+            fill(reader, stored, target, model.dtype)
             done += stored.num_bytes
             if on_progress is not None:
                 on_progress(done, total)
@@ -96,21 +96,24 @@ def load_weights(model: DeepseekVL2, folder: Path, on_progress: Callable[[int, i
         )
 
 
-def _fill(reader: WeightReader, stored: StoredWeight, target: Target, model: DeepseekVL2) -> None:
+def fill(reader: WeightReader, stored: StoredWeight, target: Target, dtype: torch.dtype) -> None:
+    """`dtype`: of new scales, and of what is computed with them."""
     if isinstance(target, torch.Tensor):
         if stored.is_plain:
             _copy(reader.reader, stored.main, target)
         else:
             target.copy_(to_dtype(reader.dense(stored), target.dtype))
-    elif stored.is_plain:
+        return
+    device = target.pieces[0].weight.codes.device
+    if stored.is_plain:
         for first_row in range(0, target.shape[0], ROWS_AT_ONCE):
             num_rows = min(ROWS_AT_ONCE, target.shape[0] - first_row)
-            weight = reader.tensor(stored.main, first_row, num_rows).to(model.device)
+            weight = reader.tensor(stored.main, first_row, num_rows).to(device)
             scheme = target.pieces[0].weight.scheme
-            target.store(*round_to_nearest(weight, scheme, model.dtype), first_row)
+            target.store(*round_to_nearest(weight, scheme, dtype), first_row)
     else:
         codes, scales = reader.codes(stored)
-        target.store(codes.to(model.device), to_dtype(scales.to(model.device), model.dtype))
+        target.store(codes.to(device), to_dtype(scales.to(device), dtype))
 
 
 @torch.no_grad()
@@ -181,7 +184,7 @@ def destinations(model: DeepseekVL2) -> Iterator[Destination]:
     yield "language.model.embed_tokens.weight", decoder.embed_tokens
     for index, layer in enumerate(decoder.layers):
         assert isinstance(layer, DecoderLayer)
-        yield from _decoder_layer(f"language.model.layers.{index}", layer)
+        yield from decoder_layer(f"language.model.layers.{index}", layer)
     yield "language.model.norm.weight", decoder.norm.weight
     if isinstance(decoder.lm_head, QuantizedLinear):
         yield from _linear("language.lm_head", decoder.lm_head)
@@ -224,7 +227,8 @@ def _vision_block(name: str, block: VisionBlock) -> Iterator[Destination]:
     yield from _linear(f"{name}.mlp.fc2", block.fc2)
 
 
-def _decoder_layer(name: str, layer: DecoderLayer) -> Iterator[Destination]:
+def decoder_layer(name: str, layer: DecoderLayer) -> Iterator[Destination]:
+    """`destinations` of one layer."""
     yield f"{name}.input_layernorm.weight", layer.attention_norm.weight
     yield f"{name}.post_attention_layernorm.weight", layer.mlp_norm.weight
     if isinstance(layer.attention, MLA):
