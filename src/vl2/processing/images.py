@@ -18,6 +18,7 @@ from vl2.core.errors import InvalidImage, TooLarge
 from vl2.core.tiling import TileGeometry
 from vl2.core.types import ImageSource
 from vl2.processing import isolated
+from vl2.processing.resample import resize
 
 PAD_VALUE = 127
 """Grey level around a picture that does not fill its view: int(0.5 · 255)."""
@@ -180,7 +181,7 @@ def fit_view(image: Image.Image, width: int, height: int) -> np.ndarray:
     Returns: uint8 [height, width, 3].
     """
     new_width, new_height = fitted_size(image.width, image.height, width, height)
-    pixels = np.asarray(resize(image, new_width, new_height))
+    pixels = resize(image, new_width, new_height)
     if (new_width, new_height) == (width, height):
         return pixels
     left, top = round((width - new_width) * 0.5), round((height - new_height) * 0.5)
@@ -197,19 +198,6 @@ def fitted_size(width: int, height: int, view_width: int, view_height: int) -> t
     if ratio < view_ratio:
         return max(1, round(width / height * view_height)), view_height
     return view_width, view_height
-
-
-def resize(image: Image.Image, width: int, height: int) -> Image.Image:
-    """Bicubic, horizontal pass first.
-
-    Pillow ≥ 13 resizes pictures taller than twice their width vertically first, which differs by up to 9/255. One axis
-    a call gives the same pixels on every version: those of Pillow ≤ 12, with which the models were published.
-    """
-    if width != image.width:
-        image = image.resize((width, image.height), Image.Resampling.BICUBIC)
-    if height != image.height:
-        image = image.resize((width, height), Image.Resampling.BICUBIC)
-    return image
 
 
 def tile_key(tile: np.ndarray, geometry: TileGeometry) -> bytes:

@@ -16,6 +16,7 @@ from vl2.processing.chat import chat_segments, text_segments
 from vl2.processing.checkpoint_files import check_processor_config
 from vl2.processing.images import make_tiles, open_image, tile_key
 from vl2.processing.picture_cache import CutPicture, PictureCache
+from vl2.processing.resample import spread
 from vl2.processing.tokenizer import Tokenizer
 
 PICTURE_CACHE_BYTES = 128 * 2**20
@@ -101,4 +102,4 @@ class Processor:
         """The two tiles of a one-tile picture are equal: hashed once."""
         if len(tiles) == 2:
             return [tile_key(tiles[0], self.geometry)] * 2
-        return [tile_key(tile, self.geometry) for tile in tiles]
+        return spread(lambda tile: tile_key(tile, self.geometry), tiles)
