@@ -243,4 +243,4 @@ def test_the_command_writes_chart_and_values(tmp_path: Path, capsys: pytest.Capt
     objects = render(tmp_path / "vl2", merged(preset(tmp_path / "vl2", "production"), values))
     assert environment(pod_of(objects))["VL2_MODEL"] == "base"
     assert execute([*command, "--gpu", "L4", "--out", str(tmp_path / "no")]) == 2
-    assert "base does not fit L4: --dtype int4 fits" in capsys.readouterr().err
+    assert "base does not fit L4: --quantization int4 fits" in capsys.readouterr().err

@@ -203,6 +203,18 @@ def test_a_batch_finds_its_node(client: openai.OpenAI) -> None:
         ).choices
 
 
+def test_a_file_is_sent_once_and_a_question_again(nodes: list[Node], tmp_path: Path) -> None:
+    """The first server, which keeps files, is gone."""
+    gone = Node("gone", tmp_path)
+    with balancing([gone, nodes[0]], tmp_path / "nginx") as cluster:
+        body = {"model": "default", "messages": QUESTION, "max_tokens": 2}
+        assert [httpx.post(cluster.url + CHAT, json=body, timeout=30).status_code for _ in range(4)] == [200] * 4
+        assert ["gone", "n1"] in cluster.tries(CHAT)
+        refused = httpx.post(cluster.url + "/v1/files", files={"file": b"{}"}, data={"purpose": "batch"})
+        assert refused.status_code == 503 and refused.json()["error"]["code"] == "engine_not_ready"
+        assert cluster.tries("/v1/files") == [["gone"]]
+
+
 def test_the_affinity_header_keeps_a_picture_with_its_server(nodes: list[Node], tmp_path: Path) -> None:
     with balancing(nodes, tmp_path / "nginx", balance="affinity") as cluster:
         for name in ("a", "b", "c", "d", "e", "f", "g", "h"):

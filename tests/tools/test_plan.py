@@ -15,6 +15,7 @@ from vl2.checkpoint.source import resolve_model
 from vl2.cli import execute
 from vl2.core.config import EngineConfig, HubOptions
 from vl2.core.model_config import ModelConfig
+from vl2.core.quantization_default import with_quantization
 from vl2.engine.runner import Runner
 from vl2.model.vl2 import DeepseekVL2
 from vl2.tools.plan import RUNTIME_BYTES, Wanted, judge, make_plan
@@ -22,13 +23,14 @@ from vl2.tools.plan_devices import DEVICES, GIB, Device, find_devices
 from vl2.tools.plan_models import official_config, read_config
 from vl2.tools.plan_sizes import count_weights
 
+GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": 64, "sym": True, "desc_act": False}
 VARIANTS = ("mha-greedy", "mla-greedy", "mla-noaux", "mla-qlora", "mla-extra")
 
 
 def config_of(name: str) -> ModelConfig:
     if name in ("tiny", "small", "base"):
         return official_config(name)
-    return read_config(str(folder_of(name)), HubOptions())[0]
+    return read_config(str(folder_of(name)), HubOptions())
 
 
 def folder_of(name: str) -> Path:
@@ -42,6 +44,20 @@ def test_weights_are_those_of_the_model(name: str, dtype: str) -> None:
     config = config_of(name)
     model = DeepseekVL2(config, 16, dtype=getattr(torch, dtype), device="meta")
     assert count_weights(config).num_bytes(dtype) == sum(parameter.nbytes for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("bits", ["int4", "int8"])
+@pytest.mark.parametrize("name", ["tiny", "small", "base"])
+def test_weights_in_few_bits_are_those_of_the_model_on_a_gpu(
+    name: str, bits: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the layout of the GPU's kernels, which a CPU's is not."""
+    triton_backend = pytest.importorskip("vl2.ops.triton_backend")
+    monkeypatch.setattr("vl2.model.vl2.choose_backend", lambda _: triton_backend)
+    config = with_quantization(official_config(name), bits)
+    model = DeepseekVL2(config, 16, dtype=torch.bfloat16, device="meta")
+    planned = count_weights(config).num_bytes("bfloat16", config.quantization)
+    assert planned == sum(parameter.nbytes for parameter in model.parameters())
 
 
 def test_weights_are_those_measured_on_a_gpu() -> None:
@@ -80,7 +96,7 @@ def test_pages_are_what_the_rest_leaves() -> None:
         ("tiny", "L4", Wanted(), ""),
         ("tiny", "L4", Wanted(concurrency=200), "--concurrency 52 fits"),
         ("small", "L40S", Wanted("float32"), "--dtype bfloat16 fits"),
-        ("small", "L4", Wanted(), "--dtype int4 fits"),
+        ("small", "L4", Wanted(), "--quantization int4 fits"),
         ("base", "T4", Wanted(), "needs more memory"),
     ],
 )
@@ -146,8 +162,8 @@ def test_only_config_json_is_read(tmp_path: Path, capsys: pytest.CaptureFixture[
     config: dict[str, Any] = json.loads((folder_of("mla-greedy") / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config))
     assert run(capsys, str(tmp_path), "--gpu", "T4")[0] == 0
-    (tmp_path / "config.json").write_text(json.dumps(config | {"quantization_config": {"quant_method": "gptq"}}))
-    assert "4-bit weights" in run(capsys, str(tmp_path), "--gpu", "T4")[1]
+    (tmp_path / "config.json").write_text(json.dumps(config | {"quantization_config": GPTQ}))
+    assert "decoder in int4" in run(capsys, str(tmp_path), "--gpu", "T4")[1]
 
 
 def test_a_plan_of_an_official_model_opens_no_connection(

@@ -10,11 +10,14 @@ import click
 from vl2.cli.options import model_argument, options
 from vl2.core.config import EngineConfig, HubOptions, check_options
 from vl2.core.errors import SetupError
-from vl2.tools.plan import DTYPES, Verdict, Wanted, judge
+from vl2.tools.plan import Plan, Verdict, Wanted, judge
 from vl2.tools.plan_devices import DEVICES, GIB, Device, find_devices
 from vl2.tools.plan_models import read_config
 
 NOTHING_FITS = 1
+FIELDS = {field.name: field for field in dataclasses.fields(EngineConfig)}
+DTYPES = FIELDS["dtype"].metadata["choices"]
+QUANTIZATIONS = FIELDS["quantization"].metadata["choices"]
 
 
 @click.command("plan")
@@ -24,7 +27,14 @@ NOTHING_FITS = 1
     "--memory", "memory_gib", type=float, metavar="GB", help="A GPU that is not in the list, by its memory, GiB."
 )
 @click.option(
-    "--dtype", type=click.Choice(DTYPES), default="auto", show_default=True, help="Number format; int4: packed weights."
+    "--dtype", type=click.Choice(DTYPES), default="auto", show_default=True, help="Number format, as in `vl2 serve`."
+)
+@click.option(
+    "--quantization",
+    type=click.Choice(QUANTIZATIONS),
+    default="auto",
+    show_default=True,
+    help="Bits of the decoder's weights, as in `vl2 serve`.",
 )
 @click.option("--context", type=int, metavar="N", help="Longest prompt + answer, tokens. Default: what the model can.")
 @click.option(
@@ -37,6 +47,7 @@ def command(
     gpu: str | None,
     memory_gib: float | None,
     dtype: str,
+    quantization: str,
     context: int | None,
     concurrency: int,
     is_json: bool,
@@ -50,13 +61,13 @@ def command(
     \b
     vl2 plan small                                       # every GPU of the list
     vl2 plan base --gpu A100 --concurrency 32
-    vl2 plan /models/mine --memory 12 --dtype int4 --context 2048
+    vl2 plan /models/mine --memory 12 --quantization int4 --context 2048
     """
     engine = EngineConfig()
     check_options(dataclasses.replace(engine, max_sequences=concurrency))
-    config, is_packed = read_config(model, hub)
+    config = read_config(model, hub)
     devices = _devices(gpu, memory_gib)
-    wanted = Wanted(dtype, context, concurrency, is_packed)
+    wanted = Wanted(dtype, quantization, context, concurrency)
     verdicts = [judge(config, device, wanted, engine) for device in devices]
     if is_json:
         click.echo(json.dumps({"model": model, "devices": [_as_json(model, verdict) for verdict in verdicts]}))
@@ -83,15 +94,19 @@ def _as_json(model: str, verdict: Verdict) -> dict[str, object]:
         name: getattr(plan, name)
         for name in ("num_pages", "kv_tokens", "kv_bytes", "fixed_bytes", "total_bytes", "concurrency")
     }
-    is_measured = model in plan.device.measured_models
+    is_measured = _is_measured(model, plan)
     device = {"gpu": plan.device.name, "memory_bytes": plan.device.memory_bytes, "is_measured": is_measured}
     return device | {"fits": verdict.fits, "advice": verdict.advice} | sizes | derived
+
+
+def _is_measured(model: str, plan: Plan) -> bool:
+    return model in plan.device.measured_models and plan.dtype == "bfloat16" and not plan.quantization
 
 
 def _print(model: str, verdicts: list[Verdict]) -> None:
     for dtype in sorted({verdict.plan.dtype for verdict in verdicts}):
         plan = next(verdict.plan for verdict in verdicts if verdict.plan.dtype == dtype)
-        form = f"4-bit weights, {plan.dtype}" if plan.is_int4 else plan.dtype
+        form = f"{plan.dtype}, decoder in {plan.quantization}" if plan.quantization else plan.dtype
         click.echo(f"{model} in {form}, {plan.context_tokens:,} tokens of context:")
         click.echo(f"  weights           {_gib(plan.weights_bytes)}")
         click.echo(f"  picture features  {_gib(plan.features_bytes)}")
@@ -106,7 +121,7 @@ def _print(model: str, verdicts: list[Verdict]) -> None:
     )
     for verdict in verdicts:
         plan = verdict.plan
-        source = "measured" if model in plan.device.measured_models else "computed"
+        source = "measured" if _is_measured(model, plan) else "computed"
         click.echo(
             f"{plan.device.name:<11} {_gib(plan.device.memory_bytes)}  {'yes' if verdict.fits else 'no':<5} "
             f"{plan.num_pages:>8,} {plan.concurrency:>16,}  {source:<9} "

@@ -57,7 +57,7 @@ def _memory_gib(options: ComposeOptions) -> int:
     """Of one server, on the host."""
     size = HOST_MEMORY_BYTES
     if options.kind == "cpu":
-        size += 2 * count_weights(read_config(options.served_model, HubOptions())[0]).num_bytes("float32")
+        size += 2 * count_weights(read_config(options.served_model, HubOptions())).num_bytes("float32")
     return math.ceil(size / GIB)
 
 

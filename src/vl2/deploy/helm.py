@@ -72,9 +72,9 @@ def chart_files() -> Files:
 
 
 def _values(options: HelmOptions) -> str:
-    config, is_packed = read_config(options.served_model, HubOptions())
+    config = read_config(options.served_model, HubOptions())
     [*_, device] = find_devices(options.gpu)
-    verdict = judge(config, device, Wanted(is_packed=is_packed), EngineConfig())
+    verdict = judge(config, device, Wanted(), EngineConfig())
     if not verdict.fits:
         raise SetupError(f"{options.served_model} does not fit {device.name}: {verdict.advice}; see `vl2 plan`")
     plan = verdict.plan

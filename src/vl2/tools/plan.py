@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from vl2.core.config import EngineConfig
 from vl2.core.errors import SetupError
 from vl2.core.model_config import ModelConfig
+from vl2.core.quantization_default import with_quantization
 from vl2.tools.plan_devices import GIB, Device
 from vl2.tools.plan_sizes import (
     BYTES_PER_NUMBER,
@@ -17,7 +18,6 @@ from vl2.tools.plan_sizes import (
     vision_workspace_bytes,
 )
 
-DTYPES = ("auto", "float32", "bfloat16", "float16", "int4")
 RUNTIME_BYTES = int(0.8 * GIB)
 """CUDA's context, cuBLAS and compiled kernels: gone before anything of ours is allocated."""
 SHORTEST_CONTEXT = 1024
@@ -26,12 +26,12 @@ SHORTEST_CONTEXT = 1024
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What shall run. `dtype` int4: packed weights, computing in bfloat16 or float16."""
+    """What shall run; `dtype` and `quantization` as in EngineConfig."""
 
     dtype: str = "auto"
+    quantization: str = "auto"
     context_tokens: int | None = None  # None: what the model was trained for
     concurrency: int = 1  # sequences of full length that must fit at the same time
-    is_packed: bool = False  # the folder's weights are 4-bit already
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +40,7 @@ class Plan:
 
     device: Device
     dtype: str
-    is_int4: bool
+    quantization: str  # of the decoder's weights, as int4; empty: none
     context_tokens: int
     max_sequences: int
     weights_bytes: int
@@ -101,17 +101,17 @@ def make_plan(config: ModelConfig, device: Device, wanted: Wanted, engine: Engin
         raise SetupError(
             f"--context is {context}, but must be between 64 and {trained}, what the model was trained for"
         )
-    dtype, is_int4 = _computing_dtype(wanted, device)
+    dtype = _computing_dtype(wanted, device)
+    config = with_quantization(config, wanted.quantization)
     sequences = max(engine.max_sequences, wanted.concurrency)
     tokens = min(engine.max_step_tokens, context)
-    weights = count_weights(config).num_bytes(dtype, is_int4=is_int4)
     plan = Plan(
         device=device,
         dtype=dtype,
-        is_int4=is_int4,
+        quantization=_shown(config),
         context_tokens=context,
         max_sequences=sequences,
-        weights_bytes=weights,
+        weights_bytes=count_weights(config).num_bytes(dtype, config.quantization),
         kv_bytes_per_token=kv_bytes_per_token(config.language, dtype),
         features_bytes=feature_bytes(config, dtype, engine.image_cache_tiles),
         vision_bytes=vision_workspace_bytes(config, dtype, engine.max_step_tiles),
@@ -142,13 +142,13 @@ def _advice(config: ModelConfig, plan: Plan, wanted: Wanted, engine: EngineConfi
     half = "bfloat16" if plan.device.has_bfloat16 else "float16"
     if BYTES_PER_NUMBER[plan.dtype] == 4 and fits(dtype=half):
         return f"--dtype {half} fits"
-    dtypes = [] if plan.is_int4 else ["int4"]
-    for dtype in (wanted.dtype, *dtypes):
-        words = f"--dtype {dtype}" if dtype != wanted.dtype else ""
-        if words and fits(dtype=dtype):
-            return f"{words} fits"
-        if (context := _longest_context(config, plan, replace(wanted, dtype=dtype), engine)) is not None:
-            return f"{words} --context {context} fits".strip()
+    for quantization in ("auto",) if plan.quantization else ("auto", "int4"):
+        words = "" if quantization == "auto" else f"--quantization {quantization} "
+        if words and fits(quantization=quantization):
+            return f"{words}fits"
+        changed = replace(wanted, quantization=quantization if words else wanted.quantization)
+        if (context := _longest_context(config, plan, changed, engine)) is not None:
+            return f"{words}--context {context} fits"
     return "needs more memory"
 
 
@@ -161,8 +161,14 @@ def _longest_context(config: ModelConfig, plan: Plan, wanted: Wanted, engine: En
     return None
 
 
-def _computing_dtype(wanted: Wanted, device: Device) -> tuple[str, bool]:
-    """(number format of activations and cache, whether weights are packed)."""
-    half = "bfloat16" if device.has_bfloat16 else "float16"
-    is_int4 = wanted.is_packed or wanted.dtype == "int4"
-    return (half if wanted.dtype in ("auto", "int4") else wanted.dtype), is_int4
+def _computing_dtype(wanted: Wanted, device: Device) -> str:
+    """Number format of activations and cache."""
+    return ("bfloat16" if device.has_bfloat16 else "float16") if wanted.dtype == "auto" else wanted.dtype
+
+
+def _shown(config: ModelConfig) -> str:
+    """Bits of the decoder's weights, as int4; empty: none are quantised."""
+    if config.quantization is None:
+        return ""
+    bits = {group.scheme.bits for group in config.quantization.groups if group.scheme is not None}
+    return "int" + "/".join(str(number) for number in sorted(bits))

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from vl2.checkpoint.folder import read_model_config
+from vl2.checkpoint.folder import read_json
 from vl2.checkpoint.source import EMBEDDED, OFFICIAL, resolve_model
 from vl2.core.config import HubOptions
 from vl2.core.errors import SetupError
@@ -75,22 +75,16 @@ def official_config(name: str) -> ModelConfig:
     return parse_model_config(raw)
 
 
-def read_config(model: str, hub: HubOptions) -> tuple[ModelConfig, bool]:
-    """The config of nano, tiny, small, base, a folder or OWNER/NAME (one small download), and whether its weights are
-    packed to 4 bits already.
+def read_config(model: str, hub: HubOptions) -> ModelConfig:
+    """The config of nano, tiny, small, base, a folder or OWNER/NAME (one small download).
 
     Raises: SetupError.
     """
     if model in OFFICIAL:
-        return official_config(model), False
+        return official_config(model)
     if model != EMBEDDED and "/" in model and not Path(model).expanduser().exists():
-        raw = _fetch_config(model, hub)
-    else:
-        folder = resolve_model(model, options=hub)
-        read_model_config(folder)  # says which file is missing or broken
-        raw = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    is_packed = "quantization_config" in raw or "quantization_config" in raw.get("language_config", {})
-    return parse_model_config(raw), is_packed
+        return parse_model_config(_fetch_config(model, hub))
+    return parse_model_config(read_json(resolve_model(model, options=hub) / "config.json"))
 
 
 def _fetch_config(model: str, hub: HubOptions) -> dict[str, Any]:

@@ -7,52 +7,77 @@ and the engine's own allocations.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass
 
-from vl2.core.model_config import LanguageConfig, ModelConfig, MoEConfig, ProjectorConfig, VisionConfig
+from vl2.core.model_config import LanguageConfig, ModelConfig, ProjectorConfig, VisionConfig
+from vl2.core.quantization import Quantization, WeightScheme
 
 BYTES_PER_NUMBER = {"float32": 4, "bfloat16": 2, "float16": 2}
-INT4_GROUP = 128
-INT4_BITS = 4 + 16 / INT4_GROUP
-"""Of a weight in groups of 128 with one 16-bit scale each (symmetric)."""
 FLOAT32_BYTES = 4
+LAYERS = "language.model.layers"
+
+
+@dataclass(frozen=True, slots=True)
+class Linear:
+    """`count` matrices of one shape that are stored alike, by the name of the first in the checkpoint."""
+
+    name: str
+    out_width: int
+    in_width: int
+    count: int = 1
+
+    @property
+    def numbers(self) -> int:
+        return self.count * self.out_width * self.in_width
 
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """Numbers of parameters by how they are stored."""
+    """What a model's parameters are."""
 
-    packable: int  # matrices of the decoder's layers: 4-bit formats pack these
-    plain: int  # in the computing format: tower, projector, embeddings, norms, biases
+    linears: tuple[Linear, ...]  # of the decoder's layers, which few bits can hold
+    plain: int  # numbers in the computing format: tower, projector, embeddings, norms, biases, kv_b
     float32: int  # the routers, always
-
-    def num_bytes(self, dtype: str, *, is_int4: bool = False) -> int:
-        bits = INT4_BITS if is_int4 else 8 * BYTES_PER_NUMBER[dtype]
-        plain = self.plain * BYTES_PER_NUMBER[dtype] + self.float32 * FLOAT32_BYTES
-        return plain + int(self.packable * bits / 8)
 
     @property
     def total(self) -> int:
-        return self.packable + self.plain + self.float32
+        return sum(linear.numbers for linear in self.linears) + self.plain + self.float32
+
+    def num_bytes(self, dtype: str, quantization: Quantization | None = None) -> int:
+        """On a GPU: codes of few bits lie side by side, with one scale in `dtype` for each group."""
+        size = BYTES_PER_NUMBER[dtype]
+        total = self.plain * size + self.float32 * FLOAT32_BYTES
+        for linear in self.linears:
+            scheme = None if quantization is None else quantization.scheme_of(linear.name)
+            if scheme is None or not _is_held(scheme, linear.in_width):
+                total += linear.numbers * size
+            else:
+                scales = linear.count * linear.out_width * scheme.num_groups(linear.in_width)
+                total += linear.numbers * scheme.bits // 8 + scales * size
+        return total
+
+
+def _is_held(scheme: WeightScheme, in_width: int) -> bool:
+    """As the GPU's kernels decide (ops/quantized_weight/triton_layout.py): they take 64 or 128 inputs at a time."""
+    group = scheme.group_size or in_width
+    step = min(scheme.group_size or 128, 128)
+    return step >= 64 and in_width % group == 0 and group % step == 0
 
 
 def count_weights(config: ModelConfig) -> Weights:
     language = config.language
-    width = language.hidden_size
-    outside = 2 * language.vocab_size * width + 3 * width  # embeddings, head; last norm, newline, separator
-    plain = _vision(config.vision) + _projector(config.projector) + outside
-    packable = float32 = 0
-    for layer in range(language.layers):
-        matrices, vectors = _attention(language)
-        packable, plain = packable + matrices, plain + vectors + 2 * width
-        if language.is_moe_layer(layer):
-            assert language.moe is not None
-            packable += _moe_matrices(width, language.moe)
-            has_bias = language.moe.topk_method == "noaux_tc"
-            float32 += language.moe.num_experts * (width + has_bias)
-        else:
-            packable += 3 * width * language.dense_width
-    return Weights(packable, plain, float32)
+    width, mla = language.hidden_size, language.mla
+    plain = _vision(config.vision) + _projector(config.projector)
+    plain += 2 * language.vocab_size * width + 3 * width  # embeddings, head; last norm, newline, separator
+    plain += language.layers * (2 * width + _vectors(language))
+    if mla is not None:
+        plain += language.layers * mla.kv_lora_rank * language.heads * (mla.nope_dim + mla.value_dim)  # kv_b
+    moe_layers = sum(language.is_moe_layer(layer) for layer in range(language.layers))
+    has_bias = language.moe is not None and language.moe.topk_method == "noaux_tc"
+    router = 0 if language.moe is None else language.moe.num_experts * (width + has_bias)
+    linears = [linear for layer in range(language.layers) for linear in _layer(language, layer)]
+    return Weights(tuple(linears), plain, moe_layers * router)
 
 
 def _vision(config: VisionConfig) -> int:
@@ -74,23 +99,45 @@ def _linear(wide_in: int, wide_out: int) -> int:
     return wide_in * wide_out + wide_out
 
 
-def _attention(config: LanguageConfig) -> tuple[int, int]:
-    """Numbers in matrices, and in norms and biases, of one layer."""
-    width, heads, has_bias = config.hidden_size, config.heads, config.has_attention_bias
-    if config.mla is None:
-        q_width, kv_width = heads * config.head_dim, 2 * config.kv_heads * config.head_dim
-        return width * (2 * q_width + kv_width), has_bias * (q_width + kv_width)
-    mla = config.mla
-    q_width, kv_a = heads * (mla.nope_dim + mla.rope_dim), mla.kv_lora_rank + mla.rope_dim
-    matrices = width * kv_a + mla.kv_lora_rank * heads * (mla.nope_dim + mla.value_dim) + heads * mla.value_dim * width
-    vectors = mla.kv_lora_rank + has_bias * (kv_a + width)
-    if mla.q_lora_rank is None:
-        return matrices + width * q_width, vectors
-    return matrices + mla.q_lora_rank * (width + q_width), vectors + mla.q_lora_rank * (1 + has_bias)
+def _layer(config: LanguageConfig, layer: int) -> Iterator[Linear]:
+    """The linears of one decoder layer, but for MLA's kv_b, which is never in few bits."""
+    width, heads, mla = config.hidden_size, config.heads, config.mla
+    attention, mlp = f"{LAYERS}.{layer}.self_attn", f"{LAYERS}.{layer}.mlp"
+    if mla is None:
+        yield Linear(f"{attention}.q_proj", heads * config.head_dim, width)
+        yield Linear(f"{attention}.k_proj", config.kv_heads * config.head_dim, width, 2)
+        yield Linear(f"{attention}.o_proj", width, heads * config.head_dim)
+    else:
+        q_width = heads * (mla.nope_dim + mla.rope_dim)
+        if mla.q_lora_rank is None:
+            yield Linear(f"{attention}.q_proj", q_width, width)
+        else:
+            yield Linear(f"{attention}.q_a_proj", mla.q_lora_rank, width)
+            yield Linear(f"{attention}.q_b_proj", q_width, mla.q_lora_rank)
+        yield Linear(f"{attention}.kv_a_proj_with_mqa", mla.kv_lora_rank + mla.rope_dim, width)
+        yield Linear(f"{attention}.o_proj", width, heads * mla.value_dim)
+    if not config.is_moe_layer(layer):
+        yield from _mlp(mlp, width, config.dense_width)
+        return
+    assert config.moe is not None
+    yield from _mlp(f"{mlp}.experts.0", width, config.moe.expert_width, config.moe.num_experts)
+    num_shared = config.moe.shared_width // config.moe.expert_width  # as many experts more
+    if num_shared:
+        yield from _mlp(f"{mlp}.shared_experts", width, config.moe.expert_width, num_shared)
 
 
-def _moe_matrices(width: int, moe: MoEConfig) -> int:
-    return 3 * width * (moe.num_experts * moe.expert_width + moe.shared_width)
+def _mlp(name: str, width: int, inner: int, count: int = 1) -> Iterator[Linear]:
+    yield Linear(f"{name}.gate_proj", inner, width, 2 * count)  # and up_proj
+    yield Linear(f"{name}.down_proj", width, inner, count)
+
+
+def _vectors(config: LanguageConfig) -> int:
+    """Numbers of one layer's attention in norms and biases."""
+    mla, has_bias = config.mla, config.has_attention_bias
+    if mla is None:
+        return has_bias * (config.heads + 2 * config.kv_heads) * config.head_dim
+    biases = has_bias * (mla.kv_lora_rank + mla.rope_dim + config.hidden_size)
+    return mla.kv_lora_rank + biases + (mla.q_lora_rank or 0) * (1 + has_bias)
 
 
 def kv_bytes_per_token(config: LanguageConfig, dtype: str) -> int:
