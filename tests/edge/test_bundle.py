@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import shutil
@@ -16,6 +17,7 @@ from onnx import TensorProto, helper
 from golden_cases import load_variant
 from tests.edge.conftest import NANO, Exported
 from tests.edge.steps import open_network
+from vl2.checkpoint.folder import read_model_config
 from vl2.core.errors import CheckpointError, SetupError
 from vl2.edge import bundle as bundles
 from vl2.edge.bundle import check_files, describe, read_manifest
@@ -68,6 +70,13 @@ def test_an_export_that_fails_leaves_nothing_and_what_is_there_stays(tmp_path: P
         export(load_variant("mha-greedy").folder, broken)
     with pytest.raises(SetupError, match="is an exported model already"):
         export(exported("mha-greedy"), tmp_path / "out")
+
+
+def test_weights_that_are_quantised_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = dataclasses.replace(read_model_config(load_variant("mha-greedy").folder), quantization=object())
+    monkeypatch.setattr("vl2.edge.export.read_model_config", lambda folder: config)
+    with pytest.raises(SetupError, match="are quantised already; export the checkpoint they were made from"):
+        export(load_variant("mha-greedy").folder, tmp_path / "out")
 
 
 def test_fewer_layers_than_the_file_has_are_an_error(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import shutil
 import subprocess
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import onnx
 import pytest
 
+from golden_cases import load_variant
 from tests.edge.conftest import Exported
 from tests.edge.steps import build_engine
 from vl2.core.config import EngineConfig
@@ -52,13 +54,25 @@ def test_options_that_onnxruntime_has_not_are_refused(exported: Exported) -> Non
         ({"deterministic": True}, "--deterministic is not available with --engine onnx"),
         ({"random_weights": True}, "--random-weights is not available"),
         ({"dtype": "bfloat16"}, "--dtype bfloat16 is not available with --engine onnx"),
-        ({"dtype": "float16"}, "was exported to fp32; leave it out"),
+        ({"dtype": "float16"}, "was exported to fp32; leave --dtype and --quantization out"),
+        ({"quantization": "int8"}, "was exported to fp32; leave --dtype and --quantization out"),
+        ({"quantization": "int4"}, "--quantization int4 is not available with --engine onnx; use int8"),
         ({"kv_cache_tokens": 100}, "room for 96 tokens by --kv-cache-tokens, but one sequence may take"),
     ):
         with pytest.raises(SetupError, match=message):
             build_engine(bundle, **changes)
     with pytest.raises(SetupError, match="is an exported model, which PyTorch does not read"):
         build_engine(bundle, engine="torch")
+
+
+def test_a_checkpoint_runs_in_the_format_that_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    checkpoint = load_variant("mha-greedy").folder
+    assert build_engine(checkpoint, dtype="float16").info.dtype == "float16"
+    monkeypatch.setattr("vl2.engine.onnx_runner.has_vnni", lambda: False)
+    assert build_engine(checkpoint, quantization="int8").info.dtype == "int8"
+    assert ("lacks VNNI" in caplog.text) == (platform.machine() == "x86_64")
 
 
 def test_the_engine_is_chosen_by_what_is_there(exported: Exported, monkeypatch: pytest.MonkeyPatch) -> None:

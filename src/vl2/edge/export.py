@@ -74,6 +74,10 @@ def _write_graphs(checkpoint: Path, out: Path, precision: str, on_progress: OnPr
     from vl2.edge.weights import Weights
 
     config = read_model_config(checkpoint)
+    if config.quantization is not None:
+        raise SetupError(
+            f"the weights of {checkpoint} are quantised already; export the checkpoint they were made from"
+        )
     weights = Weights(checkpoint, on_progress)
     builds = {
         "vision": lambda g: build_vision(g, weights, config),

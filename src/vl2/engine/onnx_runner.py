@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import platform
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -83,6 +84,8 @@ class OnnxRunner:
             page_size_tokens=config.page_size_tokens,
             fingerprint=self._receipt(),
         )
+        if self.info.dtype == "int8" and platform.machine() == "x86_64" and not has_vnni():
+            log.warning("this processor lacks VNNI: int8 is slow here and sums may saturate; export to fp32 instead")
         log.info(
             "model loaded in %.1f s: ONNX Runtime %s, %s on %s with %d threads, KV cache of %d tokens (%.0f MiB)",
             time.monotonic() - started_s,
@@ -155,17 +158,28 @@ class OnnxRunner:
         return embeds
 
 
+def has_vnni() -> bool:
+    """Whether the processor adds up products of bytes in 32 bits. Older ones do so in 16, which overflow."""
+    cpuinfo = Path("/proc/cpuinfo")
+    words = set(cpuinfo.read_text().split()) if cpuinfo.exists() else set()
+    return bool(words & {"avx512_vnni", "avx_vnni", "amx_int8"})
+
+
 def _precision(folder: Path, config: EngineConfig) -> str:
-    """Raises: SetupError for a --dtype that an exported model does not have, or that nothing here computes in."""
+    """Raises: SetupError for a format that an exported model does not have, or that nothing here computes in."""
     wanted = PRECISIONS.get(config.dtype)
     if wanted is None:
         raise SetupError(f"--dtype {config.dtype} is not available with --engine onnx; use float32 or float16")
-    if is_bundle(folder):
-        precision = read_manifest(folder).precision
-        if config.dtype != "auto" and precision != wanted:
-            raise SetupError(f"--dtype is {config.dtype}, but {folder} was exported to {precision}; leave it out")
-        return precision
-    return wanted
+    if config.quantization == "int4":
+        raise SetupError("--quantization int4 is not available with --engine onnx; use int8")
+    if config.quantization == "int8":
+        wanted = "int8"
+    if not is_bundle(folder):
+        return wanted
+    precision = read_manifest(folder).precision
+    if precision != wanted and (config.dtype, config.quantization) != ("auto", "auto"):
+        raise SetupError(f"{folder} was exported to {precision}; leave --dtype and --quantization out")
+    return precision
 
 
 def _provider(config: EngineConfig) -> str:

@@ -15,6 +15,8 @@ from vl2.tools.plan_models import official_config
 OK, WARNING, FIX = "ok", "warning", "fix"
 PYTHONS = ((3, 10), (3, 13))
 LEAST_TORCH = (2, 9)
+OPTIONAL = ("torch", "onnxruntime", "triton")
+"""What computes; one is enough."""
 LEAST_DRIVER = {12: 525, 13: 580}
 """Oldest Linux driver for each major version of CUDA (CUDA release notes, minor version compatibility)."""
 LEAST_MEMORY_BYTES = 4 * GIB
@@ -51,7 +53,7 @@ def _python(facts: Facts) -> Iterator[Finding]:
 
 
 def _versions(facts: Facts) -> Iterator[Finding]:
-    missing = [name for name, version in facts.versions.items() if version is None and name not in ("triton", "torch")]
+    missing = [name for name, version in facts.versions.items() if version is None and name not in OPTIONAL]
     shown = " ".join(f"{name} {version}" for name, version in facts.versions.items() if version is not None)
     if missing:
         yield Finding("packages", FIX, f"missing: {' '.join(missing)}", "install vl2 again: pip install vl2")
@@ -61,6 +63,10 @@ def _versions(facts: Facts) -> Iterator[Finding]:
 
 def _torch(facts: Facts) -> Iterator[Finding]:
     torch = facts.torch
+    onnxruntime = facts.versions.get("onnxruntime")
+    if torch is None and onnxruntime is not None:
+        yield Finding("pytorch", WARNING, f"not there; ONNX Runtime {onnxruntime} computes", "pip install vl2[torch]")
+        return
     if torch is None:
         yield Finding("pytorch", FIX, "cannot be imported", "install it again: pip install --force-reinstall torch")
         return

@@ -15,7 +15,18 @@ from pathlib import Path
 
 from vl2.core.config import HubOptions
 
-LIBRARIES = ("torch", "triton", "tokenizers", "safetensors", "pillow", "fastapi", "uvicorn", "pyzmq", "huggingface-hub")
+LIBRARIES = (
+    "torch",
+    "triton",
+    "tokenizers",
+    "safetensors",
+    "pillow",
+    "fastapi",
+    "uvicorn",
+    "pyzmq",
+    "huggingface-hub",
+    "onnxruntime",
+)
 SMI = ("nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader,nounits")
 HUBS = {"huggingface": "https://huggingface.co", "modelscope": "https://modelscope.cn"}
 
