@@ -8,10 +8,12 @@ import torch
 import torch.nn.functional as F
 
 from vl2.core.model_config import MoEConfig
+from vl2.ops import linear
 from vl2.ops.attention.batch import AttentionBatch, ChunkShape
 from vl2.ops.attention.reference import attend_heads, attend_latent
 from vl2.ops.experts.reference import routed_experts
 from vl2.ops.gate.reference import route
+from vl2.ops.linear import can_pack, pack
 from vl2.ops.logits import project_logits
 from vl2.ops.norm.reference import rms_norm
 from vl2.ops.rope.reference import rotate_halves, rotate_pairs
@@ -171,7 +173,7 @@ def test_the_bits_of_a_row_do_not_depend_on_how_much_of_its_chunk_comes_after_it
 
     def attend(rows: torch.Tensor, end: int) -> torch.Tensor:
         batch = AttentionBatch.of([ChunkShape(0, len(rows), end)], table, row_multiple=16)
-        return attend_heads(rows, pool, batch, 0.2)
+        return attend_heads(rows, pool, dataclasses.replace(batch, has_fixed_splits=True), 0.2)
 
     whole = attend(q, length)
     for end in (1, 63, 64, 65, 255, 256, 257, 300):
@@ -182,6 +184,27 @@ def test_logits_of_a_bfloat16_model_are_not_rounded_to_bfloat16():
     hidden, weight = torch.randn(2, 16).bfloat16(), torch.randn(9000, 16).bfloat16()
     logits = project_logits(hidden, weight)
     torch.testing.assert_close(logits.double(), hidden.double() @ weight.double().T, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_where_logits_need_not_all_be_exact_the_best_of_each_row_are(rows):
+    hidden, weight = torch.randn(rows, 16).bfloat16(), torch.randn(9000, 16).bfloat16()
+    logits, exact = project_logits(hidden, weight, is_exact=False), hidden.double() @ weight.double().T
+    best = exact.topk(20).indices
+    torch.testing.assert_close(logits.gather(1, best).double(), exact.gather(1, best), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(logits.double(), exact, atol=1e-3, rtol=2**-8)
+
+
+@pytest.mark.cpu_only
+@pytest.mark.skipif(not can_pack(torch.zeros(1, dtype=torch.bfloat16)), reason="this torch or processor packs nothing")
+@pytest.mark.parametrize("rows", [1, 2, 17, 100])
+def test_a_packed_weight_gives_the_product_of_the_plain_one(rows):
+    x, weight, bias = torch.randn(rows, 96).bfloat16(), torch.randn(80, 96).bfloat16(), torch.randn(80).bfloat16()
+    packed = pack(weight)
+    assert packed.shape == weight.shape and packed.dtype == weight.dtype
+    exact = x.double() @ weight.double().T
+    torch.testing.assert_close(linear.multiply(x, packed).double(), exact, atol=1e-2, rtol=2**-7)
+    torch.testing.assert_close(linear.multiply(x, packed, bias).double(), exact + bias, atol=3e-2, rtol=2**-7)
 
 
 @pytest.mark.parametrize("shape", [(), (3,)])

@@ -102,13 +102,24 @@ def step_inputs(step: PackedStep, shape: BatchShape, rows: DeviceRows | None = N
     image_rows, image_sources, unknown, tables, starts, lengths, last_starts, last_lengths = rest
     if rows is not None and len(step.unknown):
         ids[unknown[:, 0]] = rows.last_tokens[unknown[:, 1]]
-    multiple, longest = shape.rounding.multiple, max(chunk.length for chunk in step.shapes)
+    multiple, is_exact = shape.rounding.multiple, shape.rounding.is_exact
+    longest = max(chunk.length for chunk in step.shapes)
     num_decodes = next((i for i, chunk in enumerate(step.shapes) if chunk.length > 1), len(step.shapes))
     every = AttentionBatch(
-        tuple(step.shapes), tables, starts, lengths, longest, multiple, step.is_fresh, num_decodes if longest > 1 else 0
+        chunks=tuple(step.shapes),
+        block_tables=tables,
+        query_starts=starts,
+        context_lengths=lengths,
+        max_query_rows=longest,
+        row_multiple=multiple,
+        is_fresh=step.is_fresh,
+        num_decodes=num_decodes if longest > 1 else 0,
+        has_fixed_splits=is_exact,
     )
     last_tables = tables if len(step.last_chunks) == len(step.shapes) else tables[step.last_chunks]
-    ends = AttentionBatch(tuple(step.last_shapes), last_tables, last_starts, last_lengths, 1, multiple)
+    ends = AttentionBatch(
+        tuple(step.last_shapes), last_tables, last_starts, last_lengths, 1, multiple, has_fixed_splits=is_exact
+    )
     return StepInputs(
         token_ids=ids,
         positions=positions,

@@ -32,6 +32,7 @@ from vl2.engine.threads import choose_num_threads, threads_for_step
 from vl2.engine.vision_clock import VisionClock
 from vl2.engine.vision_graphs import VisionGraphs
 from vl2.model.kv_pool import KVPool
+from vl2.model.packing import pack_weights
 from vl2.model.vl2 import DeepseekVL2
 from vl2.model.weights import draw_weights, load_weights
 from vl2.ops.rows import RowRounding, find_row_multiple
@@ -73,6 +74,8 @@ class Runner:
         wanted, is_quantized = config.deterministic, model_config.quantization is not None
         self.is_deterministic = self.device.type == "cpu" and not is_quantized if wanted is None else wanted
         row_multiple = self._choose_row_multiple() if self.is_deterministic else 1
+        if self.device.type == "cpu":
+            pack_weights(self.model)
         is_compiled_by_size = self.device.type == "cpu" and self.dtype != torch.float32
         rounding = RowRounding(
             row_multiple, SIZES_PER_OCTAVE if is_compiled_by_size else None, is_exact=self.is_deterministic

@@ -14,6 +14,7 @@ from vl2.model.step import QueryRows, StepInputs
 from vl2.ops.backend import Backend
 from vl2.ops.logits import project_logits
 from vl2.ops.rope.table import RopeTable, rope_table
+from vl2.ops.rows import pad_rows
 
 
 class DecoderLayer(nn.Module):
@@ -58,7 +59,10 @@ class DecoderLayer(nn.Module):
         x, normed = self.attention_norm.add(x, delta)
         attended = self.attention(normed, step, queries, rope, pool)
         x, normed = self.mlp_norm.add(queries.take(x), attended)
-        return x, self.mlp(normed, step.rounding) if isinstance(self.mlp, MoE) else self.mlp(normed)
+        if not isinstance(self.mlp, MoE):
+            return x, self.mlp(normed)
+        own = normed[: queries.sequences.num_rows]  # rows that only fill up a step would choose experts too
+        return x, pad_rows(self.mlp(own, step.rounding), len(x))
 
 
 class Decoder(nn.Module):
@@ -102,8 +106,8 @@ class Decoder(nn.Module):
             x, delta = layer(x, delta, step, queries, self.rope, layer_pool)
         return self.norm.add(x, delta)[1]
 
-    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """hidden [L, C] → [L, V] float32."""
+    def logits(self, hidden: torch.Tensor, is_exact: bool = True) -> torch.Tensor:
+        """hidden [L, C] → [L, V] float32, see `project_logits`."""
         if isinstance(self.lm_head, QuantizedLinear):
             return self.ops.quantized_logits(hidden, self.lm_head.weight)
-        return project_logits(hidden, self.lm_head)
+        return project_logits(hidden, self.lm_head, is_exact)

@@ -7,12 +7,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from vl2.core.quantization import Quantization, WeightScheme
 from vl2.ops.activation import gelu_tanh
 from vl2.ops.backend import Backend
+from vl2.ops.linear import multiply
 from vl2.ops.quantized_weight.weight import QuantizedWeight
 from vl2.ops.rows import RowRounding, pad_rows, round_up
 from vl2.ops.saturate import saturate
@@ -37,9 +37,9 @@ class Linear(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.row_multiple == 1:
-            return saturate(F.linear(x, self.weight, self.bias))
+            return saturate(multiply(x, self.weight, self.bias))
         rows = x.flatten(0, -2)
-        out = F.linear(pad_rows(rows, round_up(len(rows), self.row_multiple)), self.weight, self.bias)[: len(rows)]
+        out = multiply(pad_rows(rows, round_up(len(rows), self.row_multiple)), self.weight, self.bias)[: len(rows)]
         return saturate(out).view(*x.shape[:-1], -1)
 
 

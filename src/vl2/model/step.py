@@ -21,7 +21,7 @@ class QueryRows:
 
     def take(self, x: torch.Tensor) -> torch.Tensor:
         """x [T, ...] → [Q, ...]."""
-        return x if self.rows is None else x[self.rows]
+        return x if self.rows is None else x.index_select(0, self.rows)
 
 
 @dataclass(frozen=True, slots=True)

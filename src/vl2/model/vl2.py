@@ -82,4 +82,4 @@ class DeepseekVL2(nn.Module):
     def forward(self, step: StepInputs, features: torch.Tensor, pool: KVPool) -> torch.Tensor:
         """One step: writes the cache, returns logits [L, V] float32 of the tokens whose next one is wanted."""
         hidden = self.decoder(self.embed(step, features), step, pool)
-        return self.decoder.logits(hidden)[: step.num_logits]
+        return self.decoder.logits(hidden[: step.num_logits], step.rounding.is_exact)

@@ -11,6 +11,7 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 
+from vl2.ops.linear import multiply
 from vl2.ops.rows import round_up
 from vl2.ops.saturate import saturate
 
@@ -29,7 +30,7 @@ def gelu_tanh(x: torch.Tensor) -> torch.Tensor:
 
 def linear_gelu(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
     """`Backend.linear_gelu` (ops/backend.py)."""
-    return gelu_tanh(saturate(F.linear(x, weight, bias)))
+    return gelu_tanh(saturate(multiply(x, weight, bias)))
 
 
 def gelu_erf(x: torch.Tensor) -> torch.Tensor:
@@ -51,8 +52,8 @@ def _in_full_vectors(function: Callable[[torch.Tensor], torch.Tensor], x: torch.
     size = padded = x.numel()
     while padded % (LANES * _num_shares(padded, grain)):
         padded = round_up(padded + 1, LANES)
-    if padded == size and x.is_contiguous():
-        return function(x)
+    if padded == size:
+        return function(x.contiguous())
     return function(F.pad(x.flatten(), (0, padded - size)))[:size].view(x.shape)
 
 

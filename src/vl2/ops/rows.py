@@ -14,9 +14,11 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-CANDIDATES = (1, 2, 4, 8, 16)
+CANDIDATES = (2, 4, 8, 16)
+"""One row is a case of its own in every library."""
 TRIED_COUNTS = (1, 2, 3, 5, 8, 13)
 """Multiples of a candidate that are compared with `LARGE_COUNT` rows."""
+BATCHED_WIDTH = 512
 LARGE_COUNT = 97
 """As a batch of tiles, whose rows are not rounded up: it must agree as it is."""
 
@@ -52,7 +54,8 @@ def pad_rows(x: torch.Tensor, count: int, dim: int = 0) -> torch.Tensor:
 
 @functools.cache
 def find_row_multiple(shapes: frozenset[tuple[int, int]], dtypes: frozenset[torch.dtype]) -> int | None:
-    """The smallest multiple with which `x @ Wᵀ` and `x @ V` give a row the same bits at every count; None: no such.
+    """The smallest multiple with which `x @ Wᵀ` and `x @ V`, single and batched, give a row the same bits at every
+    count; None: no such.
 
     shapes  (inner width, outer width) of the model's GEMMs
     """
@@ -63,7 +66,7 @@ def find_row_multiple(shapes: frozenset[tuple[int, int]], dtypes: frozenset[torc
         weight = torch.randn(outer, inner, generator=generator).to(dtype)
         for right in (weight.T, weight.T.contiguous()):
             whole = x @ right
-            while not _agrees(x, right, whole, multiple):
+            while not (_agrees(x, right, whole, multiple) and _agrees_batched(x, right, multiple)):
                 larger = [candidate for candidate in CANDIDATES if candidate > multiple]
                 if not larger:
                     return None
@@ -74,3 +77,10 @@ def find_row_multiple(shapes: frozenset[tuple[int, int]], dtypes: frozenset[torc
 def _agrees(x: torch.Tensor, right: torch.Tensor, whole: torch.Tensor, multiple: int) -> bool:
     counts = [multiple * count for count in TRIED_COUNTS if multiple * count < LARGE_COUNT]
     return all(torch.equal(x[:count] @ right, whole[:count]) for count in counts)
+
+
+def _agrees_batched(x: torch.Tensor, right: torch.Tensor, multiple: int) -> bool:
+    pair = right[:, :BATCHED_WIDTH].expand(2, -1, -1)
+    whole = torch.stack((x, x)) @ pair
+    counts = [multiple * count for count in TRIED_COUNTS if multiple * count < LARGE_COUNT]
+    return all(torch.equal(torch.stack((x[:count], x[:count])) @ pair, whole[:, :count]) for count in counts)

@@ -33,7 +33,12 @@ class AttentionBatch:
     is_fresh: bool = False  # every chunk starts at position 0: the step's own rows are all of the context
     num_decodes: int = 0  # leading chunks of one row each
     may_decode: bool = False  # the host does not know how many chunks of one row lead: kernels look for themselves
-    has_fixed_splits: bool = False  # kernels: a row's bits depend on its own context alone, at a cost for few rows
+    has_fixed_splits: bool = False  # a row's bits depend on its own context alone, at a cost for few rows
+
+    @property
+    def num_rows(self) -> int | None:
+        """Query rows that belong to a chunk. None: the host does not know."""
+        return self.chunks[-1].start + self.chunks[-1].length if self.chunks else None
 
     def split(self) -> tuple[AttentionBatch, AttentionBatch]:
         """(the leading decodes, the rest); rows of both are counted from the step's first row on."""

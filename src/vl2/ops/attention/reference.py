@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 
 from vl2.ops.attention.batch import AttentionBatch, ChunkShape
+from vl2.ops.attention.joint import can_join, join_heads, join_mla
 from vl2.ops.rope.reference import absorb_queries, expand_values
 from vl2.ops.rope.table import RopeTable
 from vl2.ops.rows import pad_rows, round_up
@@ -56,12 +57,14 @@ def gather_pages(pool: torch.Tensor, block_table: torch.Tensor, context_length: 
     Returns      [aligned context, ...]
     """
     num_pages = -(-context_length // pool.shape[1])
-    rows = pool[block_table[:num_pages]].flatten(0, 1)[:context_length]
+    rows = pool.index_select(0, block_table[:num_pages]).flatten(0, 1)[:context_length]
     return F.pad(rows, (0, 0) * (rows.dim() - 1) + (0, -context_length % KV_SPLIT))
 
 
 def attend_heads(q: torch.Tensor, pool: torch.Tensor, batch: AttentionBatch, scale: float) -> torch.Tensor:
     """`Backend.attend_heads` (ops/backend.py)."""
+    if can_join(batch, pool[0]):
+        return join_heads(q, pool, batch, scale)
     out = torch.zeros_like(q)
     heads_per_kv = q.shape[1] // pool.shape[3]
     for block_table, chunk in zip(batch.block_tables, batch.chunks, strict=True):
@@ -144,8 +147,10 @@ def attend_mla(
     scale: float,
 ) -> torch.Tensor:
     """`Backend.attend_mla` (ops/backend.py), absorbed: heads read the latent rows themselves."""
+    if can_join(batch, pool):
+        return join_mla(q, kv_b, pool, rope, positions, batch, scale)
     heads, rank = q.shape[1], kv_b.shape[1]
     nope = q.shape[2] - (pool.shape[2] - rank)
     per_head = kv_b.unflatten(0, (heads, -1))
     absorbed = absorb_queries(q, per_head[:, :nope], rope, positions)
-    return expand_values(attend_latent(absorbed, pool, batch, rank, scale), per_head[:, nope:])
+    return expand_values(attend_latent(absorbed, pool, batch, rank, scale), per_head[:, nope:], q.dtype)

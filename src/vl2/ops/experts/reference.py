@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+from dataclasses import dataclass
+
 import torch
-import torch.nn.functional as F
 
 from vl2.ops.activation import silu
-from vl2.ops.experts.weights import ExpertWeights
+from vl2.ops.experts.weights import ExpertWeights, Matrices
+from vl2.ops.linear import multiply
 from vl2.ops.rows import RowRounding, pad_rows
 from vl2.ops.saturate import saturate, to_dtype
 
@@ -21,41 +24,65 @@ def mix_experts(
     """`Backend.mix_experts` (ops/backend.py)."""
     out = routed_experts(x, ids, weights, experts.gate_up, experts.down, rounding)
     if experts.shared_gate_up is not None and experts.shared_down is not None:
-        inner = swiglu(saturate(F.linear(x, experts.shared_gate_up)))
-        out = out + saturate(F.linear(inner, experts.shared_down)).float()
+        inner = swiglu(saturate(multiply(pad_rows(x, rounding.up(len(x))), experts.shared_gate_up)))
+        out += saturate(multiply(inner, experts.shared_down))[: len(x)]
     return to_dtype(out, x.dtype)
 
 
 def swiglu(gate_up: torch.Tensor) -> torch.Tensor:
     """`Backend.swiglu` (ops/backend.py)."""
     gate, up = gate_up.chunk(2, dim=-1)
-    return saturate(silu(gate) * up)
+    return saturate(silu(gate).mul_(up))
+
+
+@dataclass(frozen=True, slots=True)
+class Grouping:
+    """(token, choice) pairs by expert; each group is filled up to a size that its GEMM may have."""
+
+    experts: list[int]  # those that were chosen
+    sizes: list[int]  # rows of each one's group
+    tokens: torch.Tensor  # [rows] int64: the token of each row; any where it only fills up
+    rows: torch.Tensor  # [T · A] int64: the row of each pair
+
+
+def group(ids: torch.Tensor, rounding: RowRounding) -> Grouping:
+    """ids [T, A]."""
+    num_active = ids.shape[1]
+    pairs_of: dict[int, list[int]] = {}
+    for pair, expert in enumerate(ids.flatten().tolist()):
+        pairs_of.setdefault(expert, []).append(pair)
+    sizes: list[int] = []
+    tokens: list[int] = []
+    rows = [0] * ids.numel()
+    for pairs in pairs_of.values():
+        size = rounding.up(len(pairs))
+        for row, pair in enumerate(pairs, start=len(tokens)):
+            rows[pair] = row
+        tokens += [pair // num_active for pair in pairs] + [0] * (size - len(pairs))
+        sizes.append(size)
+    on_device = functools.partial(torch.tensor, dtype=torch.int64, device=ids.device)
+    return Grouping(list(pairs_of), sizes, on_device(tokens), on_device(rows))
 
 
 def routed_experts(
     x: torch.Tensor,
     ids: torch.Tensor,
     weights: torch.Tensor,
-    gate_up: torch.Tensor,
-    down: torch.Tensor,
+    gate_up: Matrices,
+    down: Matrices,
     rounding: RowRounding = RowRounding(),
 ) -> torch.Tensor:
-    """Σ_a weights[t, a] · down_e(silu(gate_e(x)) · up_e(x)) with e = ids[t, a]: [T, C] float32.
+    """Σ_a weights[t, a] · down_e(silu(gate_e(x)) · up_e(x)) with e = ids[t, a]: [len(ids), C] float32.
 
     Tokens are sorted by expert, each active expert runs once, and every token's A results are summed in float32 in a
     fixed order, so a row's result does not depend on which other rows chose the same expert.
     """
-    num_tokens, num_active = ids.shape
-    order = ids.flatten().argsort(stable=True)
-    counts = torch.bincount(ids.flatten(), minlength=gate_up.shape[0]).tolist()
-    rows = x[order // num_active]
-    results = torch.empty(num_tokens * num_active, x.shape[1], dtype=torch.float32, device=x.device)
-    sorted_results = []
-    for expert, chunk in enumerate(rows.split(counts)):
-        if len(chunk):
-            padded = pad_rows(chunk, rounding.up(len(chunk)))
-            inner = swiglu(saturate(F.linear(padded, gate_up[expert])))
-            result = saturate(F.linear(inner, down[expert]))
-            sorted_results.append(result[: len(chunk)].float())
-    results[order] = torch.cat(sorted_results)
-    return (results.view(num_tokens, num_active, -1) * weights.unsqueeze(-1)).sum(1)
+    groups = group(ids, rounding)
+
+    def multiply_groups(rows: torch.Tensor, matrices: Matrices) -> torch.Tensor:
+        chunks = zip(groups.experts, rows.split(groups.sizes), strict=True)
+        return saturate(torch.cat([multiply(chunk, matrices[expert]) for expert, chunk in chunks]))
+
+    inner = swiglu(multiply_groups(x.index_select(0, groups.tokens), gate_up))
+    results = multiply_groups(inner, down).index_select(0, groups.rows)
+    return (results.view(*ids.shape, -1) * weights.unsqueeze(-1)).sum(1)

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
+
+Matrices: TypeAlias = torch.Tensor | Sequence[torch.Tensor]
+"""One matrix an expert: a tensor [E, Out, In], or packed ones (ops/linear.py), which the reference alone reads."""
 
 
 @dataclass(frozen=True, slots=True)
 class ExpertWeights:
-    gate_up: torch.Tensor  # [E, 2F, C]: gate rows, then up rows
-    down: torch.Tensor  # [E, C, F]
+    gate_up: Matrices  # [E, 2F, C]: gate rows, then up rows
+    down: Matrices  # [E, C, F]
     shared_gate_up: torch.Tensor | None  # [2Fs, C]: the shared experts as one, Fs wide; None: there are none
     shared_down: torch.Tensor | None  # [C, Fs]

@@ -25,11 +25,9 @@ def rotate_pairs(x: torch.Tensor, table: RopeTable) -> torch.Tensor:
     The official code first moves even dimensions to the front; only the order in the result differs, alike for queries
     and keys, so their products are the same. x [T, H, D]; table rows [T, D/2] → [T, H, D] in x's dtype.
     """
-    wide = x.float()
-    partner = wide.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
-    cos = table.cos.repeat_interleave(2, -1)[:, None]
-    sin = torch.stack((-table.sin, table.sin), dim=-1).flatten(-2)[:, None]
-    return to_dtype(wide * cos + partner * sin, x.dtype)
+    even, odd = x.float().unflatten(-1, (-1, 2)).unbind(-1)
+    cos, sin = table.cos[:, None], table.sin[:, None]
+    return to_dtype(torch.stack((even * cos - odd * sin, odd * cos + even * sin), dim=-1).flatten(-2), x.dtype)
 
 
 def write_heads(
@@ -37,11 +35,11 @@ def write_heads(
 ) -> torch.Tensor:
     """`Backend.write_heads` (ops/backend.py)."""
     kv_heads, head_dim = pool.shape[3:]
-    q, k, v = qkv.unflatten(-1, (-1, head_dim)).tensor_split((-2 * kv_heads, -kv_heads), dim=1)
-    rows = rope.rows(positions)
-    write_rows(pool[0], slots, rotate_halves(k, rows))
+    qk, v = qkv.unflatten(-1, (-1, head_dim)).tensor_split((-kv_heads,), dim=1)
+    q, k = rotate_halves(qk, rope.rows(positions)).tensor_split((-kv_heads,), dim=1)
+    write_rows(pool[0], slots, k)
     write_rows(pool[1], slots, v)
-    return rotate_halves(q, rows)
+    return q
 
 
 def write_latent(
@@ -64,24 +62,26 @@ def absorb_queries(q: torch.Tensor, keys: torch.Tensor, rope: RopeTable, positio
     """MLA: take queries into the latent space (q_nope · keys, rounded to the dtype), rotate their last part.
 
     q          [Q, H, Dn + Dr]
-    keys       [H, Dn, R], may be strided: kv_b's key half
+    keys       [H, Dn, R] q's dtype or float32, may be strided: kv_b's key half
     positions  [Q] int64, of these queries
     Returns    [Q, H, R + Dr]
     """
     nope, rotated = q.split((keys.shape[1], q.shape[2] - keys.shape[1]), dim=-1)
-    latent = to_dtype(nope.transpose(0, 1) @ keys, q.dtype).transpose(0, 1)
+    latent = to_dtype(nope.transpose(0, 1).to(keys.dtype) @ keys, q.dtype).transpose(0, 1)
     return torch.cat((latent, rotate_pairs(rotated, rope.rows(positions))), dim=-1)
 
 
-def expand_values(latent: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-    """MLA: take attention's results out of the latent space (latent, rounded to the dtype, · valuesᵀ).
+def expand_values(
+    latent: torch.Tensor, values: torch.Tensor, dtype: torch.dtype | None = None
+) -> torch.Tensor:
+    """MLA: take attention's results out of the latent space (latent, rounded to the values' dtype, · valuesᵀ).
 
     latent   [Q, H, R] float32
     values   [H, Dv, R], may be strided: kv_b's value half
-    Returns  [Q, H · Dv] values' dtype
+    Returns  [Q, H · Dv] dtype, or the values'
     """
     heads = latent.to(values.dtype).transpose(0, 1) @ values.transpose(1, 2)
-    return to_dtype(heads.transpose(0, 1).flatten(1), values.dtype)
+    return to_dtype(heads.transpose(0, 1).flatten(1), dtype or values.dtype)
 
 
 def write_rows(pool: torch.Tensor, slots: torch.Tensor, rows: torch.Tensor) -> None:

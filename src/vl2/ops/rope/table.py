@@ -23,7 +23,7 @@ class RopeTable:
 
     def rows(self, positions: torch.Tensor) -> RopeTable:
         """The rows of a step's tokens. positions [T] int64 → tables [T, D/2]."""
-        return RopeTable(self.cos[positions], self.sin[positions])
+        return RopeTable(self.cos.index_select(0, positions), self.sin.index_select(0, positions))
 
 
 def rope_table(

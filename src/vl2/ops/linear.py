@@ -1,0 +1,39 @@
+"""x Wᵀ + b, with a weight as it is or packed: laid out once as oneDNN's kernels read it.
+
+Given a plain bfloat16 weight, oneDNN copies it into that layout in every call, which for few rows takes as long as the
+product itself. A packed weight is opaque: it keeps its shape and type, but only `multiply` can read it. The bits are
+those of the plain product.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+PACKED_FOR_ROWS = 16
+"""The layout is the best for so many rows and good for any number; for 1 it would not be."""
+
+
+def can_pack(weight: torch.Tensor) -> bool:
+    """Whether this build of torch multiplies with packed weights of this type on this device."""
+    return (
+        weight.dtype == torch.bfloat16
+        and weight.device.type == "cpu"
+        and torch.backends.mkldnn.is_available()
+        and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+        and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    )
+
+
+def pack(weight: torch.Tensor) -> torch.Tensor:
+    """weight [Out, In] → the same, opaque."""
+    packed: torch.Tensor = torch.ops.mkldnn._reorder_linear_weight(weight, PACKED_FOR_ROWS)
+    return packed
+
+
+def multiply(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """x [..., In], weight [Out, In] packed or not → [..., Out]."""
+    if not weight.is_mkldnn:
+        return F.linear(x, weight, bias)
+    out: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    return out
