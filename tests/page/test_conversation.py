@@ -158,6 +158,16 @@ def test_earlier_conversations_are_kept_and_can_be_deleted(serve: Serve, open_pa
     assert user.page.locator("article").count() == 0
 
 
+def test_a_malformed_answer_is_text_and_nothing_is_drawn(serve: Serve, open_page: Open, scene: Path) -> None:
+    """The server says so by giving no boxes with an answer that ended by itself."""
+    text = "<|ref|>one<|/ref|><|det|>[[1, 2, 3, 400]]<|/det|> <|ref|>two<|/ref|>"
+    user = open_page(serve(FakeModel(answer(text))))
+    user.drop(scene)
+    user.ask_and_wait("Where?")
+    assert user.said() == "one two"
+    assert user.page.locator(".answer button.object").count() == 0
+
+
 def test_a_new_conversation_begins_anew(serve: Serve, open_page: Open) -> None:
     model = FakeModel()
     user = open_page(serve(model))

@@ -57,6 +57,23 @@ def test_a_broken_answer_is_not_told_to_the_model_later(serve: Serve, open_page:
     user.take_complaints()
 
 
+def test_boxes_and_shown_code_are_about_the_pictures_that_were_sent(serve: Serve, open_page: Open, scene: Path) -> None:
+    """Not about one of a question that was never answered."""
+    scripts = iter([[EngineError("lost")], grounded()])
+    user = open_page(serve(FakeModel(lambda messages, params: next(scripts))))
+    user.drop(scene, names=["lost.png"])
+    user.ask("First?")
+    user.page.locator(".failed .error").wait_for()
+    user.drop(scene, names=["kept.png"])
+    user.ask("Second?")
+    user.wait_for_answer(2)
+    assert user.page.locator(".answer img").get_attribute("alt") == "kept.png"
+    user.button("Request").click()
+    code = user.page.locator("#request-code").inner_text()
+    assert "kept.png" in code and "lost.png" not in code
+    user.take_complaints()
+
+
 def test_what_is_no_picture_is_refused_by_name(serve: Serve, open_page: Open, tmp_path: Path) -> None:
     file = tmp_path / "notes.png"
     file.write_bytes(b"not a picture at all, but long enough to look at")

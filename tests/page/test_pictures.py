@@ -9,6 +9,7 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from ipaddress import IPv4Network
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -29,7 +30,7 @@ def two(tmp_path: Path) -> list[Path]:
 
 def colours_asked(model: FakeModel) -> list[tuple[int, ...]]:
     images = model.asked[-1][0][-1].images
-    return [Image.open(io.BytesIO(image)).convert("RGB").getpixel((20, 20)) for image in images]
+    return [Image.open(io.BytesIO(image)).convert("RGB").getpixel((15, 15)) for image in images]
 
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)
@@ -163,6 +164,24 @@ def test_pages_of_a_pdf_become_pictures(serve: Serve, open_page: Open, tmp_path:
     user.wait_for_pictures(2)
     names = [image.get_attribute("alt") for image in user.page.locator("#tray img").all()]
     assert names == ["paper.pdf – 1", "paper.pdf – 2"]
+
+
+def test_sixteen_bits_of_grey_are_shown_as_the_server_sees_them(
+    serve: Serve, open_page: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The browser itself would show 12 bits as nearly black."""
+    file = tmp_path / "xray.png"
+    Image.fromarray(np.full((20, 30), 4095, np.uint16)).save(file)
+    model = FakeModel()
+
+    async def open_picture(source: object) -> Image.Image:
+        return Image.new("RGB", (30, 20), "white")
+
+    monkeypatch.setattr(model, "open_picture", open_picture)
+    user = open_page(serve(model))
+    user.drop(file)
+    user.ask_and_wait("What is it?")
+    assert colours_asked(model) == [(255, 255, 255)]
 
 
 def test_a_large_photograph_is_made_smaller_before_it_is_sent(serve: Serve, open_page: Open, tmp_path: Path) -> None:

@@ -44,7 +44,8 @@ export const readStatus = async () => (await send("/status/data")).json();
 
 /** Stream an answer: yields the chunks of chat completions. Throws ApiError. */
 export async function* streamAnswer(body, signal) {
-  const response = await send("/v1/chat/completions", body, { signal, "X-VL2-Timing": "1" });
+  const streamed = { ...body, stream: true, stream_options: { include_usage: true } };
+  const response = await send("/v1/chat/completions", streamed, { signal, "X-VL2-Timing": "1" });
   for await (const data of readEvents(response.body)) {
     if (data === "[DONE]") return;
     const chunk = JSON.parse(data);

@@ -10,7 +10,7 @@ import { keep, show as showHistory, startHistory, toggle as toggleHistory } from
 import { answerNode, questionNode } from "./message.js";
 import { cropped, framed } from "./pictures.js";
 import { regionSelector } from "./region.js";
-import { requestBody } from "./request.js";
+import { requestBody, sentPictures } from "./request.js";
 import { openRequest, startRequest } from "./show-request.js";
 import { settings, showNumber, startSettings } from "./settings.js";
 import { plainText } from "./tags.js";
@@ -57,16 +57,15 @@ async function answer() {
   const here = conversation;
   const { turns } = here;
   const controller = new AbortController();
-  const body = { ...requestBody(turns, settings), stream: true, stream_options: { include_usage: true } };
-  const question = turns.at(-1);
-  const turn = { role: "assistant", text: "", body, names: namesOf(turns), isJson: Boolean(question.schema), isRunning: true };
+  const body = requestBody(turns, settings);
+  const turn = { role: "assistant", text: "", settings, isJson: Boolean(turns.at(-1).schema), isRunning: true };
   turns.push(turn);
   const view = addTurn(turn);
   running = { controller };
   say(t.answering);
   render();
   scrollToEnd();
-  await follow(turn, controller.signal, () => keepEnd(view.update));
+  await follow(turn, body, controller.signal, () => keepEnd(view.update));
   if (running?.controller === controller) running = null;
   if (here === conversation) {
     render();
@@ -76,8 +75,6 @@ async function answer() {
   }
   if (!turn.error) await keep({ ...here, turns: here.turns.filter((each) => !each.isRunning) });
 }
-
-const namesOf = (turns) => turns.flatMap(({ pictures }) => pictures ?? []).map(({ name }) => name);
 
 function retry(turn) {
   if (running) return;
@@ -122,7 +119,10 @@ async function askRegion(picture, kind, region) {
 const on = {
   edit,
   retry,
-  request: (turn) => openRequest(turn, hasKey()),
+  request: (turn) => {
+    const before = conversation.turns.slice(0, conversation.turns.indexOf(turn));
+    openRequest(requestBody(before, turn.settings), sentPictures(before), hasKey());
+  },
   view: (picture, objects) => openViewer(picture, { objects, onAsk: (kind, region) => askRegion(picture, kind, region) }),
   ask: askRegion,
 };
@@ -131,7 +131,7 @@ function addTurn(turn) {
   const idx = conversation.turns.indexOf(turn);
   if (turn.role === "user") return $("turns").append(questionNode(turn, on));
   const before = conversation.turns.slice(0, idx);
-  const picture = before.flatMap(({ pictures }) => pictures ?? []).at(-1); // boxes are about the last one
+  const picture = sentPictures(before).at(-1); // boxes are about the last one
   const view = answerNode(turn, picture, before.at(-1).text, on);
   $("turns").append(view.node);
   return view;

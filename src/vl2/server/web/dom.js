@@ -37,6 +37,11 @@ export function iconButton(name, label, onclick, props = {}) {
   return el("button", { type: "button", class: "icon plain", "aria-label": label, title: label, onclick, ...props }, icon(name));
 }
 
+/** Ready to type; where that would raise a keyboard over half of the screen, only on request. */
+export function focusQuestion() {
+  if (!matchMedia("(pointer: coarse)").matches) $("question").focus();
+}
+
 /** Save a Blob under a name. */
 export function download(blob, name) {
   const url = URL.createObjectURL(blob);

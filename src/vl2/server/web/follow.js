@@ -3,11 +3,11 @@
 import { streamAnswer } from "./api.js";
 import { t } from "./texts.js";
 
-/** Fill `turn` with the answer to `turn.body`; `show()` is called as it grows, at most once a frame, and at its end.
+/** Fill `turn` with the answer to `body`; `show()` is called as it grows, at most once a frame, and at its end.
  *
  * Ends in every case: `turn.error` and `turn.status` say what went wrong. Milliseconds are `turn.first` and `turn.whole`.
  */
-export async function follow(turn, signal, show) {
+export async function follow(turn, body, signal, show) {
   const started = performance.now();
   let frame = 0;
   const showSoon = () => {
@@ -17,7 +17,7 @@ export async function follow(turn, signal, show) {
     });
   };
   try {
-    for await (const chunk of streamAnswer(turn.body, signal)) {
+    for await (const chunk of streamAnswer(body, signal)) {
       turn.usage = chunk.usage ?? turn.usage;
       const choice = chunk.choices[0];
       if (!choice) continue;

@@ -50,7 +50,8 @@ export function answerNode(turn, picture, question, on) {
   function update() {
     node.classList.toggle("running", Boolean(turn.isRunning));
     node.classList.toggle("failed", Boolean(turn.error));
-    drawn = !picture ? [] : turn.grounding ?? objectsSoFar(turn.text, picture);
+    const isWhole = turn.reason === "stop"; // then the server has said what is well-formed
+    drawn = !picture ? [] : turn.grounding ?? (isWhole ? [] : objectsSoFar(turn.text, picture));
     const hasBoxes = drawn.some(({ boxes }) => boxes.length);
     if (hasBoxes && !figure) figure = addFigure();
     figure?.show(drawn, lit);
@@ -104,7 +105,7 @@ export function answerNode(turn, picture, question, on) {
         action("copy", t.copy, (event) => copy(plainText(turn.text), event.currentTarget)),
         action("retry", t.retry, () => on.retry(turn)),
         ...boxes,
-        turn.body && action("code", t.showRequest, () => on.request(turn)),
+        action("code", t.showRequest, () => on.request(turn)),
       ),
       notes(turn),
     ];

@@ -1,14 +1,13 @@
 // A conversation → the body of a request, and the same request as curl and Python for people to run.
 
-/** `turns` end with a question. Questions that got no answer are left out, but for the last. */
+/** `turns` end with a question. */
 export function requestBody(turns, settings) {
   const { system, detail, stop, ...sampling } = settings;
   const messages = system ? [{ role: "system", content: system }] : [];
-  turns.forEach((turn, idx) => {
-    const isAsked = turn.role === "user" && (idx === turns.length - 1 || isAnswer(turns[idx + 1]));
-    if (isAsked) messages.push({ role: "user", content: content(turn, detail) });
-    if (isAnswer(turn)) messages.push({ role: "assistant", content: turn.text });
-  });
+  for (const turn of sent(turns)) {
+    const isQuestion = turn.role === "user";
+    messages.push({ role: turn.role, content: isQuestion ? content(turn, detail) : turn.text });
+  }
   const { schema } = turns.at(-1);
   return {
     model: "default",
@@ -19,7 +18,14 @@ export function requestBody(turns, settings) {
   };
 }
 
-const isAnswer = (turn) => turn.role === "assistant" && !turn.error;
+/** The pictures that the model is shown; boxes are about the last of them. */
+export const sentPictures = (turns) => sent(turns).flatMap(({ pictures }) => pictures ?? []);
+
+/** Questions that got no answer are left out, but for the last. */
+function sent(turns) {
+  const isAnswer = (turn) => turn.role === "assistant" && !turn.error;
+  return turns.filter((turn, idx) => isAnswer(turn) || (turn.role === "user" && (idx === turns.length - 1 || isAnswer(turns[idx + 1]))));
+}
 
 function content({ text, pictures }, isLow) {
   const parts = pictures.map(({ url }) => ({ type: "image_url", image_url: { url, ...(isLow && { detail: "low" }) } }));
@@ -27,7 +33,8 @@ function content({ text, pictures }, isLow) {
 }
 
 /** Name → code that asks the same. Pictures are read from files of their names. `address`: of the server. */
-export function asCode(body, names, address, needsKey) {
+export function asCode(body, pictures, address, needsKey) {
+  const names = pictures.map(({ name }) => name);
   return { curl: asCurl(body, names, address, needsKey), Python: asPython(body, names, address, needsKey) };
 }
 

@@ -20,9 +20,8 @@ export function startRequest() {
   });
 }
 
-export function openRequest({ body, names }, needsKey) {
-  const { stream: _, stream_options: __, ...asked } = body; // the code that is shown streams as it likes
-  const code = asCode(asked, names, location.origin, needsKey);
+export function openRequest(body, pictures, needsKey) {
+  const code = asCode(body, pictures, location.origin, needsKey);
   code.JSON = JSON.stringify(body, (_, value) => (typeof value === "string" && value.length > MOST ? `${value.slice(0, MOST)}…` : value), 2);
   const tabs = Object.entries(code).map(([name, text]) => {
     const tab = el("button", { type: "button", role: "tab", class: "small", "aria-controls": "request-code" }, name);
@@ -39,6 +38,6 @@ export function openRequest({ body, names }, needsKey) {
   }
   $("request-tabs").replaceChildren(...tabs);
   choose(tabs[0], code.curl);
-  $("request-note").textContent = [names.length && t.requestNote, needsKey && t.withKey].filter(Boolean).join(" ");
+  $("request-note").textContent = [pictures.length && t.requestNote, needsKey && t.withKey].filter(Boolean).join(" ");
   $("request-dialog").showModal();
 }

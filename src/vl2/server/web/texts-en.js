@@ -41,6 +41,7 @@ export default {
   fromUrl: "Picture from a URL",
   urlWhy: "The server fetches it; your browser does not.",
   urlAdd: "Add",
+  reading: "Reading the picture …",
   remove: (name) => `Remove ${name}`,
   earlier: (name) => `Move ${name} forward`,
   later: (name) => `Move ${name} back`,

@@ -41,6 +41,7 @@ export default {
   fromUrl: "从网址添加图片",
   urlWhy: "由服务器去取，浏览器不会访问它。",
   urlAdd: "添加",
+  reading: "正在读取图片……",
   remove: (name) => `移除 ${name}`,
   earlier: (name) => `前移 ${name}`,
   later: (name) => `后移 ${name}`,

@@ -1,6 +1,6 @@
 // The pictures of the next question, in order: added from files, the clipboard, a camera, a URL or a region.
 
-import { $, el, iconButton } from "./dom.js";
+import { $, el, focusQuestion, iconButton } from "./dom.js";
 import { drawn, fromCanvas, fromServer, loadPictures } from "./pictures.js";
 import { t } from "./texts.js";
 
@@ -46,9 +46,9 @@ function add(work) {
     if (loading !== reading) return; // more came, or a new conversation
     loading = null;
     renderTray();
-    $("question").focus();
+    focusQuestion();
   });
-  on.change();
+  renderTray();
 }
 
 /** Into `into`, which is no longer the tray after a new conversation. */
@@ -72,8 +72,9 @@ async function read(work, into, before) {
 }
 
 export function renderTray() {
-  $("tray").replaceChildren(...pictures.map(trayItem));
-  $("tray").hidden = !pictures.length;
+  const waiting = loading && el("li", { class: "reading", role: "img", "aria-label": t.reading });
+  $("tray").replaceChildren(...pictures.map(trayItem), ...(waiting ? [waiting] : []));
+  $("tray").hidden = !pictures.length && !waiting;
   on.change();
 }
 
@@ -89,7 +90,7 @@ function trayItem(picture, idx) {
   const remove = () => {
     pictures.splice(idx, 1);
     renderTray();
-    $("question").focus();
+    focusQuestion();
   };
   const item = el(
     "li",
@@ -173,7 +174,7 @@ function startUrl() {
       const found = await fromServer(url, name);
       $("url-dialog").close();
       addPictures(found);
-      $("question").focus();
+      focusQuestion();
     } catch (error) {
       $("url-error").textContent = error.status ? error.message : t.lost;
       $("url-error").hidden = false;
@@ -209,7 +210,7 @@ function startCamera() {
     const { videoWidth, videoHeight } = $("video");
     addPictures([fromCanvas(drawn($("video"), videoWidth, videoHeight), `${t.camera} ${pictures.length + 1}.jpg`, "image/jpeg")]);
     $("camera-dialog").close();
-    $("question").focus();
+    focusQuestion();
   });
   $("camera-close").addEventListener("click", () => $("camera-dialog").close());
   $("camera-dialog").addEventListener("close", end);
