@@ -96,7 +96,7 @@ def test_the_wheel_serves_from_an_empty_environment(tmp_path: Path) -> None:
     wheel = collect_wheels(wheels)
     subprocess.run([sys.executable, "-m", "venv", str(tmp_path / "venv")], check=True)
     python = str(tmp_path / "venv/bin/python")
-    install = [python, "-m", "pip", "-q", "install", "--no-index", "--find-links", str(wheels), str(wheel)]
+    install = [python, "-m", "pip", "-q", "install", "--no-index", "--find-links", str(wheels), f"{wheel}[torch]"]
     subprocess.run(install, check=True, timeout=900)
     environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path)}
     command = [python, "-c", SERVE, "nano", ANSWER]

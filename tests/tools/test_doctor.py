@@ -56,8 +56,9 @@ def test_a_good_machine_has_nothing_to_tell() -> None:
         ({"python": (3, 9)}, "python", "fix", "3.10"),
         ({"python": (3, 15)}, "python", "warning", "tested"),
         ({"versions": {"pyzmq": None}}, "packages", "fix", "pyzmq"),
-        ({"torch": None, "versions": {}}, "pytorch", "fix", "install it again"),
-        ({"torch": None, "versions": {"onnxruntime": "1.32.0"}}, "pytorch", "warning", "pip install vl2[torch]"),
+        ({"torch": None}, "pytorch", "fix", "install it again"),
+        ({"torch": None, "versions": {"onnxruntime": "1.23"}}, "pytorch", "ok", "ONNX Runtime 1.23"),
+        ({"torch": None, "versions": {}}, "pytorch", "fix", "vl2[torch]"),
         ({"torch": Torch("2.6.0", "12.4", (H100,))}, "pytorch", "fix", "2.9 or newer"),
         ({"driver": "535.129"}, "driver", "fix", "update it to 580"),
         ({"smi_problem": "NVIDIA-SMI has failed", "smi_gpus": ()}, "driver", "fix", "--gpus all"),
@@ -82,7 +83,7 @@ def test_each_trouble_is_told_with_what_to_do(changes: dict[str, Any], name: str
 
 
 def test_only_what_must_be_fixed_fails() -> None:
-    assert has_fixes(diagnose(dataclasses.replace(GOOD, torch=None, versions={})))
+    assert has_fixes(diagnose(dataclasses.replace(GOOD, torch=None)))
     assert not has_fixes(diagnose(dataclasses.replace(GOOD, hub_problem="timed out", memory_bytes=2**30)))
 
 

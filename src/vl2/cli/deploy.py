@@ -106,7 +106,7 @@ def ray(out: Path, overwrite: bool, ray: RayOptions, hub: HubOptions) -> None:
     """A Ray cluster: serve.yaml for `vl2.deploy.ray:app`.
 
     \b
-    pip install 'vl2[ray]'
+    pip install 'vl2[torch,ray]'
     vl2 deploy ray --out ray --model small --min-replicas 2 --max-replicas 8
     serve deploy ray/serve.yaml
     """

@@ -14,9 +14,8 @@ from vl2.tools.plan_models import official_config
 
 OK, WARNING, FIX = "ok", "warning", "fix"
 PYTHONS = ((3, 10), (3, 13))
+OPTIONAL = ("torch", "triton", "onnxruntime")
 LEAST_TORCH = (2, 9)
-OPTIONAL = ("torch", "onnxruntime", "triton")
-"""What computes; one is enough."""
 LEAST_DRIVER = {12: 525, 13: 580}
 """Oldest Linux driver for each major version of CUDA (CUDA release notes, minor version compatibility)."""
 LEAST_MEMORY_BYTES = 4 * GIB
@@ -63,12 +62,8 @@ def _versions(facts: Facts) -> Iterator[Finding]:
 
 def _torch(facts: Facts) -> Iterator[Finding]:
     torch = facts.torch
-    onnxruntime = facts.versions.get("onnxruntime")
-    if torch is None and onnxruntime is not None:
-        yield Finding("pytorch", WARNING, f"not there; ONNX Runtime {onnxruntime} computes", "pip install vl2[torch]")
-        return
     if torch is None:
-        yield Finding("pytorch", FIX, "cannot be imported", "install it again: pip install --force-reinstall torch")
+        yield _without_torch(facts)
         return
     numbers = tuple(int(number) for number in re.findall(r"\d+", torch.version)[:2])
     build = f"built for CUDA {torch.cuda}" if torch.cuda else "a CPU build"
@@ -76,6 +71,16 @@ def _torch(facts: Facts) -> Iterator[Finding]:
         yield Finding("pytorch", FIX, f"{torch.version}, {build}", "vl2 needs 2.9 or newer: pip install -U torch")
     else:
         yield Finding("pytorch", OK, f"{torch.version}, {build}")
+
+
+def _without_torch(facts: Facts) -> Finding:
+    if facts.versions.get("torch") is not None:
+        advice = "install it again: pip install --force-reinstall torch"
+        return Finding("pytorch", FIX, f"{facts.versions['torch']} cannot be imported", advice)
+    if facts.versions.get("onnxruntime") is not None:
+        detail = f"not installed; ONNX Runtime {facts.versions['onnxruntime']} computes what `vl2 export` wrote"
+        return Finding("pytorch", OK, detail)
+    return Finding("pytorch", FIX, "not installed", "pip install 'vl2[torch]', or 'vl2[edge]' to run without it")
 
 
 def _driver(facts: Facts) -> Iterator[Finding]:

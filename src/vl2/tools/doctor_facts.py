@@ -18,6 +18,7 @@ from vl2.core.config import HubOptions
 LIBRARIES = (
     "torch",
     "triton",
+    "onnxruntime",
     "tokenizers",
     "safetensors",
     "pillow",
@@ -25,7 +26,6 @@ LIBRARIES = (
     "uvicorn",
     "pyzmq",
     "huggingface-hub",
-    "onnxruntime",
 )
 SMI = ("nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader,nounits")
 HUBS = {"huggingface": "https://huggingface.co", "modelscope": "https://modelscope.cn"}
