@@ -104,7 +104,7 @@ def make_plan(config: ModelConfig, device: Device, wanted: Wanted, engine: Engin
     dtype = _computing_dtype(wanted, device)
     config = with_quantization(config, wanted.quantization)
     sequences = max(engine.max_sequences, wanted.concurrency)
-    tokens = min(engine.max_step_tokens, context)
+    tokens = engine.max_step_tokens
     plan = Plan(
         device=device,
         dtype=dtype,

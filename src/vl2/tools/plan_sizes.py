@@ -164,7 +164,7 @@ def vision_workspace_bytes(config: ModelConfig, dtype: str, tiles: int) -> int:
 
 
 def step_workspace_bytes(config: ModelConfig, dtype: str, *, tokens: int, context: int, sequences: int) -> int:
-    """Largest moment of a step of `tokens` at the end of `context`, and of the logits of all sequences."""
+    """Largest moment of a step of `tokens` at the ends of whole contexts, and of the logits of all sequences."""
     language = config.language
     width, moe, mla = language.hidden_size, language.moe, language.mla
     dense = 3 * language.dense_width if moe is None or moe.first_dense_layers else 0
@@ -175,6 +175,7 @@ def step_workspace_bytes(config: ModelConfig, dtype: str, *, tokens: int, contex
     rows = tokens * (4 * width + max(dense, routed)) * BYTES_PER_NUMBER[dtype]
     expanded = 0
     if mla is not None:
-        expanded = context * language.heads * (mla.nope_dim + mla.value_dim) * BYTES_PER_NUMBER[dtype]
+        keys = -(-tokens // context) * context
+        expanded = keys * language.heads * (mla.nope_dim + mla.value_dim) * BYTES_PER_NUMBER[dtype]
     logits = sequences * language.vocab_size * FLOAT32_BYTES
     return max(rows, expanded, logits) + logits  # sampling has logits of its own, in another graph's memory
