@@ -48,7 +48,7 @@ def open_page(browser: Any) -> Iterator[Open]:
     def make(url: str, *, path: str = "/", **options: Any) -> User:
         settings = {"viewport": {"width": 1180, "height": 820}, "locale": "en-GB", "reduced_motion": "reduce"} | options
         context = browser.new_context(**settings)
-        context.set_default_timeout(10_000)
+        context.set_default_timeout(60_000)  # of a machine that others use, too
         user = User(context, url + path)
         users.append(user)
         return user

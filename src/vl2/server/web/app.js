@@ -161,6 +161,7 @@ function render() {
 /** The picture that the first question is about, large. */
 function showPreview(picture) {
   $("welcome-heading").hidden = $("how").hidden = $("pick").hidden = $("sample").hidden = Boolean(picture);
+  $("welcome").classList.toggle("asking", Boolean(picture));
   $("preview").hidden = $("preview-how").hidden = !picture;
   if (previewed === picture) return;
   previewed = picture;
@@ -229,7 +230,7 @@ async function showModel() {
   try {
     const model = await readModel();
     $("model").textContent = model.max_model_len ? model.id : `${model.id} · ${t.loading}`;
-    $("nano").hidden = model.id !== "nano";
+    for (const note of document.querySelectorAll(".of-nano")) note.hidden = model.id !== "nano";
     if (!model.max_model_len) setTimeout(showModel, POLL_MS / 2);
   } catch (error) {
     if (error.status === 401 && (await askKey())) showModel();

@@ -9,7 +9,10 @@ const PAUSE_MS = 350; // of typing, before the server is asked
 const DOT = "data:image/gif;base64,R0lGODlhAQABAAAAACH5BAEKAAEALAAAAAABAAEAAAICTAEAOw=="; // stands for a counted picture
 const SCHEMA = {
   type: "object",
-  properties: { summary: { type: "string" }, objects: { type: "array", items: { type: "string" }, maxItems: 8 } },
+  properties: {
+    summary: { type: "string", maxLength: 120 }, // a model that does not know JSON would find no end
+    objects: { type: "array", items: { type: "string", maxLength: 24 }, maxItems: 8 },
+  },
   required: ["summary", "objects"],
   additionalProperties: false,
 };

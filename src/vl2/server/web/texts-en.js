@@ -25,7 +25,7 @@ export default {
   loading: "loading …",
   welcome: "Ask about a picture",
   how: "It is answered on this server and sent nowhere else. Boxes are drawn where the model points.",
-  drop: "Drop pictures here, paste them, or click to choose",
+  drop: "Drop or paste pictures here, or choose them",
   dropNote: "PNG, JPEG, WebP, GIF, TIFF, PDF",
   previewHow: "Choose a task or write a question. Drag over the picture to ask about a part of it.",
   sample: "Try it with a sample picture",
@@ -79,6 +79,7 @@ export default {
   needsTwo: "Comparing needs at least two pictures; add another one.",
   schema: "JSON schema of the answer",
   schemaWrong: (why) => `The schema is no JSON: ${why}`,
+  schemaNano: "nano was never shown JSON: its form will be right, its content will not.",
   schemaRemove: "Do not ask for JSON",
 
   // looking at a picture

@@ -25,7 +25,7 @@ export default {
   loading: "加载中……",
   welcome: "问一张图片",
   how: "由这台服务器回答，不会发往别处。模型指到的地方会画出方框。",
-  drop: "把图片拖到这里、粘贴，或点击选择",
+  drop: "把图片拖到或粘贴到这里，或者选择文件",
   dropNote: "PNG、JPEG、WebP、GIF、TIFF、PDF",
   previewHow: "选择一个任务或写下问题。在图片上拖动，可以只问其中一部分。",
   sample: "用示例图片试一试",
@@ -79,6 +79,7 @@ export default {
   needsTwo: "比较至少需要两张图片，请再添加一张。",
   schema: "回答的 JSON 模式",
   schemaWrong: (why) => `模式不是 JSON：${why}`,
+  schemaNano: "nano 没有见过 JSON：形式会正确，内容不会。",
   schemaRemove: "不要求 JSON",
 
   // 查看图片
