@@ -47,6 +47,7 @@ from vl2.core.types import (
     fold_deltas,
 )
 from vl2.engine.group import EngineGroup
+from vl2.engine.remote import RemoteGroup
 from vl2.engine.transport import ProcessTransport, ThreadTransport
 from vl2.processing.constrain import check_grammar, check_prompt
 from vl2.processing.detokenizer import Detokenizer
@@ -79,11 +80,13 @@ class LLM:
         hub: HubOptions = HubOptions(),
         in_process: bool = True,
         on_progress: Callable[[int, int], None] | None = None,
+        remote: RemoteGroup | None = None,
     ) -> None:
         """Finds (or downloads) the checkpoint and reads its configuration; weights are loaded by `start()`.
 
         model: nano, tiny, small, base, a folder, or a Hub id. `in_process=False` runs the engine in its own process.
-        `on_progress(bytes done, bytes in all)` is called while weights load.
+        `on_progress(bytes done, bytes in all)` is called while weights load. `remote`: the engines of another process,
+        instead of own ones.
 
         Raises: SetupError.
         """
@@ -94,7 +97,9 @@ class LLM:
         _check_context(engine, model_config)
         self.processor = Processor(self.folder, model_config, processor)
         transport = ThreadTransport if in_process else ProcessTransport
-        self.client = EngineGroup(lambda config: transport(self.folder, config), engine, on_progress=on_progress)
+        self.client: EngineGroup | RemoteGroup = remote or EngineGroup(
+            lambda config: transport(self.folder, config), engine, on_progress=on_progress
+        )
         self._pool = ThreadPoolExecutor(MAX_PROCESSOR_THREADS, thread_name_prefix="vl2-processor")
         self._loop_thread: _LoopThread | None = None
         self._is_started = False
@@ -169,7 +174,7 @@ class LLM:
         prompt = await self._process_for(params, messages, options.tenant)
         if options.tenant:
             prompt, options = _of_tenant(prompt, options)
-        request = self.client.admit(request_id or uuid.uuid4().hex, prompt, params, options)
+        request: Any = self.client.admit(request_id or uuid.uuid4().hex, prompt, params, options)
         begun = messages[-1].content.strip() if messages[-1].role == "assistant" else ""
         answer = _Answer(prompt, params, self.processor.tokenizer, begun)
         async with contextlib.aclosing(self.client.generate(request)) as events:

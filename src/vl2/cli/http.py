@@ -17,6 +17,9 @@ from vl2.server.admin import create_admin_app
 from vl2.server.drain import Drain
 
 if TYPE_CHECKING:
+    from starlette.types import ASGIApp
+
+    from vl2.cli.frontends import Frontends
     from vl2.llm import LLM
 
 logger = logging.getLogger("vl2.serve")
@@ -30,21 +33,31 @@ class DrainingServer(uvicorn.Server):
     Streams that are cut get their last words from `streaming.EventStream`.
     """
 
-    def __init__(self, app: FastAPI, config: ServerConfig) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        config: ServerConfig,
+        drain: Drain,
+        *,
+        frontends: Frontends | None = None,
+    ) -> None:
+        """`frontends`: this is their hub, which listens on a private socket and ends after them."""
+        uds = None if frontends is None else frontends.http_socket
         super().__init__(
             uvicorn.Config(
                 app,
+                uds=uds,
                 backlog=BACKLOG,
                 log_config=None,
                 access_log=False,  # the app logs one line per finished request
                 server_header=False,
-                ssl_certfile=config.tls_cert,
-                ssl_keyfile=config.tls_key,
+                ssl_certfile=config.tls_cert if uds is None else None,
+                ssl_keyfile=config.tls_key if uds is None else None,
                 timeout_graceful_shutdown=CUT_AFTER_S,
             )
         )
         self.is_aborted = False
-        self._drain: Drain = app.state.drain
+        self._drain, self._frontends = drain, frontends
         self._drain_timeout_s = config.drain_timeout_s
         self._loop: asyncio.AbstractEventLoop | None = None
         self._draining: asyncio.Task[None] | None = None
@@ -63,12 +76,16 @@ class DrainingServer(uvicorn.Server):
             return
         logger.warning("told again to stop; %d requests are cut", self._drain.num_running)
         self.is_aborted = True
+        if self._frontends is not None:
+            self._frontends.terminate()
         self._cut()
 
     async def _drain_then_exit(self) -> None:
         self._drain.begin()
         running = self._drain.num_running
         logger.info("stopping; %d requests are given %g s", running, self._drain_timeout_s)
+        if self._frontends is not None:
+            await self._frontends.end(self._drain_timeout_s)
         if not await self._drain.wait_idle(self._drain_timeout_s):
             self._cut()
         self.should_exit = True

@@ -14,12 +14,14 @@ from typing import TYPE_CHECKING
 import click
 
 from vl2.cli import model as models
+from vl2.cli.frontends import shared_folder, sharing
 from vl2.cli.options import describe, model_argument, options
 from vl2.core.config import EngineConfig, HubOptions, ProcessorConfig, ServerConfig
 from vl2.core.errors import EngineError, SetupError, VL2Error
 from vl2.core.logs import configure_logging
 
 if TYPE_CHECKING:
+    from vl2.cli.frontends import Frontends
     from vl2.llm import LLM
 
 logger = logging.getLogger("vl2.serve")
@@ -56,7 +58,7 @@ def command(
         raise SetupError(f"--allow-dir is {folder}, but there is no such folder")
     check_exposure(server)
     listener = bind(server.host, server.port)
-    with listener, models.loading_bar() as on_progress:
+    with listener, shared_folder(server), models.loading_bar() as on_progress:
         llm = models.open_model(
             model, engine=engine, processor=processor, hub=hub, in_process=False, on_progress=on_progress
         )
@@ -65,7 +67,7 @@ def command(
             listener.listen(BACKLOG)  # not earlier: until now clients shall be refused, not kept waiting
         except OSError as error:
             raise _cannot_listen(server.host, server.port, error) from None
-        if asyncio.run(_serve(llm, listener, server, processor)):
+        if asyncio.run(_serve(llm, listener, server, engine, processor)):
             raise click.exceptions.Exit(ABORTED)
 
 
@@ -92,7 +94,9 @@ def _cannot_listen(host: str, port: int, error: Exception) -> SetupError:
     return SetupError(f"cannot listen on {host}:{port}: {reason}; choose another address with --host and --port")
 
 
-async def _serve(llm: LLM, listener: socket.socket, config: ServerConfig, processor: ProcessorConfig) -> bool:
+async def _serve(
+    llm: LLM, listener: socket.socket, config: ServerConfig, engine: EngineConfig, processor: ProcessorConfig
+) -> bool:
     """Until SIGTERM or SIGINT; returns whether a second one cut what still ran.
 
     Raises: SetupError when the model cannot start, EngineError when it is lost.
@@ -111,14 +115,17 @@ async def _serve(llm: LLM, listener: socket.socket, config: ServerConfig, proces
         fail(EngineError(f"the engine died and could not be started again: {reason}"))
 
     app = create_app(llm, config, max_image_bytes=processor.max_image_bytes, on_setup_error=fail)
-    server = DrainingServer(app, config)
-    beside = [asyncio.create_task(_announce(llm, listener, config)), asyncio.create_task(watch())]
-    with contextlib.ExitStack() as stack:
+    async with contextlib.AsyncExitStack() as stack:
+        frontends = None
+        if config.frontends > 1:
+            frontends = await stack.enter_async_context(sharing(llm, app, listener, config, engine, processor, fail))
+        server = DrainingServer(app, config, app.state.drain, frontends=frontends)
+        beside = [asyncio.create_task(_announce(llm, listener, config, frontends)), asyncio.create_task(watch())]
         if config.admin_port is not None:
             admin_listener = stack.enter_context(bind(config.admin_host, config.admin_port))
             admin = admin_server(llm, app)
             beside.append(asyncio.create_task(admin.serve(sockets=[admin_listener])))
-        await server.serve(sockets=[listener])
+        await server.serve(sockets=[listener] if frontends is None else None)
         for task in beside:
             task.cancel()
         await asyncio.gather(*beside, return_exceptions=True)
@@ -151,9 +158,9 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-async def _announce(llm: LLM, listener: socket.socket, config: ServerConfig) -> None:
+async def _announce(llm: LLM, listener: socket.socket, config: ServerConfig, frontends: Frontends | None) -> None:
     """One line when questions are welcome."""
-    while not llm.is_ready:
+    while not (llm.is_ready and (frontends is None or frontends.are_there)):
         await asyncio.sleep(READY_POLL_S)
     host, port = listener.getsockname()[:2]
     is_open_to_all = host in ("0.0.0.0", "::")

@@ -167,6 +167,11 @@ class ServerConfig:
 
     host: str = option("127.0.0.1", "Address to listen on; 0.0.0.0 for all interfaces.")
     port: int = option(8000, "Port to listen on; 0 takes a free one.", rule=between(0, 65535))
+    frontends: int = option(
+        1,
+        "Processes for HTTP, pictures and text, which share the engines; more when one core cannot keep up.",
+        rule=between(1, 64),
+    )
     tls_cert: str | None = option(None, "File of the certificate chain (PEM); with --tls-key the server speaks https.")
     tls_key: str | None = option(None, "File of the certificate's private key (PEM).")
     api_key: tuple[Secret, ...] = option((), "Key that clients must send as Bearer token (may be repeated).")

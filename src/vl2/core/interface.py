@@ -63,3 +63,13 @@ class ChatModel(Protocol):
 
     async def replica_stats(self) -> list[ReplicaStats]:
         """The counters of each engine now, always in the same order."""
+
+
+class Caller(Protocol):
+    """A way to the process that keeps what front-ends share."""
+
+    async def call(self, service: str, payload: bytes = b"") -> bytes:
+        """The service's answer. Raises: VL2Error, as the service does."""
+
+    def tell(self, service: str, payload: bytes) -> None:
+        """Without waiting for an answer."""

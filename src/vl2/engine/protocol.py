@@ -74,18 +74,19 @@ def _encode_hook(value: Any) -> Any:
     raise TypeError(f"{type(value).__name__} cannot cross between processes")
 
 
-def _decode_hook(kind: type, value: Any) -> Any:
+def decode_hook(kind: type, value: Any) -> Any:
     assert kind is np.ndarray, kind
     shape, pixels = value
     return np.frombuffer(pixels, dtype=np.uint8).reshape(shape)
 
 
 _encoder = msgspec.msgpack.Encoder(enc_hook=_encode_hook)
-_command_decoder = msgspec.msgpack.Decoder(Command, dec_hook=_decode_hook)
+_command_decoder = msgspec.msgpack.Decoder(Command, dec_hook=decode_hook)
 _report_decoder: msgspec.msgpack.Decoder[Report] = msgspec.msgpack.Decoder(Report)
 
 
-def encode(message: Command | Report) -> bytes:
+def encode(message: msgspec.Struct) -> bytes:
+    """Of these, or of engine/hub_protocol.py."""
     return _encoder.encode(message)
 
 

@@ -23,7 +23,7 @@ from vl2.server.batch.database import Database
 from vl2.server.batch.files import FileStore
 from vl2.server.batch.routes import State, batch_routes
 from vl2.server.batch.runner import BatchRunner
-from vl2.server.chat import ChatService
+from vl2.server.chat import ChatService, ReadFileOf
 from vl2.server.counting import counting_routes
 from vl2.server.drain import Drain, DrainRequests
 from vl2.server.errors import ERROR_RESPONSES, install_error_handlers
@@ -41,6 +41,7 @@ from vl2.server.quotas import Quotas
 from vl2.server.responses.routes import responses_routes
 from vl2.server.responses.store import ResponseStore
 from vl2.server.results import ResultCache
+from vl2.server.shared import HubState, SharedState
 from vl2.server.status import ServerStatus, status_routes
 from vl2.server.tenants import KeyRing
 from vl2.server.tracing import Tracing
@@ -55,11 +56,13 @@ def create_app(
     max_image_bytes: int = ProcessorConfig().max_image_bytes,
     fetcher: PictureFetcher | None = None,
     on_setup_error: Callable[[SetupError], None] | None = None,
+    shared: SharedState | None = None,
 ) -> FastAPI:
     """The server for `llm`, which it starts and stops unless it is running already.
 
     The app answers while the model loads (503 where the model is needed). If it cannot start, `on_setup_error` is
-    called in the event loop: the place to end the process.
+    called in the event loop: the place to end the process. `shared`: this is one of several front-ends, and what they
+    share is kept by the hub (see `server.shared`).
     """
     fetcher = fetcher or PictureFetcher(
         allowed_folder=config.allow_dir,
@@ -70,9 +73,9 @@ def create_app(
     metrics = Metrics(config.served_model_name or llm.name)
     tracing = Tracing.of(config, metrics.model)
     drain, ids = Drain(), NodeIds(config.node_name)
-    store = ResponseStore(config.max_stored_responses, config.max_stored_response_bytes)
+    quotas, store = Quotas(), ResponseStore(config.max_stored_responses, config.max_stored_response_bytes)
     keys = KeyRing(config.api_key, config.keys_file)
-    database = Database(Path(config.state_dir)) if config.state_dir else None
+    database = Database(Path(config.state_dir)) if config.state_dir and shared is None else None
     files = FileStore(database, ids, config.max_state_bytes) if database else None
     service = ChatService(
         llm,
@@ -81,8 +84,8 @@ def create_app(
         metrics,
         max_pictures=config.max_pictures,
         is_cache_shared=config.shared_cache,
-        read_file=files.read if files else None,
-        results=ResultCache(config.result_cache_bytes) if config.result_cache_bytes else None,
+        read_file=_file_reader(config, files, shared),
+        results=ResultCache(config.result_cache_bytes // config.frontends) if config.result_cache_bytes else None,
         has_many_tenants=lambda: keys.has_many_tenants,
     )
 
@@ -96,6 +99,7 @@ def create_app(
 
     app = FastAPI(title="vl2", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.config, app.state.metrics, app.state.drain = config, metrics, drain
+    app.state.hub = HubState(quotas, store, files)
     app.state.status = status = ServerStatus(llm, service.model_name, service.rates)
     state = None
     if database is not None and files is not None:
@@ -108,7 +112,7 @@ def create_app(
     routes = list(app.routes)
     for router in (
         openai_routes(service),
-        responses_routes(service, store, ids),
+        responses_routes(service, shared or store, ids),
         anthropic_routes(service, ids),
         counting_routes(service),
         picture_routes(service),
@@ -122,10 +126,16 @@ def create_app(
         routes += router.routes
     app.add_middleware(LimitBody, max_bytes=config.max_body_bytes)  # the innermost
     app.add_middleware(DrainRequests, drain=drain)
-    app.add_middleware(RequireKey, keys=keys, scrape_key=config.scrape_key, quotas=Quotas())
+    app.add_middleware(RequireKey, keys=keys, scrape_key=config.scrape_key, quotas=shared or quotas)
     app.add_middleware(Guard, hosts=config.allowed_host, origins=config.allowed_origin, needs_keys=not keys.is_open)
     app.add_middleware(RecordRequests, metrics=metrics, routes=routes, tracing=tracing)  # the outermost
     return app
+
+
+def _file_reader(config: ServerConfig, files: FileStore | None, shared: SharedState | None) -> ReadFileOf | None:
+    if shared is not None and config.state_dir:
+        return shared.read_file
+    return files.read if files else None
 
 
 @asynccontextmanager

@@ -11,7 +11,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from vl2.core.errors import RateLimited, Unauthorized
 from vl2.core.secret import Secret
 from vl2.server.errors import error_response
-from vl2.server.quotas import Quotas
+from vl2.server.quotas import HoldQuota
 from vl2.server.tenants import ANYONE, Key, KeyRing, digest_of
 
 PUBLIC_PATHS = ("/", "/status", "/health", "/health/live", "/health/ready")
@@ -28,7 +28,7 @@ class RequireKey:
     The key comes as `Authorization: Bearer KEY`, or as Anthropic's clients send it, `x-api-key: KEY`.
     """
 
-    def __init__(self, app: ASGIApp, keys: KeyRing, scrape_key: Secret | None, quotas: Quotas) -> None:
+    def __init__(self, app: ASGIApp, keys: KeyRing, scrape_key: Secret | None, quotas: HoldQuota) -> None:
         self.app = app
         self.keys = keys
         self.quotas = quotas
@@ -50,7 +50,7 @@ class RequireKey:
             return
         state["key"] = key
         try:
-            with self.quotas.hold(key):
+            async with self.quotas.hold(key):
                 await self.app(scope, receive, send)
         except RateLimited as error:  # the only one that is raised here: the app answers its own errors
             await error_response(error)(scope, receive, send)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from functools import partial
 from typing import Any, Protocol
 
@@ -40,11 +40,18 @@ def encode(body: dict[str, Any], event: str | None = None) -> bytes:
     return data if event is None else b"event: " + event.encode() + b"\n" + data
 
 
-async def answer_events(answer: Answer, writer: EventWriter, record: RequestRecord) -> AsyncIterator[bytes]:
-    """All that is there at a time goes out as one write."""
+async def answer_events(
+    answer: Answer,
+    writer: EventWriter,
+    record: RequestRecord,
+    before_write: Callable[[], Awaitable[None]] | None = None,
+) -> AsyncIterator[bytes]:
+    """All that is there at a time goes out as one write; `before_write` ends first."""
     try:
         async for deltas in answer.batches():
             events = b"".join(event for delta in deltas for event in writer.write(delta))
+            if before_write is not None:
+                await before_write()
             if events:
                 yield events
     except Exception as error:
@@ -64,6 +71,11 @@ def stopping_events(writer: EventWriter, record: RequestRecord) -> bytes:
     return writer.fail(error) + writer.end()
 
 
-def event_stream(answer: Answer, writer: EventWriter, record: RequestRecord) -> EventStream:
-    events = answer_events(answer, writer, record)
+def event_stream(
+    answer: Answer,
+    writer: EventWriter,
+    record: RequestRecord,
+    before_write: Callable[[], Awaitable[None]] | None = None,
+) -> EventStream:
+    events = answer_events(answer, writer, record, before_write)
     return EventStream(events, answer.aclose, partial(stopping_events, writer, record))

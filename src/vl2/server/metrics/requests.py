@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import time
+from typing import Literal
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
+from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
 from vl2 import __version__
 from vl2.core.errors import RateLimited
@@ -13,6 +16,7 @@ from vl2.core.stats import ModelInfo, resident_bytes
 from vl2.core.types import Delta, Usage
 from vl2.server.errors import CLIENT_GONE
 from vl2.server.metrics import catalogue as c
+from vl2.server.processes import SHARED_FOLDER
 
 disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for each counter, of no use to Prometheus
 
@@ -29,7 +33,7 @@ class Metrics:
         for route in c.ASKING_ROUTES:
             for status, outcome in c.EXPECTED:
                 self._requests.labels(model, route, status, outcome)
-        self.in_flight = self._gauge(c.IN_FLIGHT).labels(model)
+        self.in_flight = self._gauge(c.IN_FLIGHT, "livesum").labels(model)
         self._request_s = self._histogram(c.REQUEST_SECONDS)
         self.first_token_s, self.inter_token_s, self._intake_s, self._queue_s, self._vision_s = (
             self._histogram(metric).labels(model)
@@ -68,22 +72,39 @@ class Metrics:
         if first_token_s is not None:
             self._intake_s.observe(max(0.0, first_token_s - timing.queue_s - timing.vision_s - timing.prefill_s))
 
+    def exposition(self) -> bytes:
+        """As text; of all front-ends together, where there are several."""
+        if SHARED_FOLDER not in os.environ:
+            return generate_latest(self.registry)
+        together = CollectorRegistry()
+        MultiProcessCollector(together)  # type: ignore[no-untyped-call]
+        return generate_latest(together)
+
+    def describe_process(self, name: str = SERVER_PROCESS) -> None:
+        self._resident_bytes.labels(self.model, name).set(resident_bytes())
+
     def describe_server(self, *, is_ready: bool, info: ModelInfo | None) -> None:
         """What is as it is when it is asked for."""
         self._ready.set(is_ready)
-        self._resident_bytes.labels(self.model, SERVER_PROCESS).set(resident_bytes())
+        self.describe_process()
         if info is not None:
             self._build_info.labels(self.model, __version__, platform.python_version(), info.device, info.dtype).set(1)
 
     def _counter(self, metric: c.Metric) -> Counter:
         return Counter(metric.name, metric.help, metric.all_labels, registry=self.registry)
 
-    def _gauge(self, metric: c.Metric) -> Gauge:
-        return Gauge(metric.name, metric.help, metric.all_labels, registry=self.registry)
+    def _gauge(self, metric: c.Metric, together: Literal["livesum", "livemax"] = "livemax") -> Gauge:
+        """`together`: what several front-ends' values come to."""
+        return Gauge(metric.name, metric.help, metric.all_labels, registry=self.registry, multiprocess_mode=together)
 
     def _histogram(self, metric: c.Metric) -> Histogram:
         assert metric.buckets is not None
         return Histogram(metric.name, metric.help, metric.all_labels, buckets=metric.buckets, registry=self.registry)
+
+
+def forget_process(pid: int) -> None:
+    """A front-end is gone: its gauges too, while what it counted stays."""
+    mark_process_dead(pid)  # type: ignore[no-untyped-call]
 
 
 def outcome_of(status: int, error_code: str | None) -> str:

@@ -30,7 +30,7 @@ def metrics_routes(llm: ChatModel, metrics: Metrics, drain: Drain) -> APIRouter:
         metrics.describe_server(is_ready=is_ready, info=llm.info if llm.is_ready else None)
         snapshot = CollectorRegistry()
         snapshot.register(EngineCollector(metrics.model, await read_stats(llm)))
-        return Response(generate_latest(metrics.registry) + generate_latest(snapshot), media_type=CONTENT_TYPE)
+        return Response(metrics.exposition() + generate_latest(snapshot), media_type=CONTENT_TYPE)
 
     return router
 

@@ -19,7 +19,7 @@ from vl2.server.intake import JSONRoute
 from vl2.server.responses.adapter import to_question
 from vl2.server.responses.render import ResponseEvents, response_head, response_json
 from vl2.server.responses.schema import InputRequest, ResponseRequest
-from vl2.server.responses.store import ResponseStore, Stored
+from vl2.server.responses.store import KeepResponses, Stored
 from vl2.server.streaming import while_connected
 from vl2.server.tenants import Key
 from vl2.server.tools import call_text
@@ -29,7 +29,7 @@ KIND = "resp"
 GRAMMAR_PATH = "text.format.schema"
 
 
-def responses_routes(service: ChatService, store: ResponseStore, ids: NodeIds) -> APIRouter:
+def responses_routes(service: ChatService, store: KeepResponses, ids: NodeIds) -> APIRouter:
     router = APIRouter(prefix="/v1/responses", tags=["responses"], route_class=JSONRoute)
 
     @router.post(
@@ -44,45 +44,45 @@ def responses_routes(service: ChatService, store: ResponseStore, ids: NodeIds) -
         key = key_of(request)
         service.check_model(body.model)
         record_of(request).headers |= ignored_header(check_fields(body))
-        question = to_question(body, earlier_turns(store, ids, body, key))
+        question = to_question(body, await earlier_turns(store, ids, body, key))
         prompt = await while_connected(request.receive, service.prompt(question, key))
         return {"object": "response.input_tokens", "input_tokens": len(prompt.token_ids)}
 
-    def stored(response_id: str, request: Request) -> Stored:
+    async def stored(response_id: str, request: Request) -> Stored:
         ids.check(KIND, response_id)
-        return store.get(response_id, key_of(request).tenant)
+        return await store.get(response_id, key_of(request).tenant)
 
     @router.get("/{response_id}", summary="A response that was kept")
     async def read(response_id: str, request: Request) -> dict[str, Any]:
-        return stored(response_id, request).response
+        return (await stored(response_id, request)).response
 
     @router.delete("/{response_id}", summary="Forget a response")
     async def delete(response_id: str, request: Request) -> dict[str, Any]:
-        stored(response_id, request)
-        store.delete(response_id, key_of(request).tenant)
+        await stored(response_id, request)
+        await store.delete(response_id, key_of(request).tenant)
         return {"id": response_id, "object": "response.deleted", "deleted": True}
 
     @router.post("/{response_id}/cancel", summary="Only answers in the background could be cancelled")
     async def cancel(response_id: str, request: Request) -> None:
-        stored(response_id, request)
+        await stored(response_id, request)
         raise InvalidRequest("only background responses can be cancelled, and this server has none")
 
     @router.get("/{response_id}/input_items", summary="What a response answered")
     async def input_items(response_id: str, request: Request) -> dict[str, Any]:
-        items = stored(response_id, request).input_items
+        items = (await stored(response_id, request)).input_items
         edges = {"first_id": items[0]["id"], "last_id": items[-1]["id"]} if items else {}
         return {"object": "list", "data": items, "has_more": False, **edges}
 
     return router
 
 
-def earlier_turns(store: ResponseStore, ids: NodeIds, body: InputRequest, key: Key) -> list[Turn]:
+async def earlier_turns(store: KeepResponses, ids: NodeIds, body: InputRequest, key: Key) -> list[Turn]:
     """Raises: NotFound."""
     name = "previous_response_id"
     if body.previous_response_id is None:
         return []
     ids.check(KIND, body.previous_response_id, name)
-    return store.get(body.previous_response_id, key.tenant, name).turns
+    return (await store.get(body.previous_response_id, key.tenant, name)).turns
 
 
 class _Asking:
@@ -91,7 +91,7 @@ class _Asking:
     def __init__(
         self,
         service: ChatService,
-        store: ResponseStore,
+        store: KeepResponses,
         ids: NodeIds,
         body: ResponseRequest,
         key: Key,
@@ -106,18 +106,24 @@ class _Asking:
         has_tools = question.tools is not None
         head = response_head(body, response_id, self.service.model_name, has_tools)
         if body.stream:
-            writer = ResponseEvents(head, has_tools, on_finish=lambda response: self._keep(response, question))
-            return event_stream(answer, writer, self.record)
+            whole: list[dict[str, Any]] = []
+
+            async def keep() -> None:
+                while whole:
+                    await self._keep(whole.pop(), question)
+
+            writer = ResponseEvents(head, has_tools, on_finish=whole.append)
+            return event_stream(answer, writer, self.record, before_write=keep)
         completion = await while_connected(request.receive, answer.fold())
         response = response_json(head, completion, has_tools)
-        self._keep(response, question)
+        await self._keep(response, question)
         return JSONResponse(response)
 
     async def _begin(self) -> tuple[Answer, Question, str]:
         body = self.body
         self.service.check_model(body.model)
         self.record.headers |= ignored_header(check_fields(body))
-        question = to_question(body, earlier_turns(self.store, self.ids, body, self.key))
+        question = to_question(body, await earlier_turns(self.store, self.ids, body, self.key))
         response_id = self.ids.new(KIND)
         self.record.answer_id = response_id
         try:
@@ -127,12 +133,12 @@ class _Asking:
                 error.param = "grounding" if body.grounding else "tools" if question.tools else GRAMMAR_PATH
             raise
 
-    def _keep(self, response: dict[str, Any], question: Question) -> None:
+    async def _keep(self, response: dict[str, Any], question: Question) -> None:
         if self.body.store is False:
             return
         turns = question.turns[1:] if self.body.instructions else question.turns
         said = [Turn("assistant", (_text_of(item),)) for item in response["output"]]
-        self.store.put(Stored(self.key.tenant, response, [*turns, *said], _items(self.body, self.ids)))
+        await self.store.put(Stored(self.key.tenant, response, [*turns, *said], _items(self.body, self.ids)))
 
 
 def _text_of(item: dict[str, Any]) -> str:

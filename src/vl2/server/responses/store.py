@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from vl2.server.ids import not_found
 from vl2.server.turns import Reference, Turn
@@ -29,27 +29,39 @@ def _reference_bytes(reference: Reference) -> int:
     return len(reference.url or "") + len(reference.data or "")
 
 
+class KeepResponses(Protocol):
+    """Where responses are kept: here, or by the hub for all front-ends."""
+
+    async def put(self, stored: Stored) -> None: ...
+
+    async def get(self, response_id: str, tenant: str, param: str | None = None) -> Stored:
+        """Raises: NotFound, in the same words for another tenant's."""
+
+    async def delete(self, response_id: str, tenant: str) -> None:
+        """Raises: NotFound."""
+
+
 class ResponseStore:
     def __init__(self, max_responses: int, max_bytes: int) -> None:
         self._max_responses, self._max_bytes = max_responses, max_bytes
         self._num_bytes = 0
         self._stored: OrderedDict[str, Stored] = OrderedDict()
 
-    def put(self, stored: Stored) -> None:
+    async def put(self, stored: Stored) -> None:
         """The oldest make room; one that is too large alone is not kept."""
         self._stored[stored.response["id"]] = stored
         self._num_bytes += stored.num_bytes
         while self._stored and (len(self._stored) > self._max_responses or self._num_bytes > self._max_bytes):
             self._num_bytes -= self._stored.popitem(last=False)[1].num_bytes
 
-    def get(self, response_id: str, tenant: str, param: str | None = None) -> Stored:
+    async def get(self, response_id: str, tenant: str, param: str | None = None) -> Stored:
         """Raises: NotFound, in the same words for another tenant's."""
         stored = self._stored.get(response_id)
         if stored is None or stored.tenant != tenant:
             raise not_found(response_id, param)
         return stored
 
-    def delete(self, response_id: str, tenant: str) -> None:
+    async def delete(self, response_id: str, tenant: str) -> None:
         """Raises: NotFound."""
-        self._num_bytes -= self.get(response_id, tenant).num_bytes
+        self._num_bytes -= (await self.get(response_id, tenant)).num_bytes
         del self._stored[response_id]
