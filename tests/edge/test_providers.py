@@ -29,19 +29,21 @@ def names(options: list) -> list[str]:
 
 
 def test_the_best_of_what_is_installed_is_taken() -> None:
-    assert choose_providers("auto", [NAMES["cpu"]]).name == "cpu"
-    assert choose_providers("auto", [NAMES["cuda"], NAMES["cpu"]]).name == "cuda"
-    best = choose_providers("auto", ALL, Path("/engines"))
+    engines = Path("/engines")
+    assert choose_providers("auto", [NAMES["cpu"]], engines, 384).name == "cpu"
+    assert choose_providers("auto", [NAMES["cuda"], NAMES["cpu"]], engines, 384).name == "cuda"
+    best = choose_providers("auto", ALL, engines, 384)
     assert names(best.vision) == ["Tensorrt", "CUDA", "CPU"]
     assert names(best.decoder) == ["CUDA", "CPU"] and best.device == "cuda"
     assert best.vision[0][1]["trt_engine_cache_path"] == "/engines"
+    assert best.vision[0][1]["trt_profile_max_shapes"] == "tiles:10x384x384x3"
 
 
 def test_asking_for_what_is_not_there_is_an_error(exported: Exported) -> None:
     with pytest.raises(
         SetupError, match=r"--provider tensorrt, but this onnxruntime has only .*; install onnxruntime-gpu"
     ):
-        choose_providers("tensorrt", [NAMES["cpu"]])
+        choose_providers("tensorrt", [NAMES["cpu"]], Path("/engines"), 384)
     with pytest.raises(SetupError, match="--provider cuda, but this onnxruntime has only"):
         build_engine(exported("mha-greedy"), provider="cuda")
     with pytest.raises(SetupError, match="--device cpu and --provider cuda contradict"):

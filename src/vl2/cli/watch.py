@@ -96,6 +96,7 @@ def watch(
                 sleep(POLL_S)
             else:
                 started_s = clock()
+                meter.begin(started_s)
                 try:
                     click.echo(answer(frame))
                     meter.answered(frame, clock() - started_s)
@@ -117,6 +118,11 @@ class Meter:
         self.reported_s = now_s
         self.num_answered = self.num_dropped = self.num_recent = 0
         self.busy_s = 0.0
+
+    def begin(self, now_s: float) -> None:
+        """The time since the last report counts from its first picture on."""
+        if not self.num_recent:
+            self.reported_s = now_s
 
     def answered(self, frame: Frame, seconds: float) -> None:
         self.num_answered += 1

@@ -35,7 +35,8 @@ class Network:
         check_files(folder, self.manifest)
         self.config = read_model_config(folder)
         engines = EngineCache(ENGINES.expanduser(), _engine_key(self.manifest))
-        self.providers = choose_providers(provider, ort.get_available_providers(), engines.folder)
+        side = self.config.tile_geometry.side
+        self.providers = choose_providers(provider, ort.get_available_providers(), engines.folder, side)
         self._vision = self._vision_session(engines, threads)
         self._embedding = self._session(folder / "embedding.onnx", [(NAMES["cpu"], {})], 1)
         self._decoder = self._session(folder / "decoder.onnx", self.providers.decoder, threads)

@@ -16,6 +16,9 @@ PACKAGES = {
     "cuda": "onnxruntime-gpu, with CUDA and cuDNN of the versions that it names",
     "tensorrt": "onnxruntime-gpu and TensorRT; on a Jetson, NVIDIA's own build of onnxruntime",
 }
+MAX_TILES = 10
+"""The most tiles that one run of a TensorRT engine takes: a picture has up to 10, its global view included."""
+
 Option = tuple[str, dict[str, Any]]
 
 
@@ -33,8 +36,8 @@ class Providers:
         return "cpu" if self.name == "cpu" else "cuda"
 
 
-def choose_providers(wanted: str, available: list[str], engines: Path | None = None) -> Providers:
-    """`wanted`: auto, cpu, cuda or tensorrt. `engines`: folder that TensorRT keeps its engines in.
+def choose_providers(wanted: str, available: list[str], engines: Path, side: int) -> Providers:
+    """`wanted`: auto, cpu, cuda or tensorrt. `engines`: folder that TensorRT keeps its engines in; `side` of a tile.
 
     Raises: SetupError.
     """
@@ -52,18 +55,18 @@ def choose_providers(wanted: str, available: list[str], engines: Path | None = N
     cuda: Option = (NAMES["cuda"], {})
     if wanted == "cuda":
         return Providers("cuda", [cuda, cpu], [cuda, cpu])
-    tensorrt: Option = (NAMES["tensorrt"], _tensorrt_options(engines))
+    tensorrt: Option = (NAMES["tensorrt"], _tensorrt_options(engines, side))
     return Providers("tensorrt", [tensorrt, cuda, cpu], [cuda, cpu])
 
 
-def _tensorrt_options(engines: Path | None) -> dict[str, Any]:
-    """Engines are built once for a card, which takes minutes, and kept."""
-    options: dict[str, Any] = {"trt_fp16_enable": True}
-    if engines is not None:
-        options |= {
-            "trt_engine_cache_enable": True,
-            "trt_engine_cache_path": str(engines),
-            "trt_timing_cache_enable": True,
-            "trt_timing_cache_path": str(engines),
-        }
-    return options
+def _tensorrt_options(engines: Path, side: int) -> dict[str, Any]:
+    """Engines are built once for a card, which takes minutes, and kept; one is for every number of tiles."""
+    shapes = {"min": 1, "opt": 2, "max": MAX_TILES}
+    return {
+        "trt_fp16_enable": True,
+        "trt_engine_cache_enable": True,
+        "trt_engine_cache_path": str(engines),
+        "trt_timing_cache_enable": True,
+        "trt_timing_cache_path": str(engines),
+        **{f"trt_profile_{kind}_shapes": f"tiles:{count}x{side}x{side}x3" for kind, count in shapes.items()},
+    }

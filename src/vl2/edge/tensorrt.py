@@ -13,10 +13,9 @@ from pathlib import Path
 from vl2.core.errors import SetupError
 from vl2.core.model_config import ModelConfig
 from vl2.edge.bundle import Manifest
+from vl2.edge.providers import MAX_TILES
 
 SCRIPT, ENGINE, BUILT_FROM, WRAPPER = "build_tensorrt.sh", "vision.engine", "vision.engine.sha256", "vision.engine.onnx"
-MAX_TILES = 10
-"""The most tiles that one run of the engine takes: a picture has up to 10, its global view included."""
 
 
 def write_tensorrt_files(folder: Path, config: ModelConfig) -> None:
