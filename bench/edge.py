@@ -108,7 +108,7 @@ def _ask(llm: LLM, question: Question, pictures: Path) -> str:
     for number, (asked, _) in enumerate(question.turns):
         images = tuple(pictures / name for name in question.pictures) if number == 0 else ()
         messages.append(Message("user", "<image>\n" * len(images) + asked, images))
-        messages.append(Message("assistant", llm.chat(messages, SamplingParams(max_tokens=256)).text))
+        messages.append(Message("assistant", llm.chat(messages).text))
     return messages[-1].content
 
 

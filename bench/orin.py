@@ -16,7 +16,7 @@ from floors import prefill_flops, vision_flops
 from vl2.core.model_config import ModelConfig, MoEConfig
 from vl2.core.tiling import num_image_tokens
 from vl2.tools.plan_models import official_config
-from vl2.tools.plan_sizes import count_weights, kv_bytes_per_token
+from vl2.tools.plan_sizes import kv_bytes_per_token
 
 TEXT_TOKENS, ANSWER_TOKENS = 16, 2
 BYTES = 2
@@ -51,9 +51,9 @@ def decoder_bytes(config: ModelConfig, experts: int) -> float:
     """Weights that a step reads in which tokens hit so many experts of each layer; embeddings are rows only."""
     language, moe = config.language, config.language.moe
     assert moe is not None
+    for_one_token = prefill_flops(language, 1, 0) / 2  # an operation pair is a weight
     head = language.vocab_size * language.hidden_size
-    routed = expert_numbers(config, moe)
-    return BYTES * (count_weights(config).packable - (moe.num_experts - experts) * routed + head)
+    return BYTES * (for_one_token + (experts - moe.num_active) * expert_numbers(config, moe) + head)
 
 
 def estimate(config: ModelConfig, module: Module) -> dict[str, float]:
@@ -71,7 +71,7 @@ def estimate(config: ModelConfig, module: Module) -> dict[str, float]:
     frame_s = tile_s + prefill_s + (ANSWER_TOKENS - 1) * token_s
     return {
         "fp16 TFLOP/s": module.flops_per_s / 1e12,
-        "weights, GB": BYTES * count_weights(config).total / 1e9,
+        "decoder's weights, GB": decoder_bytes(config, moe.num_experts) / 1e9,
         "tile, ms": 1e3 * tile_s,
         f"prompt of {prompt} tokens, ms": 1e3 * prefill_s,
         "token, ms": 1e3 * token_s,

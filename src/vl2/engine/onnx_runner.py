@@ -117,10 +117,11 @@ class OnnxRunner:
         if batch.tile_jobs:
             with self.vision_clock.lap(batch.tile_jobs):
                 self._encode(batch.tile_jobs)
-        logits = [row for chunk in batch.chunks if len(row := self._compute(chunk))]
+        logits = [(self._compute(chunk), chunk) for chunk in batch.chunks]
         late = late_chunks(batch)
-        rows = [(row, chunk) for row, chunk in zip(logits, batch.sampled, strict=True) if chunk not in late]
-        chosen: list[tuple[int, TokenLogprobs | None]] = [choose(row[0], chunk.sequence) for row, chunk in rows]
+        chosen: list[tuple[int, TokenLogprobs | None]] = [
+            choose(row, chunk.sequence) for row, chunk in logits if chunk.is_last and chunk not in late
+        ]
         return FinishedStep(StepOutput([token for token, _ in chosen], [logprobs for _, logprobs in chosen]), late)
 
     def _encode(self, jobs: list[TileJob]) -> None:
@@ -129,7 +130,7 @@ class OnnxRunner:
         slots[[job.slot for job in jobs]] = self.network.encode_tiles(tiles)
 
     def _compute(self, chunk: Chunk) -> np.ndarray:
-        """Logits of the chunk's last token, [1, V]; [0, V] where its next token is not sampled yet."""
+        """Logits [V] of the chunk's last token, wanted or not: without any row ONNX Runtime 1.23 divides by zero."""
         size, pages = self.config.page_size_tokens, np.asarray(chunk.sequence.pages)
         context = np.arange(chunk.end)
         context_slots = pages[context // size] * size + context % size
@@ -138,8 +139,8 @@ class OnnxRunner:
             context[chunk.start :],
             context_slots[chunk.start :],
             context_slots,
-            np.asarray([chunk.length - 1] if chunk.is_last else [], np.int64),
-        )
+            np.asarray([chunk.length - 1]),
+        )[0]
 
     def _embeds(self, chunk: Chunk) -> np.ndarray:
         """[T, C]: of text from the table, of pictures from their features."""
