@@ -16,7 +16,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-page screenshots test-gpu test-tools test-deploy bench-gpu edge-check check format lint types docs docs-check clean
+.PHONY: help serve test test-page screenshots test-gpu test-tools test-deploy bench-gpu nano-int4 nano-int4-scores edge-check check format lint types docs docs-check clean
 
 help:  ## this list
 	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-20s%s\n", $$1, $$2}'
@@ -59,6 +59,17 @@ test-page: $(VENV)/.dev  ## the page in a real browser; gets Chromium on Debian 
 
 screenshots: $(VENV)/.dev  ## docs/images/page-*.webp anew, by the test that looks at them
 	VL2_SCREENSHOTS=docs/images $(BIN)/python -m pytest -q tests/page/test_nano.py $(ARGS)
+
+nano-int4: build/nano-int4/config.json  ## vl2-nano in 4 bits by GPTQ, in build/nano-int4; not committed
+
+build/nano-int4/config.json: $(VENV)/.dev
+	$(BIN)/python nano/calibration.py build/nano-calibration
+	$(BIN)/vl2 quantize nano build/nano-int4 --calibration build/nano-calibration/calibration.jsonl $(ARGS)
+
+nano-int4-scores: nano-int4  ## it beside nano on the 4,000 questions, and nano rounded to nearest
+	$(BIN)/python nano/evalset.py --pictures build/nano-scenes
+	for bits in "build/nano-int4" "nano --quantization int4"; do \
+	  $(BIN)/vl2 evaluate $$bits --against nano --questions nano/evalset.jsonl --pictures build/nano-scenes || exit 1; done
 
 edge-check: $(VENV)/.dev  ## the edge runtime in an environment without PyTorch: size, first answer, aarch64, clean graphs
 	$(BIN)/python tests/edge/install_run.py $(ARGS)

@@ -25,7 +25,20 @@ MAY_IMPORT = {
     "server": {"core"},
     "tools": {"core", "checkpoint", "processing", "llm"},
     "deploy": {"core", "llm", "server", "tools"},  # Ray's application is a server
-    "cli": {"core", "checkpoint", "ops", "model", "processing", "edge", "engine", "llm", "server", "tools", "deploy", "quant"},
+    "cli": {
+        "core",
+        "checkpoint",
+        "ops",
+        "model",
+        "processing",
+        "edge",
+        "engine",
+        "llm",
+        "server",
+        "tools",
+        "deploy",
+        "quant",
+    },
 }
 WITHOUT_TORCH = ("vl2", "vl2.core", "vl2.checkpoint.source", "vl2.processing.processor", "vl2.server.app", "vl2.cli")
 

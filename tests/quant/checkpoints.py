@@ -34,7 +34,7 @@ def write_checkpoint(folder: Path, **language: object) -> Path:
             shutil.copy(path, folder)
     model = DeepseekVL2(read_model_config(folder), 64, dtype=torch.bfloat16, device="cpu")
     draw_weights(model, seed=1)
-    tensors = {name: target.clone().contiguous() for name, target in destinations(model)}
+    tensors = {name: target.bfloat16().clone().contiguous() for name, target in destinations(model)}
     save_file(tensors, folder / "model.safetensors")
     return folder
 

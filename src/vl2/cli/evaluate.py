@@ -1,4 +1,4 @@
-"""vl2 evaluate: ask a running server questions with known answers."""
+"""vl2 evaluate: questions with known answers, asked of a running server, or of two models that are compared."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ from pathlib import Path
 
 import click
 
+from vl2.core.errors import SetupError
+
 
 @click.command("evaluate")
-@click.argument("questions", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.argument("subject", metavar="QUESTIONS|MODEL")
 @click.option(
     "--pictures",
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    type=click.Path(file_okay=False, path_type=Path),
     required=True,
     help="Folder of the questions' pictures.",
 )
@@ -20,24 +22,67 @@ import click
 @click.option("--api-key", envvar="VL2_API_KEY", help="Key of the server, if it wants one.")
 @click.option("--concurrency", default=8, show_default=True, help="Questions asked at a time.")
 @click.option("--first", type=int, help="Ask only so many of the questions, spread evenly over the file.")
+@click.option("--against", metavar="OTHER", help="Compare MODEL with this one; both run here, without a server.")
+@click.option(
+    "--questions",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="With --against: the file of questions.",
+)
+@click.option(
+    "--quantization",
+    type=click.Choice(["auto", "int4", "int8"]),
+    default="auto",
+    show_default=True,
+    help="With --against: of MODEL, as in `vl2 serve`; OTHER is taken as it is.",
+)
+@click.option(
+    "--logits",
+    type=click.IntRange(0),
+    default=64,
+    show_default=True,
+    help="With --against: compare next-token distributions on so many of the conversations.",
+)
 @click.option("--output", type=click.Path(dir_okay=False, path_type=Path), help="Write scores and all answers as JSON.")
 def command(
-    questions: Path,
+    subject: str,
     pictures: Path,
     url: str,
     model: str,
     api_key: str | None,
     concurrency: int,
     first: int | None,
+    against: str | None,
+    questions: Path | None,
+    quantization: str,
+    logits: int,
     output: Path | None,
 ) -> None:
-    """Ask a running server the QUESTIONS of a file and print a table of what it got right.
+    """Ask a running server the QUESTIONS of a file and print a table of what it got right, or compare two models.
 
     \b
     python nano/evalset.py --pictures /tmp/scenes        # draw the pictures of nano's 4,000 questions
     vl2 serve &
     vl2 evaluate nano/evalset.jsonl --pictures /tmp/scenes
+    vl2 evaluate ./nano-int4 --against nano --questions nano/evalset.jsonl --pictures /tmp/scenes
     """
+    from vl2.tools.evaluate import read_questions
+
+    if (against is None) != (questions is None):
+        raise SetupError(
+            "--against and --questions belong together: vl2 evaluate MODEL --against OTHER --questions FILE"
+        )
+    file = questions or Path(subject)
+    asked = read_questions(file)
+    if first is not None and first < len(asked):
+        asked = [asked[i * len(asked) // first] for i in range(first)]
+    if against is not None:
+        from vl2.cli.evaluate_pair import compare_models
+
+        compare_models(
+            subject, against, quantization, file, asked, pictures, concurrency=concurrency, logits=logits, output=output
+        )
+        return
+
     import asyncio
     import json
 
@@ -45,11 +90,8 @@ def command(
     from rich.progress import Progress
     from rich.table import Table
 
-    from vl2.tools.evaluate import evaluate, read_questions, summarise
+    from vl2.tools.evaluate import evaluate, summarise
 
-    asked = read_questions(questions)
-    if first is not None and first < len(asked):
-        asked = [asked[i * len(asked) // first] for i in range(first)]
     with Progress(console=Console(stderr=True), transient=True) as progress:
         bar = progress.add_task("questions", total=len(asked))
         answers = asyncio.run(

@@ -34,7 +34,7 @@ from vl2.core.errors import SetupError
 )
 @click.option(
     "--calibration",
-    type=click.Path(exists=True, path_type=Path),
+    type=click.Path(path_type=Path),
     help="Folder of pictures, or JSONL of pictures and turns as `vl2 evaluate` reads it, with pictures beside it.",
 )
 @click.option(

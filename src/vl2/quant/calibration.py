@@ -1,7 +1,7 @@
 """Conversations that a model is calibrated on: the user's pictures and questions, and the texts of `texts.py`.
 
-A folder: each picture is asked one of a few questions. A file: the JSONL of `vl2 evaluate`, {"pictures": [...],
-"turns": [[question, answer], ...]} a line, with pictures beside the file. Answers are part of the conversation.
+A folder: each picture is asked one of a few questions. A file: the JSONL of `vl2 evaluate`, {"image": …, "question": …,
+"answer": …} or {"pictures": […], "turns": [[question, answer], …]} a line. Answers are part of the conversation.
 """
 
 from __future__ import annotations
@@ -57,14 +57,29 @@ def read_calibration(
 
     Raises: SetupError when too few can be used.
     """
-    found = list(_from_folder(path) if path.is_dir() else _from_file(path))
+    samples, skipped = read_conversations(path, processor, max_samples=max_samples, max_tokens=max_tokens)
+    for line in skipped:
+        log.warning("skipped %s", line)
+    if len(samples) < MIN_CONVERSATIONS:
+        raise SetupError(
+            f"--calibration {path} has {len(samples)} usable conversations ({len(skipped)} were skipped), but at least "
+            f"{MIN_CONVERSATIONS} are needed; add pictures of the kind that the model will see"
+        )
+    return samples + [Sample(processor.process([Message("user", text)])) for text in TEXTS], skipped
+
+
+def read_conversations(
+    path: Path, processor: Processor, *, pictures: Path | None = None, max_samples: int, max_tokens: int
+) -> tuple[list[Sample], list[str]]:
+    """Those of a folder or file alone. `pictures`: where a file's are, if not beside it.
+
+    Raises: SetupError.
+    """
+    found = list(_from_folder(path) if path.is_dir() else _from_file(path, pictures or path.parent))
     if len(found) > max_samples:
         found = [found[i * len(found) // max_samples] for i in range(max_samples)]
-    texts = [_Conversation(f"text {i + 1}", (Message("user", text),), ()) for i, text in enumerate(TEXTS)]
-    samples: list[Sample] = []
-    skipped: list[str] = []
-    num_own = 0
-    for conversation in (*found, *texts):
+    samples, skipped = [], []
+    for conversation in found:
         try:
             prompt = processor.process(_with_pictures(conversation))
         except (RequestError, OSError) as error:
@@ -72,16 +87,8 @@ def read_calibration(
             continue
         if len(prompt.token_ids) > max_tokens:
             skipped.append(f"{conversation.name}: {len(prompt.token_ids)} tokens, more than {max_tokens}")
-            continue
-        samples.append(Sample(prompt))
-        num_own += conversation not in texts
-    for line in skipped:
-        log.warning("skipped %s", line)
-    if num_own < MIN_CONVERSATIONS:
-        raise SetupError(
-            f"--calibration {path} has {num_own} usable conversations ({len(skipped)} were skipped), but at least "
-            f"{MIN_CONVERSATIONS} are needed; add pictures of the kind that the model will see"
-        )
+        else:
+            samples.append(Sample(prompt))
     return samples, skipped
 
 
@@ -102,7 +109,7 @@ def _from_folder(folder: Path) -> Iterator[_Conversation]:
         yield _Conversation(str(picture), (Message("user", f"<image>\n{question}"),), (picture,))
 
 
-def _from_file(file: Path) -> Iterator[_Conversation]:
+def _from_file(file: Path, folder: Path) -> Iterator[_Conversation]:
     """Raises: SetupError naming the line."""
     try:
         lines = file.read_text(encoding="utf-8").splitlines()
@@ -111,8 +118,14 @@ def _from_file(file: Path) -> Iterator[_Conversation]:
     for number, line in enumerate(lines, 1):
         try:
             raw = json.loads(line)
-            pictures = tuple(file.parent / str(name) for name in raw.get("pictures", ()))
-            turns = [(str(turn[0]), str(turn[1])) for turn in raw["turns"]]
+            is_simple = "question" in raw
+            names = [raw["image"]] if is_simple else raw.get("pictures", ())
+            pictures = tuple(folder / str(name) for name in names)
+            turns = (
+                [(str(turn[0]), str(turn[1])) for turn in raw["turns"]]
+                if not is_simple
+                else [(str(raw["question"]), str(raw["answer"]))]
+            )
         except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
             raise SetupError(f"--calibration {file}, line {number}: no pictures and turns: {error!r}") from None
         messages: list[Message] = []

@@ -193,7 +193,7 @@ class _Job:
                 if stored.name in targets:
                     fill(reader, stored, targets[stored.name], self.settings.dtype)
         inputs = self._no_inputs()
-        inputs.hidden = [_embed_sample(model, sample) for sample in self.samples]
+        inputs.hidden = [embed_sample(model, sample) for sample in self.samples]
         inputs.weights = [sample.weights(self.settings.device) for sample in self.samples]
         return inputs
 
@@ -207,7 +207,7 @@ class _Job:
         return Inputs([], [], rope, pool.layers[0])
 
 
-def _embed_sample(model: DeepseekVL2, sample: Sample) -> torch.Tensor:
+def embed_sample(model: DeepseekVL2, sample: Sample) -> torch.Tensor:
     """[T, C]."""
     prompt, geometry = sample.prompt, model.config.tile_geometry
     embeds = model.decoder.embed_tokens[torch.tensor(prompt.token_ids, device=model.device)]

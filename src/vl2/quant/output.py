@@ -23,12 +23,7 @@ SETTINGS_FILE = "quantization.partial.json"
 REPORT_FILE = "quantization.report.json"
 DESCRIBED_ANEW = frozenset(("config.json", INDEX_FILE, "README.md"))
 COPIED_SUFFIXES = frozenset((".json", ".jinja", ".txt", ".md", ".model"))
-CARD = """---
-base_model: {name}
-tags: [deepseek-vl2, compressed-tensors, {tag}]
----
-
-# {name}, quantised
+CARD = """{header}# {name}, quantised
 
 Made by `vl2 quantize`: {what}. Format: compressed-tensors, `pack-quantized`. Everything else is as in the original, and
 so are its licence and the restrictions on its use, which hold for this copy too: see the files beside this one and the
@@ -60,6 +55,10 @@ class OutputFolder:
         """From 0 on."""
         return self.folder / f"model-{number + 1:05d}-of-{self.num_shards:06d}.safetensors"
 
+    def _report(self, number: int) -> Path:
+        """What is told of a layer; it is there when its shard is, and gone when the run is over."""
+        return self.folder / f"quantization.layer-{number}.json"
+
     def has(self, number: int) -> bool:
         return self.shard(number).exists()
 
@@ -67,10 +66,12 @@ class OutputFolder:
         return read_header(self.shard(number))
 
     def write(self, number: int, tensors: dict[str, torch.Tensor], report: dict[str, Any]) -> None:
+        if report:
+            _write(self._report(number), json.dumps(report).encode())
         target = self.shard(number)
         partial = target.with_suffix(".partial")
         whole = {name: tensor.contiguous().cpu() for name, tensor in tensors.items()}
-        save_file(whole, partial, {"format": "pt", "vl2": json.dumps(report, sort_keys=True)})
+        save_file(whole, partial, {"format": "pt"})  # a second entry could come before or after it
         partial.chmod(0o644)  # it is written for its owner alone
         _make_durable(partial, target)
 
@@ -90,29 +91,26 @@ class OutputFolder:
         readme = source / "README.md"
         original = readme.read_text(encoding="utf-8") if readme.exists() else "(It came without a description.)"
         what = ", ".join(f"{key} {value}" for key, value in self.settings.items() if key in ("method", "bits", "group"))
-        card = CARD.format(name=name, tag=f"int{self.settings['bits']}", what=what, original=_without_header(original))
+        header, body = _split_card(original)
+        card = CARD.format(header=header, name=name, what=what, original=body)
         _write(self.folder / "README.md", card.encode())
-        reports = [_report(self.shard(number)) for number in range(self.num_shards)]
-        report = self.settings | {"layers": [report for report in reports if report]}
+        files = [self._report(number) for number in range(self.num_shards - 1)]
+        report = self.settings | {"layers": [json.loads(file.read_text(encoding="utf-8")) for file in files]}
         _write(self.folder / REPORT_FILE, json.dumps(report, indent=1).encode())
         _write(self.folder / INDEX_FILE, json.dumps(index, indent=1).encode())
         config = json.loads((source / "config.json").read_text(encoding="utf-8"))
         config["quantization_config"] = quantization.to_config()
         _write(self.folder / "config.json", (json.dumps(config, indent=2) + "\n").encode())
-        (self.folder / SETTINGS_FILE).unlink()
+        for file in (*files, self.folder / SETTINGS_FILE):
+            file.unlink()
 
 
-def _report(shard: Path) -> dict[str, Any]:
-    with shard.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        found: dict[str, Any] = json.loads(json.loads(file.read(length))["__metadata__"]["vl2"])
-    return found
-
-
-def _without_header(text: str) -> str:
-    """A model card without its YAML head."""
+def _split_card(text: str) -> tuple[str, str]:
+    """A model card's YAML head, which names the licence, and the rest."""
     parts = text.split("---\n", 2)
-    return parts[2].lstrip() if text.startswith("---\n") and len(parts) == 3 else text
+    if not text.startswith("---\n") or len(parts) != 3:
+        return "", text
+    return f"---\n{parts[1]}---\n\n", parts[2].lstrip()
 
 
 def _write(path: Path, data: bytes) -> None:

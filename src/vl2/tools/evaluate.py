@@ -1,8 +1,8 @@
 """Ask a running server a file of questions with known answers, and tabulate what it got right.
 
-The file has one JSON object a line: `id`; `pictures`, file names in one folder; `turns`, [[question, expected], …], of
-which only the last is scored; and the labels to group by: `task`, `lang`, `tiles`. nano's file and pictures come from
-`nano/evalset.py`; any other model and file work as well, since all goes through the HTTP API.
+The file has one JSON object a line: `image`, `question`, `answer`; or `id`; `pictures`, file names in one folder;
+`turns`, [[question, expected], …], of which only the last is scored; and the labels to group by: `task`, `lang`,
+`tiles`. nano's file and pictures come from `nano/evalset.py`; any other model and file work as well.
 """
 
 from __future__ import annotations
@@ -55,12 +55,15 @@ def read_questions(path: Path) -> list[Question]:
         lines = path.read_text(encoding="utf-8").splitlines()
     except OSError as error:
         raise SetupError(f"cannot read the questions: {error}") from None
-    return [_read_question(line, f"{path}, line {number}") for number, line in enumerate(lines, 1)]
+    return [_read_question(line, number, f"{path}, line {number}") for number, line in enumerate(lines, 1)]
 
 
-def _read_question(line: str, where: str) -> Question:
+def _read_question(line: str, number: int, where: str) -> Question:
     try:
         raw = json.loads(line)
+        if "question" in raw:
+            turn = str(raw["question"]), str(raw["answer"])
+            return Question(number, (str(raw["image"]),), (turn,), str(raw.get("task", "questions")), "", 1)
         turns = tuple((str(q), str(a)) for q, a in raw["turns"])
         return Question(int(raw["id"]), tuple(raw["pictures"]), turns, raw["task"], raw["lang"], int(raw["tiles"]))
     except (ValueError, KeyError, TypeError) as error:

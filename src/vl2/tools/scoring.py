@@ -60,6 +60,28 @@ def score(expected: str, answer: str) -> Score:
     return Score(sum(value >= IOU_FOUND for value in ious) / len(ious), tuple(ious))
 
 
+ANLS_LEAST = 0.5
+"""Less likeness than this counts as none."""
+
+
+def anls(expected: str, answer: str) -> float:
+    """Average normalised Levenshtein similarity of one answer with one truth (arXiv:1905.13648): 0-1, any case."""
+    one, other = expected.strip().lower(), answer.strip().lower()
+    longest = max(len(one), len(other))
+    likeness = 1.0 - edit_distance(one, other) / longest if longest else 1.0
+    return likeness if likeness >= ANLS_LEAST else 0.0
+
+
+def edit_distance(one: str, other: str) -> int:
+    """Insertions, deletions and exchanges of a character that make one text the other."""
+    row = list(range(len(other) + 1))
+    for i, a in enumerate(one, 1):
+        before, row[0] = row[0], i
+        for j, b in enumerate(other, 1):
+            before, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, before + (a != b))
+    return row[-1]
+
+
 def mean(values: Iterable[float]) -> float:
     """The mean, or 0 of nothing."""
     items = list(values)

@@ -10,7 +10,7 @@ from vl2.ops.quantized_weight.weight import QuantizedWeight
 from vl2.ops.rows import RowRounding, pad_rows
 from vl2.ops.saturate import saturate, to_dtype
 
-PACKED_ROWS = 16
+PACKED_ROWS = 40
 """Up to so many rows PyTorch's packed kernels win, which take their time for each row; beyond, the matrix is written
 out in 16 bits, as often as it is used."""
 LOGITS_AT_ONCE = 8192

@@ -31,7 +31,7 @@ def unpack_codes(packed: torch.Tensor, bits: int) -> torch.Tensor:
 def dequantize_codes(codes: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
     """codes [..., N, K] int8, scales [..., N, G] → [..., N, K], multiplied in the scales' dtype."""
     grouped = codes.unflatten(-1, (scales.shape[-1], -1))
-    return (grouped.to(scales.dtype) * scales.unsqueeze(-1)).flatten(-2)
+    return grouped.to(scales.dtype).mul_(scales.unsqueeze(-1)).flatten(-2)
 
 
 def spread(bits: int) -> float:

@@ -69,9 +69,13 @@ def dequantize(weight: QuantizedWeight) -> torch.Tensor:
     """`QuantizedLayout.dequantize`."""
     if weight.scheme.bits == 8:
         return dequantize_codes(weight.codes, weight.scales.T)
-    halves = weight.codes.view(-1, weight.in_width, rows_together() // 2)  # a byte: a row of the first, of the second
-    codes = torch.stack((halves & 0xF, halves >> 4), 1).transpose(-1, -2).reshape(-1, weight.in_width)
-    return dequantize_codes(codes.view(torch.int8) - 8, weight.scales[..., 0].T)
+    half = rows_together() // 2
+    pairs = weight.codes.view(-1, weight.in_width, half).transpose(1, 2).contiguous()  # row j low, row j + half high
+    codes = torch.empty(len(pairs), 2, half, weight.in_width, dtype=torch.uint8)
+    torch.bitwise_and(pairs, 0xF, out=codes[:, 0])
+    torch.bitwise_right_shift(pairs, 4, out=codes[:, 1])
+    signed = codes.sub_(8).view(torch.int8).view(-1, weight.in_width)
+    return dequantize_codes(signed, weight.scales[..., 0].T)
 
 
 @functools.cache
