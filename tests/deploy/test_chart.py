@@ -122,7 +122,8 @@ def test_the_default_values_are_all_in_the_schema(chart: Path) -> None:
 def test_a_chart_without_keys_is_refused_unless_it_is_meant(chart: Path) -> None:
     with pytest.raises(Exception, match=r"existingSecret or auth\.apiKeys"):
         render(chart, {})
-    assert environment(pod_of(render(chart, {"auth": {"allowWithoutKeys": True}})))["VL2_ALLOW_WITHOUT_KEYS"] == "1"
+    open_to_all = environment(pod_of(render(chart, {"auth": {"allowWithoutKeys": True}})))
+    assert (open_to_all["VL2_ALLOW_WITHOUT_KEYS"], open_to_all["VL2_ALLOWED_HOST"]) == ("1", "*")
     objects = render(chart, {"auth": {"apiKeys": ["a" * 16, "b" * 16]}})
     assert named(objects, "Secret", "demo-vl2-keys")["stringData"]["api-key"] == f"{'a' * 16} {'b' * 16}"
 

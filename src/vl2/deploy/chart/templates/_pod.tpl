@@ -99,6 +99,7 @@ spec:
         {{- include "vl2.hubEnv" $root | nindent 8 }}
         {{- if $v.auth.allowWithoutKeys }}
         - {name: VL2_ALLOW_WITHOUT_KEYS, value: "1"}
+        - {name: VL2_ALLOWED_HOST, value: "*"}  # the names of services and ingresses
         {{- else if eq $v.auth.kind "jsonl" }}
         - {name: VL2_KEYS_FILE, value: /keys/keys.jsonl}
         {{- else }}
