@@ -16,6 +16,7 @@ from PIL import Image
 from fakes import FakeModel
 from page.serving import Open, Serve
 from page.user import User
+from vl2.core.errors import TooLarge
 from vl2.server.addresses import FetchRules
 from vl2.server.fetch import PictureFetcher
 
@@ -89,7 +90,7 @@ def test_a_picture_is_chosen_from_a_file(serve: Serve, open_page: Open, scene: P
     with user.page.expect_file_chooser() as waiting:
         user.page.locator("#pick").click()
     waiting.value.set_files(scene)
-    user.page.locator("#tray li").wait_for()
+    user.wait_for_pictures(1)
 
 
 def test_a_picture_is_pasted(serve: Serve, open_page: Open) -> None:
@@ -105,7 +106,7 @@ def test_a_picture_is_pasted(serve: Serve, open_page: Open) -> None:
         }"""
     )
     user.page.locator("#question").press("Control+V")
-    user.page.locator("#tray li").wait_for()
+    user.wait_for_pictures(1)
 
 
 def test_a_picture_is_taken_with_the_camera(serve: Serve, open_page: Open) -> None:
@@ -113,7 +114,7 @@ def test_a_picture_is_taken_with_the_camera(serve: Serve, open_page: Open) -> No
     user.page.locator("#camera").click()
     user.until("document.getElementById('video').videoWidth > 0")
     user.page.locator("#snap").click()
-    user.page.locator("#tray li").wait_for()
+    user.wait_for_pictures(1)
     assert user.page.evaluate("document.getElementById('video').srcObject.active") is False  # its light is off
 
 
@@ -141,7 +142,7 @@ def test_a_picture_by_url_is_fetched_by_the_server(serve: Serve, open_page: Open
     fetcher = PictureFetcher(rules=FetchRules(networks=(IPv4Network("127.0.0.0/8"),)))
     user = open_page(serve(model, fetcher=fetcher))
     add_url(user, f"{elsewhere}/scene.png?size=large")
-    user.page.locator("#tray li").wait_for()
+    user.wait_for_pictures(1)
     assert user.page.locator("#tray img").get_attribute("alt") == "scene.png"
     user.ask_and_wait("What is it?")
     assert Image.open(io.BytesIO(model.asked[0][0][0].images[0])).size == (200, 100)
@@ -184,6 +185,33 @@ def test_sixteen_bits_of_grey_are_shown_as_the_server_sees_them(
     assert colours_asked(model) == [(255, 255, 255)]
 
 
+def test_of_a_pdf_with_too_many_pages_some_are_named(
+    serve: Serve, open_page: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "book.pdf"
+    file.write_bytes(b"%PDF-1.7 of the fake model")
+    model = FakeModel()
+    take = model.pdf_pages
+
+    async def pdf_pages(data: bytes, pages: str | None = None) -> list[Image.Image]:
+        if pages is None:
+            raise TooLarge("the PDF gives 300 pages; at most 16 are taken")
+        return await take(data, pages)
+
+    monkeypatch.setattr(model, "pdf_pages", pdf_pages)
+    user = open_page(serve(model))
+    user.page.set_input_files("#files", file)
+    user.page.get_by_text("300 pages").wait_for()
+    user.page.fill("#pages", "2,4,6")
+    user.page.keyboard.press("Enter")
+    user.wait_for_pictures(3)
+    user.page.set_input_files("#files", file)
+    user.page.locator("#pages-dialog").get_by_role("button", name="Cancel").click()
+    assert "300 pages" in user.page.locator("#notice").inner_text()
+    user.wait_for_pictures(3)
+    user.take_complaints()
+
+
 def test_a_large_photograph_is_made_smaller_before_it_is_sent(serve: Serve, open_page: Open, tmp_path: Path) -> None:
     file = tmp_path / "large.jpg"
     Image.new("RGB", (4800, 1200), "blue").save(file)
@@ -197,5 +225,5 @@ def test_a_large_photograph_is_made_smaller_before_it_is_sent(serve: Serve, open
 def test_the_sample_is_a_picture_like_others(serve: Serve, open_page: Open) -> None:
     user = open_page(serve(FakeModel()))
     user.page.locator("#sample").click()
-    user.page.locator("#tray li").wait_for()
+    user.wait_for_pictures(1)
     assert user.page.locator("#preview img").is_visible()

@@ -68,7 +68,7 @@ class User:
         )
         self.page.dispatch_event("#scroll", "dragover", {"dataTransfer": transfer})
         self.page.dispatch_event("#scroll", "drop", {"dataTransfer": transfer})
-        self.page.wait_for_function("n => document.querySelectorAll('#tray li').length >= n", arg=before + len(files))
+        self.page.wait_for_function("n => document.querySelectorAll('#tray li:not(.reading)').length >= n", arg=before + len(files))
 
     def ask(self, text: str) -> None:
         self.page.fill("#question", text)
@@ -88,7 +88,7 @@ class User:
 
     def wait_for_pictures(self, number: int) -> None:
         """Until so many are in the question that is being written."""
-        self.page.wait_for_function("n => document.querySelectorAll('#tray li').length === n", arg=number)
+        self.page.wait_for_function("n => document.querySelectorAll('#tray li:not(.reading)').length === n", arg=number)
 
     def wait_for_boxes(self) -> None:
         """Until something is drawn over the last answer's picture."""

@@ -40,6 +40,12 @@ async def test_pages_of_a_pdf_come_back_in_order(connect: Connect) -> None:
     assert [decoded(page["url"]).getpixel((0, 0)) for page in pages] == [(3,) * 3, (1,) * 3]
 
 
+async def test_a_large_picture_comes_back_smaller(connect: Connect) -> None:
+    url = data_url(Image.new("RGB", (4800, 1200)), "PNG")
+    (picture,) = (await connect().post(URL, json={"url": url})).json()["data"]
+    assert (picture["width"], picture["height"]) == (2400, 600)
+
+
 async def test_what_is_fetched_obeys_the_rules_of_fetching(connect: Connect) -> None:
     answer = await connect().post(URL, json={"url": "http://127.0.0.1/x.png"})
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, "url")

@@ -11,6 +11,7 @@ import pytest
 from fakes import FakeModel
 from server.bodies import Connect, chat
 from vl2.core.stats import GPUReading, ReplicaStats
+from vl2.core.secret import Secret
 from vl2.server.admin import create_admin_app
 from vl2.server.drain import Drain
 from vl2.server.metrics import Metrics
@@ -76,6 +77,8 @@ async def test_it_is_the_operators_as_the_metrics_are(connect: Connect, tmp_path
     client = connect(api_key=["a"])
     assert [await status_for(client, key) for key in (None, "a")] == [401, 200]
     assert (await client.get("/status")).status_code == 200  # the page itself holds no numbers
+    client = connect(api_key=["a"], scrape_key=Secret("s"))
+    assert [await status_for(client, key) for key in ("a", "s")] == [401, 200]
 
 
 async def test_the_admin_port_has_page_and_numbers() -> None:

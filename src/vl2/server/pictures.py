@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from PIL import Image
 
 
+MAX_SIDE = 2400
+"""Pixels; the page sends none larger either."""
+
+
 def picture_routes(service: ChatService) -> APIRouter:
     router = APIRouter(prefix="/v1", tags=["counting"], route_class=JSONRoute)
 
@@ -47,6 +51,8 @@ def picture_routes(service: ChatService) -> APIRouter:
 
 
 def picture_json(image: Image.Image) -> dict[str, Any]:
+    """Shrunk where it is larger than anyone looks at: an answer must not be many times its request."""
+    image.thumbnail((MAX_SIDE, MAX_SIDE))
     buffer = io.BytesIO()
     image.save(buffer, "PNG", compress_level=1)
     url = "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -13,6 +13,7 @@ import { regionSelector } from "./region.js";
 import { requestBody, sentPictures } from "./request.js";
 import { openRequest, startRequest } from "./show-request.js";
 import { settings, showNumber, startSettings } from "./settings.js";
+import { startSources } from "./sources.js";
 import { plainText } from "./tags.js";
 import { t } from "./texts.js";
 import { addPictures, isLoading, renderTray, setTray, startTray, takeTray, trayIsGood, trayPictures } from "./tray.js";
@@ -276,12 +277,9 @@ function showWords() {
 }
 
 startChrome(() => !running && showWords());
-startTray({
-  change: render,
-  notify,
-  view: (picture) => on.view(picture, []),
-  unauthorized: askKey,
-});
+const ofTray = { change: render, notify, view: (picture) => on.view(picture, []), unauthorized: askKey };
+startTray(ofTray);
+startSources(ofTray);
 startSettings(render);
 startRequest();
 startHistory({

@@ -6,9 +6,12 @@ const MAX_SIDE = 2400; // pixels; the model sees less
 const MAX_BYTES = 4 * 2 ** 20;
 const AS_THEY_ARE = ["image/png", "image/webp"]; // others may be turned by EXIF, or unknown to the server
 
-/** File → its pictures: one, or a PDF's pages. Throws what `serverPictures` throws, or an Error when it is none. */
-export async function loadPictures(file) {
-  if (await isForTheServer(file)) return fromServer(await readAsDataUrl(file), file.name);
+/** File → its pictures: one, or a PDF's pages; `askPages(name, why)` names some where there are too many.
+ *
+ * Throws what `serverPictures` throws, or an Error when it is no picture.
+ */
+export async function loadPictures(file, askPages) {
+  if (await isForTheServer(file)) return fromServer(await readAsDataUrl(file), file.name, askPages);
   const bitmap = await createImageBitmap(file).catch(() => null);
   if (!bitmap) return fromServer(await readAsDataUrl(file), file.name); // a TIFF, or what is no picture at all
   const scale = Math.min(1, MAX_SIDE / Math.max(bitmap.width, bitmap.height));
@@ -27,14 +30,27 @@ async function isForTheServer(file) {
 }
 
 /** What the server makes of a URL; several pages are numbered. */
-export async function fromServer(url, name) {
-  const found = await serverPictures(url);
+export async function fromServer(url, name, askPages) {
+  const found = await pagesOf(url, name, askPages);
   return found.map(({ url, width, height }, idx) => ({
     url,
     width,
     height,
     name: found.length > 1 ? `${name} – ${idx + 1}` : name,
   }));
+}
+
+async function pagesOf(url, name, askPages) {
+  let pages;
+  for (;;) {
+    try {
+      return await serverPictures(url, pages);
+    } catch (error) {
+      const isAboutPages = url.startsWith("data:application/pdf") && error.status < 500 && error.status !== 401;
+      pages = isAboutPages && askPages ? await askPages(name, error.message) : null;
+      if (!pages) throw error;
+    }
+  }
 }
 
 function readAsDataUrl(file) {

@@ -1,12 +1,16 @@
-// The pictures of the next question, in order: added from files, the clipboard, a camera, a URL or a region.
+// The pictures of the next question, in order.
 
 import { $, el, focusQuestion, iconButton } from "./dom.js";
-import { drawn, fromCanvas, fromServer, loadPictures } from "./pictures.js";
 import { t } from "./texts.js";
 
 let pictures = [];
 let loading = null; // while pictures are being read: a promise of whether all of them could be
-let on = {}; // {change(), notify(text), view(picture), unauthorized() → whether there is a key now}
+let on = {};
+
+/** `callbacks`: {change(), notify(text), view(picture), unauthorized() → whether there is a key now}. */
+export function startTray(callbacks) {
+  on = callbacks;
+}
 
 export const trayPictures = () => pictures;
 export const isLoading = () => loading !== null;
@@ -34,12 +38,8 @@ export function addPictures(list) {
   renderTray();
 }
 
-export function addFiles(files) {
-  if (files.length) add(files.map((file) => [file.name || t.picture(pictures.length + 1), () => loadPictures(file)]));
-}
-
 /** `work`: [[name, load → promise of pictures]]; they keep the order in which they were given. */
-function add(work) {
+export function addLoaded(work) {
   on.notify("");
   const reading = (loading = read(work, pictures, loading));
   reading.then(() => {
@@ -64,7 +64,7 @@ async function read(work, into, before) {
       into.push(...found);
     } catch (error) {
       isGood = false;
-      bad.push(error.status && error.status !== 400 ? t.notReadBy(name, error.message) : t.notPicture(name));
+      bad.push(error.status ? t.notReadBy(name, error.message) : t.notPicture(name));
     }
   }
   if (bad.length && into === pictures) on.notify(bad.join("\n"));
@@ -110,108 +110,11 @@ function trayItem(picture, idx) {
 }
 
 /** A picture was let go over another: it goes to that place. Returns whether that is what it was. */
-function dropInTray(event) {
+export function dropInTray(event) {
   const from = event.dataTransfer.getData("text/x-vl2-picture");
   const item = event.target.closest?.("#tray li");
   if (from === "" || !item) return false;
   pictures.splice(Number(item.dataset.idx), 0, ...pictures.splice(Number(from), 1));
   renderTray();
   return true;
-}
-
-// ---- where pictures come from ---------------------------------------------------------------------------------------
-
-export function startTray(callbacks) {
-  on = callbacks;
-  for (const id of ["add", "pick"]) $(id).addEventListener("click", () => $("files").click());
-  for (const id of ["files", "shot"]) {
-    $(id).addEventListener("change", () => {
-      addFiles([...$(id).files]);
-      $(id).value = "";
-    });
-  }
-  // Scene 202239 of nano/scenes.py. Telescope: EmojiOne (CC BY 4.0); snail: Noto Emoji (Apache-2.0).
-  $("sample").addEventListener("click", async () => {
-    const blob = await (await fetch("/web/sample.webp")).blob();
-    addFiles([new File([blob], "sample.webp", { type: "image/webp" })]);
-  });
-  document.addEventListener("paste", (event) => {
-    const files = [...event.clipboardData.files];
-    if (files.length) event.preventDefault();
-    addFiles(files);
-  });
-  const isFiles = (event) => event.dataTransfer.types.includes("Files");
-  document.addEventListener("dragover", (event) => {
-    event.preventDefault();
-    document.body.classList.toggle("dropping", isFiles(event));
-  });
-  document.addEventListener("dragleave", (event) => {
-    if (!event.relatedTarget) document.body.classList.remove("dropping");
-  });
-  document.addEventListener("drop", (event) => {
-    event.preventDefault();
-    document.body.classList.remove("dropping");
-    if (!dropInTray(event)) addFiles([...event.dataTransfer.files]);
-  });
-  startCamera();
-  startUrl();
-}
-
-function startUrl() {
-  $("from-url").addEventListener("click", () => {
-    $("url").value = "";
-    $("url-error").hidden = true;
-    $("url-dialog").showModal();
-  });
-  $("url-close").addEventListener("click", () => $("url-dialog").close());
-  $("url-form").addEventListener("submit", async (event) => {
-    event.preventDefault();
-    const url = $("url").value.trim();
-    if (!url) return;
-    $("url-add").disabled = true;
-    try {
-      const name = url.split(/[?#]/)[0].split("/").at(-1) || url;
-      const found = await fromServer(url, name);
-      $("url-dialog").close();
-      addPictures(found);
-      focusQuestion();
-    } catch (error) {
-      $("url-error").textContent = error.status ? error.message : t.lost;
-      $("url-error").hidden = false;
-      if (error.status === 401) {
-        $("url-dialog").close();
-        await on.unauthorized();
-      }
-    } finally {
-      $("url-add").disabled = false;
-    }
-  });
-}
-
-/** A live view where the browser lets a page have one; else the phone's own camera, or a file. */
-function startCamera() {
-  let stream = null;
-  const end = () => {
-    stream?.getTracks().forEach((track) => track.stop());
-    stream = null;
-  };
-  $("camera").addEventListener("click", async () => {
-    if (!navigator.mediaDevices || matchMedia("(pointer: coarse)").matches) return $("shot").click();
-    try {
-      stream = await navigator.mediaDevices.getUserMedia({ video: { width: { ideal: 1920 }, facingMode: "environment" } });
-    } catch {
-      return on.notify(t.noCamera);
-    }
-    $("video").srcObject = stream;
-    $("camera-dialog").showModal();
-    await $("video").play();
-  });
-  $("snap").addEventListener("click", () => {
-    const { videoWidth, videoHeight } = $("video");
-    addPictures([fromCanvas(drawn($("video"), videoWidth, videoHeight), `${t.camera} ${pictures.length + 1}.jpg`, "image/jpeg")]);
-    $("camera-dialog").close();
-    focusQuestion();
-  });
-  $("camera-close").addEventListener("click", () => $("camera-dialog").close());
-  $("camera-dialog").addEventListener("close", end);
 }
