@@ -1,6 +1,8 @@
 """Checkpoint folders with the real shapes of Tiny, Small and base, but no weights: for `--random-weights`.
 
-    python bench/shapes.py OUT          # OUT/tiny, OUT/small, OUT/base
+    python bench/shapes.py OUT          # OUT/tiny, OUT/small, OUT/base, OUT/a, OUT/b
+
+a and b are small ones for CPUs: 82M parameters with MLA and a small vision tower, 68M with MHA.
 
 The tokenizer is vl2-nano's: its ids lie inside every vocabulary, and speed does not depend on what they spell.
 """
@@ -40,7 +42,19 @@ LANGUAGE = {
         num_key_value_heads=32, n_routed_experts=72, moe_intermediate_size=1536, topk_method="noaux_tc",
         scoring_func="sigmoid", norm_topk_prob=True, routed_scaling_factor=2.0,
     ),
+    "a": dict(
+        vocab_size=16384, hidden_size=512, intermediate_size=1408, num_hidden_layers=8, num_attention_heads=8,
+        num_key_value_heads=8, n_routed_experts=16, num_experts_per_tok=4, moe_intermediate_size=256,
+        topk_method="greedy", kv_lora_rank=128, qk_nope_head_dim=64, qk_rope_head_dim=32, v_head_dim=64,
+    ),
+    "b": dict(
+        use_mla=False, kv_lora_rank=None, qk_nope_head_dim=0, qk_rope_head_dim=0, v_head_dim=0, vocab_size=8192,
+        hidden_size=512, intermediate_size=1536, num_hidden_layers=8, num_attention_heads=8, num_key_value_heads=8,
+        n_routed_experts=16, num_experts_per_tok=4, moe_intermediate_size=384, topk_method="greedy",
+    ),
 }  # fmt: skip
+SO400M = dict(width=1152, layers=27, patch_size=14, mlp_ratio=3.7362)
+SMALL_TOWER = dict(width=256, layers=6, heads=8, patch_size=14, mlp_ratio=3.7362, image_size=384)
 
 
 def config(name: str) -> dict:
@@ -48,14 +62,13 @@ def config(name: str) -> dict:
     vision = dict(
         model_type="vision",
         model_name="siglip_so400m_patch14_384",
-        width=1152,
-        layers=27,
-        patch_size=14,
-        mlp_ratio=3.7362,
+        **(SMALL_TOWER if name in ("a", "b") else SO400M),
     )
     return dict(
         model_type="deepseek_vl_v2", tile_tag="2D", global_view_pos="head", candidate_resolutions=RESOLUTIONS,
-        vision_config=vision, projector_config=dict(model_type="mlp_projector", n_embed=language["hidden_size"]),
+        vision_config=vision, projector_config=dict(
+            model_type="mlp_projector", n_embed=language["hidden_size"], input_dim=vision["width"]
+        ),
         language_config=language, torch_dtype="bfloat16",
     )  # fmt: skip
 

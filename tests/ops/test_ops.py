@@ -57,8 +57,9 @@ def test_rope_makes_products_depend_on_the_distance_alone(rotate):
     assert product(10, 3) == pytest.approx(product(2010, 2003), abs=1e-3)
 
 
+@pytest.mark.parametrize("has_fixed_splits", [True, False])
 @pytest.mark.parametrize("kv_heads", [4, 2])
-def test_paged_attention_of_a_mixed_step_is_causal_attention_of_each_sequence(kv_heads):
+def test_paged_attention_of_a_mixed_step_is_causal_attention_of_each_sequence(kv_heads, has_fixed_splits):
     lengths, chunk_lengths, heads, dim = [11, 6, 4], [1, 6, 3], 4, 8  # decode, prefill, a later chunk
     pool = torch.stack([poisoned_pool(8, kv_heads, dim)] * 2)
     tables = torch.tensor([[5, 2, 7], [1, 4, 0], [3, 0, 0]], dtype=torch.int32)
@@ -79,7 +80,8 @@ def test_paged_attention_of_a_mixed_step_is_causal_attention_of_each_sequence(kv
         q.append(own_q[-chunk:])
         chunks.append(ChunkShape(start, chunk, length))
         start += chunk
-    out = attend_heads(torch.cat(q), pool, AttentionBatch.of(chunks, tables), dim**-0.5)
+    batch = dataclasses.replace(AttentionBatch.of(chunks, tables), has_fixed_splits=has_fixed_splits)
+    out = attend_heads(torch.cat(q), pool, batch, dim**-0.5)
     torch.testing.assert_close(out.double(), torch.cat(expected), atol=1e-6, rtol=1e-5)
 
 

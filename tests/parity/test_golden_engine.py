@@ -30,6 +30,20 @@ def test_greedy_tokens_are_the_official_ones(name: str):
     assert token_ids(greedy(chunked, prompts)) == golden, "prefill in chunks of 7 tokens"
 
 
+@pytest.mark.cpu_only  # on a GPU the test above is that already
+@pytest.mark.parametrize("name", VARIANTS)
+def test_they_are_without_the_deterministic_mode_too(name: str):
+    variant = load_variant(name)
+    golden = {case.name: case.greedy_tokens for case in variant.cases}
+    prompts = prompts_of(variant)
+    engine = build_engine(name, deterministic=False)
+    for case_name, prompt in prompts.items():
+        assert token_ids(greedy(engine, {case_name: prompt})) == {case_name: golden[case_name]}, "alone"
+    assert token_ids(greedy(engine, prompts, preempt_every=5)) == golden, "all at once, after forced preemption"
+    chunked = build_engine(name, deterministic=False, max_step_tokens=7, max_step_tiles=2)
+    assert token_ids(greedy(chunked, prompts)) == golden, "prefill in chunks of 7 tokens"
+
+
 @pytest.mark.parametrize("name", VARIANTS)
 def test_the_repetition_penalty_counts_prompt_and_pictures(name: str):
     variant = load_variant(name)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 
-from vl2.ops.linear import multiply
+from vl2.ops.linear import multiply, multiply_gelu
 from vl2.ops.rows import round_up
 from vl2.ops.saturate import saturate
 
@@ -30,7 +30,7 @@ def gelu_tanh(x: torch.Tensor) -> torch.Tensor:
 
 def linear_gelu(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
     """`Backend.linear_gelu` (ops/backend.py)."""
-    return gelu_tanh(saturate(multiply(x, weight, bias)))
+    return multiply_gelu(x, weight, bias) if weight.is_mkldnn else gelu_tanh(saturate(multiply(x, weight, bias)))
 
 
 def gelu_erf(x: torch.Tensor) -> torch.Tensor:

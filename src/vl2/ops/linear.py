@@ -31,6 +31,12 @@ def pack(weight: torch.Tensor) -> torch.Tensor:
     return packed
 
 
+def multiply_gelu(x: torch.Tensor, packed: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    """gelu(x Wᵀ + b), the tanh form, rounded once."""
+    out: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, packed, bias, "gelu", [], "tanh")
+    return out
+
+
 def multiply(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
     """x [..., In], weight [Out, In] packed or not → [..., Out]."""
     if not weight.is_mkldnn:

@@ -84,5 +84,5 @@ def routed_experts(
         return saturate(torch.cat([multiply(chunk, matrices[expert]) for expert, chunk in chunks]))
 
     inner = swiglu(multiply_groups(x.index_select(0, groups.tokens), gate_up))
-    results = multiply_groups(inner, down).index_select(0, groups.rows)
-    return (results.view(*ids.shape, -1) * weights.unsqueeze(-1)).sum(1)
+    results = multiply_groups(inner, down).index_select(0, groups.rows).to(weights.dtype)
+    return results.view(*ids.shape, -1).mul_(weights.unsqueeze(-1)).sum(1)

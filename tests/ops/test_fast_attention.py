@@ -1,4 +1,4 @@
-"""Sequences that decode together get what each would get alone; pages of others are NaN, so reading them shows."""
+"""Attention outside the deterministic mode equals that within it; pages of others are NaN, so reading them shows."""
 
 import dataclasses
 
@@ -62,6 +62,25 @@ def test_latent_rows(lengths, dtype):
     if dtype == torch.bfloat16:  # where kv_b is small, it is kept in float32
         wide = attend_mla(q, kv_b.float(), pool, rope, positions, batch, 0.3)
         torch.testing.assert_close(wide, attend_mla(q, kv_b, pool, rope, positions, batch, 0.3), atol=3e-2, rtol=3e-2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_latent_rows_of_prompts(dtype):
+    """A prompt, a later chunk of another, and a token: expanded here, absorbed in the deterministic mode."""
+    torch.manual_seed(0)
+    rank, nope, rotated, value = 16, 8, 4, 8
+    whole = decode_batch([7, 11, 20])
+    pool = written_pool(whole, rank + rotated, dtype=dtype)
+    batch = AttentionBatch.of([ChunkShape(0, 7, 7), ChunkShape(7, 4, 11), ChunkShape(11, 1, 20)], whole.block_tables)
+    positions = torch.tensor([*range(7), *range(7, 11), 19, 0])
+    q = torch.randn(13, HEADS, nope + rotated).to(dtype)  # a row of no sequence at the end
+    kv_b, rope = torch.randn(HEADS * (nope + value), rank).to(dtype), rope_table(rotated, 64, 1e4, None, "cpu")
+    fused, absorbed = (
+        attend_mla(q, kv_b, pool, rope, positions, dataclasses.replace(batch, has_fixed_splits=fixed), 0.1)
+        for fixed in (False, True)
+    )
+    tolerance = 1e-5 if dtype == torch.float32 else 5e-2
+    torch.testing.assert_close(fused[:12], absorbed[:12], atol=tolerance, rtol=tolerance)
 
 
 def test_contexts_of_very_different_lengths_are_not_filled_up():

@@ -1,0 +1,81 @@
+"""Prompts by torch's fused attention, a chunk at a time: scores are never written out.
+
+Its sums depend on the chunk's length, so this is not for the deterministic mode.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+from vl2.ops.attention.batch import AttentionBatch, ChunkShape
+from vl2.ops.rope.reference import rotate_pairs
+from vl2.ops.rope.table import RopeTable
+
+
+def can_fuse(batch: AttentionBatch, q: torch.Tensor) -> bool:
+    return not batch.has_fixed_splits and q.device.type == "cpu" and q.dtype != torch.float16
+
+
+def fuse_heads(q: torch.Tensor, pool: torch.Tensor, batch: AttentionBatch, scale: float) -> torch.Tensor:
+    """`Backend.attend_heads` (ops/backend.py)."""
+    out = torch.zeros_like(q)
+    for block_table, chunk in zip(batch.block_tables, batch.chunks, strict=True):
+        rows = slice(chunk.start, chunk.start + chunk.length)
+        keys, values = (_gather(half, block_table, chunk) for half in pool)
+        out[rows] = _attend(q[rows], keys, values, chunk, scale)
+    return out
+
+
+def fuse_mla(
+    q: torch.Tensor,
+    kv_b: torch.Tensor,
+    pool: torch.Tensor,
+    rope: RopeTable,
+    positions: torch.Tensor,
+    batch: AttentionBatch,
+    scale: float,
+) -> torch.Tensor:
+    """`Backend.attend_mla` (ops/backend.py), expanded: keys and values of every head are made of the latent rows."""
+    heads, rank, width = q.shape[1], kv_b.shape[1], q.shape[2]
+    nope = width - (pool.shape[2] - rank)
+    value_dim = kv_b.shape[0] // heads - nope
+    q = torch.cat((q[..., :nope], rotate_pairs(q[..., nope:], rope.rows(positions))), dim=-1)
+    out = q.new_zeros(len(q), heads, value_dim)
+    for block_table, chunk in zip(batch.block_tables, batch.chunks, strict=True):
+        rows = slice(chunk.start, chunk.start + chunk.length)
+        latent, key = _gather(pool, block_table, chunk).split((rank, width - nope), dim=-1)
+        expanded = F.linear(latent, kv_b.to(q.dtype)).unflatten(-1, (heads, -1))
+        keys = torch.cat((expanded[..., :nope], key.unsqueeze(1).expand(-1, heads, -1)), dim=-1)
+        # Torch's fused attention knows one width of heads only.
+        missing = width - value_dim
+        values = F.pad(expanded[..., nope:], (0, max(missing, 0)))
+        own, keys = (F.pad(x, (0, max(-missing, 0))) for x in (q[rows], keys))
+        out[rows] = _attend(own, keys, values, chunk, scale)[..., :value_dim]
+    return out.flatten(1)
+
+
+def _gather(pool: torch.Tensor, block_table: torch.Tensor, chunk: ChunkShape) -> torch.Tensor:
+    """pool [pages, page size, ...] → [context, ...]."""
+    num_pages = -(-chunk.context_length // pool.shape[1])
+    return pool.index_select(0, block_table[:num_pages]).flatten(0, 1)[: chunk.context_length]
+
+
+def _attend(q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, chunk: ChunkShape, scale: float) -> torch.Tensor:
+    """q [length, H, D], keys and values [context, K, D] → [length, H, D]."""
+    is_fresh = chunk.length == chunk.context_length
+    mask = None
+    if not is_fresh:
+        mask = torch.ones(chunk.length, chunk.context_length, dtype=torch.bool)
+        mask = mask.tril_(chunk.context_length - chunk.length)
+    own, keys_by_head, values_by_head = (x.transpose(0, 1).unsqueeze(0) for x in (q, keys, values))
+    out = F.scaled_dot_product_attention(
+        own,
+        keys_by_head,
+        values_by_head,
+        attn_mask=mask,
+        is_causal=is_fresh,
+        scale=scale,
+        enable_gqa=q.shape[1] > keys.shape[1],
+    )
+    return out.squeeze(0).transpose(0, 1)
