@@ -39,7 +39,7 @@ def with_graphs(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> Engine:
     for module in runner.model.modules():
         if isinstance(getattr(module, "ops", None), type(kernels)):
             module.ops = kernels
-    runner.rows = DeviceRows(engine.scheduler.max_sequences, 256, torch.device("cpu"))
+    runner.rows = DeviceRows(engine.scheduler.max_sequences, 4, torch.device("cpu"))  # pages a sequence
     with torch.inference_mode():
         runner.decode_graphs = DecodeGraphs(runner.model, runner.pool, runner.rows, 2)
         runner.prompt_graphs = PromptGraphs(
@@ -48,11 +48,12 @@ def with_graphs(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> Engine:
     return engine
 
 
-@pytest.mark.parametrize("name", ["mla-greedy", "mha-greedy"])
-def test_prompts_and_answers_in_graphs_give_the_official_tokens(name: str, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize(("name", "second"), [("mla-greedy", "square"), ("mha-greedy", "text")])
+def test_prompts_and_answers_in_graphs_give_the_official_tokens(name: str, second: str, monkeypatch):
     variant = load_variant(name)
     engine = with_graphs(build_engine(variant.name, max_sequences=2, max_step_tokens=32), monkeypatch)
-    cases = [variant.case("text"), variant.case("square")]  # the second waits for the first's last chunk: a mixed step
-    answers = greedy(engine, {case.name: case_prompt(case) for case in cases}, max_tokens=3)
-    for case in cases:
-        assert [token_id for token_id, _ in answers[case.name]] == case.greedy_tokens[:3]
+    # The second waits for the first's last chunk: a mixed step.
+    cases = {"first": variant.case("text"), "second": variant.case(second)}
+    answers = greedy(engine, {key: case_prompt(case) for key, case in cases.items()}, max_tokens=3)
+    for key, case in cases.items():
+        assert [token_id for token_id, _ in answers[key]] == case.greedy_tokens[:3]
