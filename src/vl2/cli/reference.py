@@ -91,11 +91,7 @@ def _section(name: str, command: click.Command) -> str:
     rows = [_row(param) for param in command.params if isinstance(param, click.Option)]
     table = ["| option | variable | default | meaning |", "| --- | --- | --- | --- |", *rows]
     usage = f"vl2 {name} [OPTIONS] {arguments}".rstrip()
-    return (
-        f"## vl2 {name}\n\n```\n{usage}\n```\n\n{_prose(command)}\n\n"
-        + "\n".join(table)
-        + "\n"
-    )
+    return f"## vl2 {name}\n\n```\n{usage}\n```\n\n{_prose(command)}\n\n" + "\n".join(table) + "\n"
 
 
 def _prose(command: click.Command) -> str:
