@@ -9,9 +9,11 @@ import numpy as np
 from onnx import TensorProto
 
 from vl2.core.model_config import LanguageConfig
-from vl2.edge.attention_graph import Rows, Step, attend, expands_from
+from vl2.edge.attention_graph import AttentionLayer, Rows, Step
 from vl2.edge.graph import Graph
 from vl2.edge.layers import linear, mlp, narrow, quantise_rows, rms_norm, to_float, widen
+from vl2.edge.mha_graph import mha
+from vl2.edge.mla_graph import expands_from, mla
 from vl2.edge.moe_graph import moe
 from vl2.edge.rope import rope_tables
 from vl2.edge.weights import Weights
@@ -94,7 +96,8 @@ def _layer(g: Graph, weights: Weights, layer: int, x: str, step: Step, rows: Row
     """Pre-norm: x += attention(norm(x)); x += feed_forward(norm(x)). x [T, C] → [Q, C], float32."""
     name, width = f"language.model.layers.{layer}", config.hidden_size
     normed = narrow(g, _norm(g, weights, f"{name}.input_layernorm", x, config))
-    attended = attend(g, weights, name, normed, step, rows, layer, config)
+    attention = AttentionLayer(g, weights, f"{name}.self_attn", layer, config, step, rows)
+    attended = (mla if config.mla else mha)(attention, normed)
     x = g.op("Add", rows.take(g, x), widen(g, attended))
     normed = _norm(g, weights, f"{name}.post_attention_layernorm", x, config)
     if config.is_moe_layer(layer):
