@@ -40,7 +40,10 @@ MAY_IMPORT = {
         "quant",
     },
 }
-WITHOUT_TORCH = ("vl2", "vl2.core", "vl2.checkpoint.source", "vl2.processing.processor", "vl2.server.app", "vl2.cli")
+WITHOUT_TORCH = (
+    "vl2", "vl2.core", "vl2.checkpoint.source", "vl2.processing.processor", "vl2.server.app", "vl2.cli", "vl2.llm",
+    "vl2.edge.export", "vl2.edge.network", "vl2.engine.engine", "vl2.engine.onnx_runner", "vl2.engine.worker",
+)  # fmt: skip
 
 
 def layers_imported_by(file: Path) -> set[str]:

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from vl2.core.model_config import LanguageConfig, MLAConfig
+from vl2.core.yarn import yarn_scale
 from vl2.edge.attention_graph import AttentionLayer, rotate
 from vl2.edge.graph import Graph
 from vl2.edge.layers import linear, narrow, rms_norm, softmax_over, to_float, widen
-from vl2.edge.rope import yarn_scale
 
 INNER_NORM_EPS = 1e-6
 """Of MLA's two inner norms, whatever rms_norm_eps says (official code)."""

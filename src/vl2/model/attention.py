@@ -6,10 +6,11 @@ import torch
 from torch import nn
 
 from vl2.core.model_config import LanguageConfig
+from vl2.core.yarn import yarn_scale
 from vl2.model.linear import Linear, Place, RMSNorm
 from vl2.model.step import QueryRows, StepInputs
 from vl2.ops.backend import Backend
-from vl2.ops.rope.table import RopeTable, yarn_scale
+from vl2.ops.rope.table import RopeTable
 
 INNER_NORM_EPS = 1e-6
 """Of MLA's two inner norms, whatever rms_norm_eps says (official code)."""

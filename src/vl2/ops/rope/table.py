@@ -6,12 +6,12 @@ positions above 256 and so breaks long prompts (model-facts, quirk 1).
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
 
 from vl2.core.model_config import YarnConfig
+from vl2.core.yarn import ramp, yarn_scale
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,26 +33,9 @@ def rope_table(
     frequencies = 1.0 / (theta ** (torch.arange(0, dim, 2, dtype=torch.float32) / dim))
     magnitude = 1.0
     if yarn is not None:
-        keep = 1.0 - _yarn_ramp(dim, theta, yarn)
+        first, width = ramp(dim, theta, yarn)
+        keep = 1.0 - ((torch.arange(dim // 2, dtype=torch.float32) - first) / width).clamp(0, 1)
         frequencies = frequencies / yarn.factor * (1.0 - keep) + frequencies * keep
         magnitude = yarn_scale(yarn.factor, yarn.mscale) / yarn_scale(yarn.factor, yarn.mscale_all_dim)
     angles = torch.outer(torch.arange(num_positions, dtype=torch.float32), frequencies)
     return RopeTable((angles.cos() * magnitude).to(device), (angles.sin() * magnitude).to(device))
-
-
-def yarn_scale(factor: float, mscale: float) -> float:
-    """g(m) = 0.1 · m · ln(factor) + 1 of YaRN (arXiv:2309.00071)."""
-    return 0.1 * mscale * math.log(factor) + 1.0 if factor > 1 else 1.0
-
-
-def _yarn_ramp(dim: int, theta: float, yarn: YarnConfig) -> torch.Tensor:
-    """[dim/2]: 0 where a frequency is kept (fast), 1 where it is divided by the factor (slow)."""
-
-    def pair_of(rotations: float) -> float:
-        turns = yarn.original_max_position_embeddings / (rotations * 2 * math.pi)
-        return dim * math.log(turns) / (2 * math.log(theta))
-
-    low = max(math.floor(pair_of(yarn.beta_fast)), 0)
-    high = min(math.ceil(pair_of(yarn.beta_slow)), dim - 1)
-    width = high - low if high != low else 0.001
-    return ((torch.arange(dim // 2, dtype=torch.float32) - low) / width).clamp(0, 1)
