@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from vl2.llm import LLM
 
 logger = logging.getLogger("vl2.serve")
+KEEP_ALIVE_S = 75
+"""Longer than clients and proxies keep an idle connection: who closes it first may cut a request that is on its way."""
 BACKLOG = 2048
 CUT_AFTER_S = 1  # what a stream that is cut may take for its last words
 
@@ -54,6 +56,7 @@ class DrainingServer(uvicorn.Server):
                 ssl_certfile=config.tls_cert if uds is None else None,
                 ssl_keyfile=config.tls_key if uds is None else None,
                 timeout_graceful_shutdown=CUT_AFTER_S,
+                timeout_keep_alive=KEEP_ALIVE_S,
             )
         )
         self.is_aborted = False
