@@ -30,6 +30,8 @@ from common import NANO, circumstances
 from cpu_machine import Machine
 from shapes import write
 
+from vl2.engine.instructions import REPRODUCIBLE
+
 HERE = Path(__file__).parent
 TEXT = {"do": "answer", "kind": "text"}
 PICTURE = {"do": "answer", "kind": "picture", "prompt_tokens": 32}
@@ -71,8 +73,11 @@ class Asked:
     def __init__(self, name: str, command: list[str]) -> None:
         self.name = name
         started_s = time.perf_counter()
-        pipe = subprocess.PIPE
-        self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, text=True)
+        pipe, own = subprocess.PIPE, {*REPRODUCIBLE, "GOMP_SPINCOUNT"}  # what `common` has set in this process
+        env = {name: value for name, value in os.environ.items() if name not in own}
+        self._process = subprocess.Popen(
+            command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, text=True, env=env
+        )
         self._read()
         self.start_s = time.perf_counter() - started_s
 

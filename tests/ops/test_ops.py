@@ -131,8 +131,9 @@ def test_the_bias_of_noaux_tc_steers_the_choice_but_not_the_weights():
     assert ids.tolist() == [[3, 5]] and weights.tolist() == [[0.5, 0.5]]
 
 
-def test_routed_experts_equal_the_sum_over_each_token_s_experts():
-    tokens, width, inner = 7, 8, 5
+@pytest.mark.parametrize("tokens", [1, 7])
+def test_routed_experts_equal_the_sum_over_each_token_s_experts(tokens):
+    width, inner = 8, 5
     x, gate_up, down = torch.randn(tokens, width), torch.randn(6, 2 * inner, width), torch.randn(6, width, inner)
     ids, weights = torch.stack([torch.randperm(6)[:2] for _ in range(tokens)]), torch.rand(tokens, 2)
     out = routed_experts(x, ids, weights, gate_up, down)

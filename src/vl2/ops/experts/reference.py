@@ -77,6 +77,8 @@ def routed_experts(
     Tokens are sorted by expert, each active expert runs once, and every token's A results are summed in float32 in a
     fixed order, so a row's result does not depend on which other rows chose the same expert.
     """
+    if len(ids) == 1 and not rounding.is_exact:
+        return _of_one_token(x, ids[0].tolist(), weights, gate_up, down)
     groups = group(ids, rounding)
 
     def multiply_groups(rows: torch.Tensor, matrices: Matrices) -> torch.Tensor:
@@ -86,3 +88,13 @@ def routed_experts(
     inner = swiglu(multiply_groups(x.index_select(0, groups.tokens), gate_up))
     results = multiply_groups(inner, down).index_select(0, groups.rows).to(weights.dtype)
     return results.view(*ids.shape, -1).mul_(weights.unsqueeze(-1)).sum(1)
+
+
+def _of_one_token(
+    x: torch.Tensor, experts: list[int], weights: torch.Tensor, gate_up: Matrices, down: Matrices
+) -> torch.Tensor:
+    """The same without gathering: where one token decodes, each operation saved is half a percent of the step."""
+    inner = swiglu(saturate(torch.cat([multiply(x, gate_up[expert]) for expert in experts])))
+    rows = zip(experts, inner.split(1), strict=True)
+    results = saturate(torch.cat([multiply(row, down[expert]) for expert, row in rows]))
+    return weights @ results.to(weights.dtype)
