@@ -39,8 +39,8 @@ def picture_rows(folder: Path) -> dict[str, float]:
         rows = {"start until ready through the CLI, s": time.perf_counter() - started_s}
         for size in SIZES:
             name = f"{size[0]} × {size[1]}"
-            rows[f"first token, one {name} picture + 64 tokens, HTTP, ms"] = 1e3 * _median_s(port, size, 1)
-            rows[f"picture {name} to 32 answer tokens, HTTP, ms"] = 1e3 * _median_s(port, size, 32)
+            _add_medians(rows, f"first token, one {name} picture + 64 tokens", port, size, 1)
+            _add_medians(rows, f"picture {name} to 32 answer tokens", port, size, 32)
             seconds = _all_at_once_s(
                 clients, port, [_pictures(size, PICTURES_AT_ONCE, 0), _pictures(size, PICTURES, 1)]
             )
@@ -73,14 +73,20 @@ def _prompts(port: int, turn: int) -> list[bytes]:
     return [body(" ".join(dice.choices(words, k=num_words)), ANSWER, stream=True) for _ in range(STREAMS)]
 
 
-def _median_s(port: int, size: tuple[int, int], max_tokens: int, repeat: int = 12) -> float:
+def _add_medians(
+    rows: dict[str, float], what: str, port: int, size: tuple[int, int], max_tokens: int, repeat: int = 12
+) -> None:
+    """Milliseconds of one picture after the other, and how many of them the engine had."""
     bodies = [picture_body(size, max_tokens * 1000 + i, max_tokens) for i in range(repeat)]
-    seconds = []
+    whole, in_engine = [], []
     for asked in bodies:
         started_s = time.perf_counter()
-        asyncio.run(_ask_all(port, [asked], 1))
-        seconds.append(time.perf_counter() - started_s)
-    return statistics.median(seconds[2:])
+        answer = asyncio.run(_ask(port, asked))
+        whole.append(time.perf_counter() - started_s)
+        timing = json.loads(answer.split(b"\r\n\r\n", 1)[1])["usage"]["timing"]
+        in_engine.append(sum(timing.values()))
+    rows[f"{what}, HTTP, ms"] = 1e3 * statistics.median(whole[2:])
+    rows["  of which in the engine, " + what + ", ms"] = 1e3 * statistics.median(in_engine[2:])
 
 
 def _all_at_once_s(
@@ -110,10 +116,10 @@ async def _ask_all(port: int, bodies: Iterable[bytes], at_once: int) -> None:
     await asyncio.gather(*map(ask, bodies))
 
 
-async def _ask(port: int, asked: bytes) -> None:
-    """Raises: AssertionError when the answer does not come whole."""
+async def _ask(port: int, asked: bytes) -> bytes:
+    """The answer, or the end of a long one. Raises: AssertionError when it does not come whole."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    head = "POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n"
+    head = "POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\nX-VL2-Timing: 1\r\n"
     head += f"Content-Type: application/json\r\nContent-Length: {len(asked)}\r\n\r\n"
     writer.write(head.encode() + asked)
     first = end = await reader.read(1 << 16)
@@ -121,3 +127,4 @@ async def _ask(port: int, asked: bytes) -> None:
         end = (end + part)[-2000:]
     assert first.startswith(b"HTTP/1.1 200") and (b"[DONE]" in end or b'"usage"' in end), (first[:300], end[-300:])
     writer.close()
+    return end
