@@ -61,7 +61,7 @@ class Node:
         with (self.folder / f"{self.name}.log").open("ab") as log:
             self.process = subprocess.Popen(command, stdout=log, stderr=log)
 
-    def wait_ready(self, timeout_s: float = 60) -> None:
+    def wait_ready(self, timeout_s: float = 180) -> None:
         wait_until(lambda: answers(self.url + "/health/ready"), timeout_s)
 
     def end(self, how: int = signal.SIGTERM, timeout_s: float = 60) -> None:

@@ -13,7 +13,7 @@ import httpx
 
 CHAT = "/v1/chat/completions"
 QUESTION = [{"role": "user", "content": "Who are you?"}]
-TIMEOUT = httpx.Timeout(60, connect=10, pool=None)
+TIMEOUT = httpx.Timeout(120, connect=10, pool=None)
 
 
 @dataclass(frozen=True)

@@ -230,6 +230,17 @@ def test_the_operators_numbers_stay_inside(cluster: Cluster) -> None:
     assert [httpx.get(cluster.url + path).status_code for path in ("/metrics", "/status/data", "/")] == [404, 404, 200]
 
 
+async def test_a_reload_cuts_no_stream(cluster: Cluster) -> None:
+    load = Load(cluster.url, 4, num_requests=4, max_tokens=100, is_stream=lambda number: True)
+    load.stop()  # no more than those
+    running = asyncio.create_task(load.run())
+    await asyncio.to_thread(wait_until, lambda: load.num_begun == 4, 60)
+    assert load.outcomes == []
+    os.kill(int((cluster.folder / "state/nginx.pid").read_text()), signal.SIGHUP)
+    await asyncio.wait_for(running, 60)
+    assert load.problems == [] and len(load.outcomes) == 4
+
+
 NUM_DRAIN_REQUESTS = 2000 if "VL2_TEST_DEPLOY" in os.environ else 100
 
 
@@ -254,10 +265,10 @@ async def test_when_a_server_is_killed_what_has_no_byte_succeeds_and_streams_end
     load = Load(cluster.url, 24, num_requests=24, max_tokens=300, is_stream=lambda number: number < 12)
     load.stop()  # no more than those
     running = asyncio.create_task(load.run())
-    await asyncio.to_thread(wait_until, lambda: load.num_begun == 12, 30)
+    await asyncio.to_thread(wait_until, lambda: load.num_begun == 12, 60)
     killed_s = load.seconds
     victim.end(signal.SIGKILL)
-    await asyncio.wait_for(running, 120)
+    await asyncio.wait_for(running, 180)
     cut = [outcome for outcome in load.outcomes if outcome.problem and outcome.is_stream and outcome.num_events]
     failed = [outcome for outcome in load.outcomes if outcome.problem and outcome not in cut]
     assert failed == [], "what had no byte of an answer was asked elsewhere"
