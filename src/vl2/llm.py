@@ -49,11 +49,11 @@ from vl2.core.types import (
 from vl2.engine.group import EngineGroup
 from vl2.engine.remote import RemoteGroup
 from vl2.engine.transport import ProcessTransport, ThreadTransport
-from vl2.processing.constrain import check_grammar, check_prompt
+from vl2.processing.constrain import check_prompt
 from vl2.processing.detokenizer import Detokenizer
 from vl2.processing.grounding import parse_grounding
 from vl2.processing.images import open_image
-from vl2.processing.isolated import render_pdf
+from vl2.processing.isolated import check_grammar, render_pdf
 from vl2.processing.processor import Processor
 from vl2.processing.tokenizer import DET, DET_END, REF, REF_END, Tokenizer
 
@@ -188,7 +188,7 @@ class LLM:
         """`process`, with a grammar checked before the pictures and against the prompt. Raises: RequestError."""
         grammar = params.grammar
         if grammar is not None:
-            await asyncio.get_running_loop().run_in_executor(self._pool, check_grammar, grammar)
+            await asyncio.get_running_loop().run_in_executor(self._pool, check_grammar, grammar, self.processor.limits)
         prompt = await self.process(messages, tenant)
         if grammar is not None:
             check_prompt(grammar, prompt, self.processor.tokenizer)

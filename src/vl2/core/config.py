@@ -150,6 +150,9 @@ class ProcessorConfig:
     decode_memory_bytes: int = option(
         2**30, "Memory of a process that decodes PDF, TIFF and GIF, bytes.", rule=at_least(256 * 2**20)
     )
+    grammar_timeout_s: float = option(
+        5.0, "Time to compile a schema or an expression, seconds; then it is refused.", rule=between(0.1, 600)
+    )
     exif: str = option(
         "apply", "Turn pictures as their EXIF orientation says; official: do not.", choices=("apply", "official")
     )

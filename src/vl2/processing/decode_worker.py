@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import resource
 import sys
 from typing import Any
@@ -10,6 +11,7 @@ from PIL import Image
 
 from vl2.core.config import ProcessorConfig
 from vl2.core.errors import RequestError, TooLarge
+from vl2.core.types import Grammar
 from vl2.processing import pdf
 from vl2.processing.images import decode_bytes
 from vl2.processing.isolated import read_frame, write_frame
@@ -30,6 +32,8 @@ def main(memory_bytes: int) -> None:
 
 
 def run(job: dict[str, Any], data: bytes) -> tuple[dict[str, Any], bytes]:
+    if job["job"] == "grammar":
+        return check(job["kind"], data), b""
     limits = ProcessorConfig(
         max_image_pixels=job["max_image_pixels"], max_pdf_pages=job["max_pdf_pages"], exif=job["exif"]
     )
@@ -42,6 +46,19 @@ def run(job: dict[str, Any], data: bytes) -> tuple[dict[str, Any], bytes]:
         what = "the picture" if job["job"] == "picture" else "the PDF"
         message = f"{what} takes too much memory to decode (decode_memory_bytes)"
         return {"error": message, "is_too_large": False}, b""
+
+
+def check(kind: Any, data: bytes) -> dict[str, Any]:
+    from vl2.processing.constrain import check_grammar  # pictures do without
+
+    spec = json.loads(data)
+    try:
+        check_grammar(Grammar(kind, tuple(spec) if isinstance(spec, list) else spec))
+    except RequestError as error:
+        return {"error": error.message}
+    except MemoryError:
+        return {"error": "the grammar takes too much memory to compile (decode_memory_bytes)"}
+    return {}
 
 
 if __name__ == "__main__":

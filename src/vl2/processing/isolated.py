@@ -1,7 +1,7 @@
-"""Decoding in a process that can be killed: for formats whose decoders are large, old or can be made to run for ever.
+"""Work in a process that can be killed: decoders that are large, old or can be made to run for ever; grammars likewise.
 
 A process takes one job at a time over its standard streams and is used again. One that is late, or dies, costs the
-picture that it was at, and no other.
+picture or grammar that it was at, and no other.
 """
 
 from __future__ import annotations
@@ -12,12 +12,14 @@ import struct
 import subprocess
 import sys
 import threading
+from collections import OrderedDict
 from typing import Any, BinaryIO
 
 from PIL import Image
 
 from vl2.core.config import ProcessorConfig
-from vl2.core.errors import InvalidImage, TooLarge
+from vl2.core.errors import InvalidImage, InvalidRequest, TooLarge
+from vl2.core.types import Grammar
 
 MAX_PROCESSES = min(4, os.cpu_count() or 1)
 MAX_IDLE = 2
@@ -33,6 +35,43 @@ def decode_picture(data: bytes, limits: ProcessorConfig) -> Image.Image:
 def render_pdf(data: bytes, pages: str | None, limits: ProcessorConfig) -> list[Image.Image]:
     """Pages of a PDF, as `pdf.render` draws them. Raises: InvalidImage."""
     return POOL.run({"job": "pdf", "pages": pages}, data, limits, "the PDF")
+
+
+def check_grammar(grammar: Grammar, limits: ProcessorConfig) -> None:
+    """As `constrain.check_grammar`, elsewhere, and once for each of the last `MAX_CHECKED`. Raises: InvalidRequest."""
+    if grammar.kind in ("grounding", "json_object"):  # ours
+        return
+    with _checked_lock:
+        if grammar in _checked:
+            _checked.move_to_end(grammar)
+            return
+    job, spec = {"job": "grammar", "kind": grammar.kind}, json.dumps(grammar.spec).encode()
+    try:
+        head, _ = GRAMMARS.ask(job, spec, limits.decode_memory_bytes, limits.grammar_timeout_s)
+    except Lost as lost:
+        why = f"takes longer than {limits.grammar_timeout_s:g} s (grammar_timeout_s)"
+        crash = f"needs more than {limits.decode_memory_bytes} bytes (decode_memory_bytes), or crashed its compiler"
+        message = f"the {grammar.kind} grammar {why if lost.was_late else crash}; simplify it"
+        raise InvalidRequest(message, param="grammar") from None
+    if "error" in head:
+        raise InvalidRequest(head["error"], param="grammar")
+    with _checked_lock:
+        _checked[grammar] = None
+        if len(_checked) > MAX_CHECKED:
+            _checked.popitem(last=False)
+
+
+MAX_CHECKED = 256
+_checked: OrderedDict[Grammar, None] = OrderedDict()  # least recently used first
+_checked_lock = threading.Lock()
+
+
+class Lost(Exception):
+    """The process is gone, and the job with it."""
+
+    def __init__(self, was_late: bool) -> None:
+        super().__init__()
+        self.was_late = was_late
 
 
 class _Worker:
@@ -68,11 +107,11 @@ class _Worker:
         self.process.wait()
 
 
-class DecoderPool:
-    """Threads take a process each; there are at most `MAX_PROCESSES`."""
+class WorkerPool:
+    """Threads take a process each; there are at most `max_processes`."""
 
-    def __init__(self) -> None:
-        self._gate = threading.BoundedSemaphore(MAX_PROCESSES)
+    def __init__(self, max_processes: int) -> None:
+        self._gate = threading.BoundedSemaphore(max_processes)
         self._idle: list[_Worker] = []
         self._lock = threading.Lock()
         self.num_killed = 0
@@ -83,25 +122,30 @@ class DecoderPool:
             "max_pdf_pages": limits.max_pdf_pages,
             "exif": limits.exif,
         }
-        with self._gate:
-            worker = self._take(limits.decode_memory_bytes)
-            is_good = False
-            try:
-                head, pixels = worker.run(job | options, data, limits.decode_timeout_s)
-                is_good = worker.num_jobs < MAX_JOBS
-            except (EOFError, OSError):
-                self.num_killed += 1
-                raise InvalidImage(self._reason(worker, limits, what)) from None
-            finally:
-                self._give(worker, is_good)
+        try:
+            head, pixels = self.ask(job | options, data, limits.decode_memory_bytes, limits.decode_timeout_s)
+        except Lost as lost:
+            raise InvalidImage(_reason(lost, limits, what)) from None
         if "error" in head:
             raise (TooLarge if head["is_too_large"] else InvalidImage)(head["error"])
         return _pictures(head["sizes"], pixels)
 
-    def _reason(self, worker: _Worker, limits: ProcessorConfig, what: str) -> str:
-        if worker.was_killed:
-            return f"{what} could not be decoded within {limits.decode_timeout_s:g} s (decode_timeout_s)"
-        return f"{what} cannot be decoded: its decoder crashed, or wanted more than {limits.decode_memory_bytes} bytes"
+    def ask(
+        self, job: dict[str, Any], data: bytes, memory_bytes: int, timeout_s: float
+    ) -> tuple[dict[str, Any], bytes]:
+        """What the process answers. Raises: Lost."""
+        with self._gate:
+            worker = self._take(memory_bytes)
+            is_good = False
+            try:
+                answer = worker.run(job, data, timeout_s)
+                is_good = worker.num_jobs < MAX_JOBS
+                return answer
+            except (EOFError, OSError):
+                self.num_killed += 1
+                raise Lost(worker.was_killed) from None
+            finally:
+                self._give(worker, is_good)
 
     def _take(self, memory_bytes: int) -> _Worker:
         with self._lock:
@@ -120,7 +164,15 @@ class DecoderPool:
         worker.close()
 
 
-POOL = DecoderPool()
+POOL = WorkerPool(MAX_PROCESSES)
+GRAMMARS = WorkerPool(2)
+"""Apart, so that slow grammars keep no picture waiting."""
+
+
+def _reason(lost: Lost, limits: ProcessorConfig, what: str) -> str:
+    if lost.was_late:
+        return f"{what} could not be decoded within {limits.decode_timeout_s:g} s (decode_timeout_s)"
+    return f"{what} cannot be decoded: its decoder crashed, or wanted more than {limits.decode_memory_bytes} bytes"
 
 
 def _pictures(sizes: list[tuple[int, int]], pixels: bytes) -> list[Image.Image]:

@@ -123,12 +123,14 @@ GuidedJSON = Annotated[
 class FunctionCall(Body):
     name: Text
     arguments: Text
+    parsed_arguments: Annotated[Any, Hint("the client's own reading of `arguments`")] = None
 
 
 class ToolCall(Body):
     id: Text
     type: Literal["function"]
     function: FunctionCall
+    index: Annotated[Any, Hint("of a stream's piece")] = None
 
 
 class ChatMessage(Body):
