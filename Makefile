@@ -34,8 +34,8 @@ test-gpu: $(VENV)/.dev  ## run what concerns a GPU: kernels against references, 
 DEBIAN = missing=; for tool in $(1); do command -v $${tool%:*} >/dev/null || missing="$$missing $${tool\#*:}"; done; \
   test -z "$$missing" || (apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y $$missing)
 
-test-tools:  ## nginx and Prometheus, on Debian: tests that need them are skipped without
-	@$(call DEBIAN,nginx:nginx-light prometheus:prometheus)
+test-tools:  ## nginx, Prometheus and Chromium, on Debian: tests that need them are skipped without
+	@$(call DEBIAN,nginx:nginx-light prometheus:prometheus chromium:chromium)
 
 test-deploy: $(VENV)/.dev tests/deploy/npm/node_modules test-tools  ## nginx, images, chart, Ray, GitLab's jobs for real (20 min)
 	@$(call DEBIAN,buildah:buildah mmdebstrap:mmdebstrap podman:podman runc:runc rsync:rsync)
@@ -53,11 +53,12 @@ fuzz: $(VENV)/.dev  ## the long runs: 2,600 requests from the API's description,
 	PYTHONPATH=tests:. $(BIN)/python tests/server/schemathesis_run.py 2600
 	PYTHONPATH=tests:. $(BIN)/python tests/server/intake_run.py 20000
 
-test-page: $(VENV)/.dev  ## the page in a real browser; gets Chromium on Debian if it is missing
-	@command -v chromium >/dev/null || (apt-get -qq update && apt-get -qq install -y chromium fonts-noto-cjk)
+test-page: $(VENV)/.dev  ## the page in a real browser
+	@$(call DEBIAN,chromium:chromium)
 	$(BIN)/python -m pytest -q tests/page $(ARGS)
 
-screenshots: $(VENV)/.dev  ## docs/images/page-*.webp anew, by the test that looks at them
+screenshots: $(VENV)/.dev  ## docs/images/page-*.webp anew, by the test that looks at them; Chinese needs fonts-noto-cjk
+	@$(call DEBIAN,chromium:chromium)
 	VL2_SCREENSHOTS=docs/images $(BIN)/python -m pytest -q tests/page/test_nano.py $(ARGS)
 
 nano-int4: build/nano-int4/config.json  ## vl2-nano in 4 bits by GPTQ, in build/nano-int4; not committed
