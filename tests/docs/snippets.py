@@ -23,7 +23,8 @@ ENGLISH = [page for page in PAGES if page in READMES or not page.name.endswith("
 """What is run: a Chinese page has the blocks of its English one, but the README asks in Chinese."""
 
 _BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.M | re.S)
-_VL2 = re.compile(r"(?:^\s*|&& *|; *|\| *|\$\(|\bdo +|\b[A-Z_]+=\S+ +)(?:[\w./]+/)?vl2 +([a-z-]+)([^\n&|>)`;]*)", re.M)
+_START = r"(?:^\s*|&& *|; *|\| *|\$\(|\bdo +|\b[A-Z_]+=\S+ +)(?:[\w./]+/)?"
+_VL2 = re.compile(_START + r"""vl2 +([a-z-]+)((?:"[^"]*"|'[^']*'|[^\n&|>)`;"'])*)""", re.M)
 """Where a command can begin: `vl2` also names namespaces, images and folders."""
 
 
