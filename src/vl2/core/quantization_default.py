@@ -42,8 +42,10 @@ def default_quantization(
     return Quantization(ROUND_TO_NEAREST, found, tuple(ignore))
 
 
-def with_quantization(config: ModelConfig, mode: str) -> ModelConfig:
+def with_quantization(config: ModelConfig, mode: str, *, head_bits: int = 16) -> ModelConfig:
     """mode as in --quantization: auto is what the checkpoint says, else it is rounded to nearest while it is loaded.
+
+    head_bits  of the vocabulary's matrix then
 
     Raises: SetupError when the checkpoint is quantised otherwise.
     """
@@ -51,7 +53,8 @@ def with_quantization(config: ModelConfig, mode: str) -> ModelConfig:
         return config
     bits, group_size = MODES[mode]
     if config.quantization is None:
-        return replace(config, quantization=default_quantization(config.language, bits, group_size))
+        plan = default_quantization(config.language, bits, group_size, head_bits=head_bits)
+        return replace(config, quantization=plan)
     found = {group.scheme.bits for group in config.quantization.groups if group.scheme is not None}
     if bits not in found:
         raise SetupError(

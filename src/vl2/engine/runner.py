@@ -49,9 +49,10 @@ class Runner:
 
     def __init__(self, folder: Path, config: EngineConfig, on_progress: Progress | None = None) -> None:
         started_s = time.monotonic()
-        model_config = with_quantization(read_model_config(folder), config.quantization)
-        self.config, self.model_config = config, model_config
         self.device = choose_device(config.device, config.replicas, config.replica_idx)
+        head_bits = 8 if self.device.type == "cpu" else 16  # reading it would be most of a CPU's decoding step
+        model_config = with_quantization(read_model_config(folder), config.quantization, head_bits=head_bits)
+        self.config, self.model_config = config, model_config
         self.dtype = choose_dtype(config.dtype, self.device)
         if self.device.type == "cpu":
             self.num_threads = choose_num_threads(config.threads, config.replicas)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -64,7 +65,7 @@ class QuantizedLinear(nn.Module):
         self.codes, self.scales = empty_quantized((out_width, in_width), scheme, ops, dtype=dtype, device=device)
         self.bias = empty(out_width, dtype=dtype, device=device) if bias else None
 
-    @property
+    @functools.cached_property
     def weight(self) -> QuantizedWeight:
         return QuantizedWeight(self.codes, self.scales, self.scheme, self.in_width)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import nn
 
@@ -126,7 +128,7 @@ class QuantizedMoE(MoE):
         codes = self.gate_up_codes, self.down_codes
         return sum(part.nbytes * 8 // scheme.bits for part, scheme in zip(codes, self.schemes, strict=True))
 
-    @property
+    @functools.cached_property
     def experts(self) -> QuantizedExperts:
         up_scheme, down_scheme = self.schemes
         return QuantizedExperts(

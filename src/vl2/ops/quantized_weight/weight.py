@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
@@ -18,14 +18,19 @@ class QuantizedWeight:
     scales: torch.Tensor  # [(E,) G, N, ...]
     scheme: WeightScheme
     in_width: int
+    _matrices: dict[int, QuantizedWeight] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def out_width(self) -> int:
         return self.codes.shape[-2]
 
     def __getitem__(self, index: int) -> QuantizedWeight:
-        """One matrix of a stack."""
-        return QuantizedWeight(self.codes[index], self.scales[index], self.scheme, self.in_width)
+        """One matrix of a stack; views are made once, as a decoding step takes dozens of them."""
+        found = self._matrices.get(index)
+        if found is None:
+            found = QuantizedWeight(self.codes[index], self.scales[index], self.scheme, self.in_width)
+            self._matrices[index] = found
+        return found
 
     def rows(self, start: int, count: int) -> QuantizedWeight:
         """Some outputs of a matrix; a view, to be stored into."""
