@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,10 +21,10 @@ from tests.parity.test_golden_model import _gate_config
 from vl2.checkpoint.folder import read_json as read_settings
 from vl2.checkpoint.folder import read_model_config
 from vl2.core.config import EngineConfig
-from vl2.core.model_config import parse_model_config
+from vl2.core.model_config import MoEConfig, parse_model_config
 from vl2.core.types import Message
 from vl2.edge.graph import DataFile, Graph
-from vl2.edge.moe_graph import gate
+from vl2.edge.moe_graph import gate, moe
 from vl2.engine.engine import Engine
 from vl2.model.vl2 import DeepseekVL2
 from vl2.model.weights import destinations, draw_weights, load_weights
@@ -95,6 +96,40 @@ def run_gate(folder: Path, tensors: dict, config) -> tuple[np.ndarray, np.ndarra
     onnx.save(g.model({}), str(folder / "gate.onnx"))
     session = InferenceSession(str(folder / "gate.onnx"), providers=["CPUExecutionProvider"])
     return session.run(["ids", "shares"], {"x": tensors["x"]})
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_experts_that_no_token_chose_are_not_read(tmp_path: Path, precision: str) -> None:
+    """Their weights are not numbers, and the result is one: multiplying them by zero would not do."""
+    config = MoEConfig(8, 2, 6, 12, "greedy", "softmax", 1, 1, False, 1.0, 0, 1)
+    dice, width = np.random.default_rng(3), 4
+    x = dice.standard_normal((1, width)).astype(np.float32)
+    router = dice.standard_normal((8, width)).astype(np.float32)
+    chosen = set(np.argsort(-(x @ router.T)[0])[:2].tolist())
+
+    class Weights:
+        def get(self, name: str, *shape: int) -> np.ndarray:
+            expert = re.search(r"experts\.(\d+)\.", name)
+            is_idle = expert is not None and int(expert[1]) not in chosen
+            return router if "gate.weight" in name else np.full(shape, np.nan if is_idle else 0.1, np.float32)
+
+        def stacked(self, names: list[str], *shape: int) -> np.ndarray:
+            return np.concatenate([self.get(name, *shape) for name in names])
+
+    with np.errstate(invalid="ignore"), DataFile(tmp_path / "moe.onnx.data") as data:
+        g = Graph("moe", data, precision)
+        out = moe(g, Weights(), "mlp", g.input("x", onnx.TensorProto.FLOAT, ("T", width)), config, width)
+        g.output(out, "y", onnx.TensorProto.FLOAT, ("T", width))
+    onnx.save(g.model({}), str(tmp_path / "moe.onnx"))
+    session = InferenceSession(str(tmp_path / "moe.onnx"), providers=["CPUExecutionProvider"])
+    (y,) = session.run(["y"], {"x": x})
+    scores = np.exp((x @ router.T)[0])
+    share = scores[list(chosen)].sum() / scores.sum()
+    inner = 0.1 * x.sum()
+    one = 0.1 * inner / (1 + np.exp(-inner)) * inner  # of each unit of an expert
+    np.testing.assert_allclose(
+        y, np.full((1, width), (6 * share + 12) * one), rtol=0.03 if precision == "int8" else 1e-5
+    )
 
 
 def scene() -> np.ndarray:
