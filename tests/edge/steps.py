@@ -29,18 +29,13 @@ def open_network(bundle: Path, num_slots: int = 4096) -> Network:
 def prompt_logits(bundle: Path, prompt: Prompt) -> np.ndarray:
     """[T, V] of a whole prompt in one step."""
     runner = OnnxRunner(bundle, EngineConfig(**SETTINGS))
-    return runner_logits(runner, prompt)
-
-
-def runner_logits(runner: OnnxRunner, prompt: Prompt) -> np.ndarray:
     length = len(prompt.token_ids)
     sequence = Sequence(GenerateRequest("golden", prompt, SamplingParams(max_tokens=1, seed=0)), 0, 4096)
     sequence.pages = list(range(-(-length // PAGE_SIZE)))
-    tiles = range(len(prompt.tiles))
     for idx, span in enumerate(prompt.spans):
         sequence.tile_slots[idx] = list(range(span.first_tile, span.first_tile + span.num_tiles))
-    if tiles:
-        runner._encode([TileJob(sequence, tile, tile) for tile in tiles])
+    if len(prompt.tiles):
+        runner._encode([TileJob(sequence, tile, tile) for tile in range(len(prompt.tiles))])
     rows = np.arange(length)
     embeds = runner._embeds(Chunk.of(sequence, 0, length))
     return runner.network.step(embeds, rows, rows, rows, rows)

@@ -76,7 +76,7 @@ def _routed(g: Graph, weights: Weights, name: str, x: str, ids: str, shares: str
     """Σ_a shares[t, a] · expert_ids[t, a](x[t]): [T, C] float32."""
     active, experts = config.num_active, config.num_experts
     flat = g.reshape(ids, -1)
-    order, inverse = _order(g, flat), None
+    order = _order(g, flat)
     inverse = _order(g, order)
     counts = g.op("ReduceSum", _one_hot(g, flat, experts), g.ints(0), keepdims=0)
     tokens = g.op("Div", order, g.ints(active))

@@ -62,10 +62,11 @@ class OnnxRunner:
         self.max_context_tokens = config.max_context_tokens or language.max_position_embeddings
         num_pages = _num_pages(config, language, self.max_context_tokens)
         self.num_threads = choose_num_threads(config.threads, config.replicas)
+        provider, precision = _provider(config), _precision(folder, config)
         self.network = Network(
-            bundle_of(folder, _precision(folder, config), on_progress),
+            bundle_of(folder, precision, on_progress),
             num_slots=num_pages * config.page_size_tokens,
-            provider=_provider(config),
+            provider=provider,
             threads=self.num_threads,
         )
         self.fingerprint = self.network.manifest.digest
