@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from vl2.cli.watch import watch
-from vl2.core.errors import InvalidImage
+from vl2.core.errors import InvalidImage, SetupError
 from vl2.edge.frames import Frame, FrameFolder
 
 
@@ -52,6 +52,15 @@ def test_existing_pictures_begin_with_the_newest(tmp_path: Path) -> None:
     camera.shoot("1.png")
     camera.shoot("2.png")
     assert FrameFolder(tmp_path, takes_existing=True).take() == Frame(tmp_path / "2.png", b"pixels", 1)
+
+
+def test_a_folder_that_goes_away_ends_it_with_one_line(tmp_path: Path) -> None:
+    folder = tmp_path / "camera"
+    folder.mkdir()
+    frames = FrameFolder(folder)
+    folder.rmdir()
+    with pytest.raises(SetupError, match="camera cannot be read: No such file"):
+        frames.take()
 
 
 def test_answers_never_lag_and_broken_pictures_are_passed_over(

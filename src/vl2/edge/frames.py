@@ -6,6 +6,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from vl2.core.errors import SetupError
+
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
 
@@ -39,8 +41,12 @@ class FrameFolder:
         return None
 
     def _list(self) -> list[tuple[int, str]]:
-        with os.scandir(self._folder) as entries:
-            pictures = [entry for entry in entries if entry.name.lower().endswith(SUFFIXES)]
+        """(time of change, name) of each picture. Raises: SetupError when the folder is gone."""
+        try:
+            with os.scandir(self._folder) as entries:
+                pictures = [entry for entry in entries if entry.name.lower().endswith(SUFFIXES)]
+        except OSError as error:
+            raise SetupError(f"the folder {self._folder} cannot be read: {error.strerror}") from None
         found = []
         for entry in pictures:
             try:
