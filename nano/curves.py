@@ -29,9 +29,11 @@ def main(log: Path, out: Path) -> None:
         ("token", "token: class"),
         ("point", "attention: where to look"),
         ("spot", "token: box"),
+        ("tally", "attention: counting"),
+        ("number", "the number, said at the name"),
     ):
         losses.plot(minutes, [e[key] for e in steps], label=name)
-    losses.set(yscale="log", title="losses", xlabel="minutes on one H100")
+    losses.set(yscale="log", title="losses", xlabel="minutes on one GPU")
     for task in sorted({k for e in exams for k in e["exam"] if "/" not in k}):
         scores.plot(
             [e["elapsed_s"] / 60 for e in exams],
