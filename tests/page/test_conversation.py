@@ -87,6 +87,14 @@ def test_again_asks_the_same_and_replaces_the_answer(serve: Serve, open_page: Op
     assert model.asked[0][0] == model.asked[1][0]
 
 
+def test_only_the_last_answer_is_asked_for_again(serve: Serve, open_page: Open) -> None:
+    """Else what followed would be gone."""
+    user = open_page(serve(FakeModel()))
+    user.ask_and_wait("What is it?")
+    user.ask_and_wait("Sure?")
+    assert [button.is_visible() for button in user.page.locator(".answer .retry").all()] == [False, True]
+
+
 def test_a_later_question_comes_with_what_was_said(serve: Serve, open_page: Open, scene: Path) -> None:
     model = FakeModel()
     user = open_page(serve(model))

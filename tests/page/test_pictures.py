@@ -148,6 +148,16 @@ def test_a_picture_by_url_is_fetched_by_the_server(serve: Serve, open_page: Open
     assert Image.open(io.BytesIO(model.asked[0][0][0].images[0])).size == (200, 100)
 
 
+def test_a_picture_is_dropped_from_another_web_page(serve: Serve, open_page: Open, elsewhere: str) -> None:
+    fetcher = PictureFetcher(rules=FetchRules(networks=(IPv4Network("127.0.0.0/8"),)))
+    user = open_page(serve(FakeModel(), fetcher=fetcher))
+    transfer = user.page.evaluate_handle(
+        "url => { const t = new DataTransfer(); t.setData('text/uri-list', url); return t; }", f"{elsewhere}/scene.png"
+    )
+    user.page.dispatch_event("#scroll", "drop", {"dataTransfer": transfer})
+    user.wait_for_pictures(1)
+
+
 def test_a_url_that_may_not_be_fetched_is_refused_with_the_servers_reason(serve: Serve, open_page: Open) -> None:
     user = open_page(serve(FakeModel()))
     add_url(user, "http://127.0.0.1:9/secret.png")

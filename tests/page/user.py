@@ -68,7 +68,9 @@ class User:
         )
         self.page.dispatch_event("#scroll", "dragover", {"dataTransfer": transfer})
         self.page.dispatch_event("#scroll", "drop", {"dataTransfer": transfer})
-        self.page.wait_for_function("n => document.querySelectorAll('#tray li:not(.reading)').length >= n", arg=before + len(files))
+        self.page.wait_for_function(
+            "n => document.querySelectorAll('#tray li:not(.reading)').length >= n", arg=before + len(files)
+        )
 
     def ask(self, text: str) -> None:
         self.page.fill("#question", text)

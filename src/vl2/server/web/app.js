@@ -71,7 +71,10 @@ async function answer() {
   if (here === conversation) {
     render();
     if (!turn.error) say(t.answered(plainText(turn.text)));
-    if (turn.status === 401 && (await askKey())) return retry(turn);
+    if (turn.status === 401 && (await askKey())) {
+      showModel();
+      return retry(turn);
+    }
     if (turn.error && !turn.status) watchServer();
   }
   if (!turn.error) await keep({ ...here, turns: here.turns.filter((each) => !each.isRunning) });

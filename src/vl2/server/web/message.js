@@ -8,7 +8,7 @@ import { objectsSoFar, parts, plainText } from "./tags.js";
 import { t } from "./texts.js";
 
 const action = (name, label, onclick, title = label) =>
-  el("button", { type: "button", class: "small plain", title, "aria-label": title !== label && title, onclick }, icon(name), el("span", {}, label));
+  el("button", { type: "button", class: `small plain ${name}`, title, "aria-label": title !== label && title, onclick }, icon(name), el("span", {}, label));
 
 /** `on`: {edit(turn), view(picture, objects), ask(picture, kind, region)}. */
 export function questionNode(turn, on) {

@@ -37,7 +37,11 @@ export function startSources(callbacks) {
   document.addEventListener("drop", (event) => {
     event.preventDefault();
     document.body.classList.remove("dropping");
-    if (!dropInTray(event)) addFiles([...event.dataTransfer.files]);
+    if (dropInTray(event)) return;
+    const files = [...event.dataTransfer.files];
+    const [url] = event.dataTransfer.getData("text/uri-list").split(/\r?\n/); // a picture of another page
+    if (files.length) addFiles(files);
+    else if (/^https?:/.test(url)) addLoaded([[nameIn(url), () => fromServer(url, nameIn(url))]]);
   });
   startCamera();
   startUrl();
@@ -61,6 +65,8 @@ function askPages(name, why) {
   });
 }
 
+const nameIn = (url) => url.split(/[?#]/)[0].split("/").at(-1) || url;
+
 function startUrl() {
   $("from-url").addEventListener("click", () => {
     $("url").value = "";
@@ -74,8 +80,7 @@ function startUrl() {
     if (!url) return;
     $("url-add").disabled = true;
     try {
-      const name = url.split(/[?#]/)[0].split("/").at(-1) || url;
-      const found = await fromServer(url, name);
+      const found = await fromServer(url, nameIn(url));
       $("url-dialog").close();
       addPictures(found);
       focusQuestion();
