@@ -25,6 +25,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
+import psutil
 from common import report
 
 STREAMS, REQUESTS, TOKENS = 8, 24, 48
@@ -103,31 +104,44 @@ async def tokens_per_s(url: str) -> float:
         return REQUESTS * TOKENS / (time.perf_counter() - started_s)
 
 
+def cpu_s(url: str) -> float:
+    """Of the server and its engine, so far: other work on the machine hardly changes it."""
+    port = int(url.rsplit(":", 1)[1])
+    [server] = {c.pid for c in psutil.net_connections("tcp") if c.status == "LISTEN" and c.laddr.port == port}
+    family = [psutil.Process(server), *psutil.Process(server).children(recursive=True)]
+    return sum(sum(process.cpu_times()[:2]) for process in family)
+
+
 def measure(num_pairs: int) -> dict[str, float]:
-    logs = []
+    speeds, costs = [], []
     with (
         serving("--log-level", "info") as on,
         serving("--log-level", "error", customize=NOTHING_IS_COUNTED) as off,
         scraping(on),
     ):
-        assert "vl2_generated_tokens_total" in httpx.get(on + "/metrics").text
         for url in (on, off):
             asyncio.run(tokens_per_s(url))
         counted = {url: httpx.get(url + "/metrics").text for url in (on, off)}
         assert 'vl2_generated_tokens_total{model="nano"} 0.0' in counted[off]
         assert 'vl2_generated_tokens_total{model="nano"} 0.0' not in counted[on]
         for pair in range(num_pairs):
-            found = {url: asyncio.run(tokens_per_s(url)) for url in ((on, off) if pair % 2 else (off, on))}
-            logs.append(math.log(found[on] / found[off]))
-    middle = statistics.mean(logs)
-    half = T_95[max(n for n in T_95 if n <= max(10, num_pairs - 1))] * statistics.stdev(logs) / math.sqrt(num_pairs)
-    return {
-        "pairs": num_pairs,
-        "throughput, on over off": math.exp(middle),
-        "95 % interval, low": math.exp(middle - half),
-        "95 % interval, high": math.exp(middle + half),
-        "median of the pairs": math.exp(statistics.median(logs)),
-    }
+            speed, cost = {}, {}
+            for url in (on, off) if pair % 2 else (off, on):
+                before_s = cpu_s(url)
+                speed[url] = asyncio.run(tokens_per_s(url))
+                cost[url] = cpu_s(url) - before_s
+            speeds.append(speed[on] / speed[off])
+            costs.append(cost[on] / cost[off])
+    return {"pairs": num_pairs, **interval("throughput", speeds), **interval("CPU time of server and engine", costs)}
+
+
+def interval(name: str, ratios: list[float]) -> dict[str, float]:
+    """Geometric mean of on over off, and its 95 % interval."""
+    logs = [math.log(ratio) for ratio in ratios]
+    middle, num = statistics.mean(logs), len(logs)
+    half = T_95[max(n for n in T_95 if n <= max(10, num - 1))] * statistics.stdev(logs) / math.sqrt(num)
+    found = {"": middle, ", 95 % low": middle - half, ", 95 % high": middle + half}
+    return {f"{name}, on over off{what}": math.exp(value) for what, value in found.items()}
 
 
 def main() -> None:

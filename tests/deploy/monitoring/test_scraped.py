@@ -230,7 +230,7 @@ def test_an_engine_that_is_killed_is_seen_and_so_are_the_answers_it_cost(scene: 
 
 def test_a_queue_that_is_filled_and_pages_that_run_out_are_seen(tmp_path: Path) -> None:
     flags = ("--max-context-tokens", "512", "--kv-cache-tokens", "1024", "--max-sequences", "16")
-    faults = ("VL2QueueGrows", "VL2PagesExhausted")
+    faults = ("VL2QueueGrows", "VL2PagesExhausted", "VL2FirstTokenSlow")
 
     async def flood(url: str, scene: Scene) -> None:
         """Eight more long questions at every scrape, far more than are answered meanwhile."""
@@ -255,11 +255,16 @@ def test_a_queue_that_is_filled_and_pages_that_run_out_are_seen(tmp_path: Path) 
         asyncio.run(flood(server.url, scene))
 
 
-def test_a_server_whose_only_engine_is_lost_is_nobody_ready(tmp_path: Path) -> None:
+def test_an_engine_that_dies_three_times_is_seen_each_time(tmp_path: Path) -> None:
     with serving("nano", *FLAGS) as server, scraping([server.url.removeprefix("http://")], tmp_path) as prometheus:
         scene = Scene([server], prometheus, Seen(), ".*")
         prometheus.wait_for_scrape(1)
-        assert not firing(scene, "VL2NoReadyReplica")
-        os.kill(server.engine_pid, signal.SIGKILL)
-        wait_until(lambda: bool(firing(scene, "VL2NoReadyReplica")), timeout_s=20)
-        wait_until(lambda: not firing(scene, "VL2NoReadyReplica"), timeout_s=40)
+        for num_deaths in (1, 2, 3):
+            assert not firing(scene, "VL2EngineRestarts")
+            os.kill(server.engine_pid, signal.SIGKILL)
+            for name in ("VL2NoReadyReplica", "VL2ReplicaDown"):
+                wait_until(lambda name=name: bool(firing(scene, name)), timeout_s=20)
+            wait_until(lambda: not firing(scene, "VL2NoReadyReplica"), timeout_s=40)
+            restarts = f"vl2_engine_restarts_total == {num_deaths}"
+            wait_until(lambda expr=restarts: bool(prometheus.query(expr)), timeout_s=20)
+        wait_until(lambda: bool(firing(scene, "VL2EngineRestarts")), timeout_s=10)
