@@ -21,6 +21,7 @@ from vl2.engine.device import choose_device, choose_dtype, device_memory, gpu_uu
 from vl2.engine.device_rows import DeviceRows
 from vl2.engine.flying import FlyingStep
 from vl2.engine.grammar import late_chunks
+from vl2.engine.huge_pages import collapse_pages
 from vl2.engine.memory import measure_workspace, num_kv_pages
 from vl2.engine.pending import FinishedStep, PendingStep
 from vl2.engine.picture_rows import max_span_tiles
@@ -65,6 +66,9 @@ class Runner:
             draw_weights(self.model)
         else:
             load_weights(self.model, folder, on_progress)
+        if self.device.type == "cpu":
+            pack_weights(self.model)
+            collapse_pages()  # before the KV cache, which is resident only where it is used
         self.weights_bytes = sum(parameter.nbytes for parameter in self.model.parameters())
         self.num_tile_slots = max(config.image_cache_tiles, max_span_tiles(model_config))
         self.features = self.model.feature_table(self.num_tile_slots)
@@ -75,8 +79,6 @@ class Runner:
         wanted, is_quantized = config.deterministic, model_config.quantization is not None
         self.is_deterministic = self.device.type == "cpu" and not is_quantized if wanted is None else wanted
         row_multiple = self._choose_row_multiple() if self.is_deterministic else 1
-        if self.device.type == "cpu":
-            pack_weights(self.model)
         is_compiled_by_size = self.device.type == "cpu" and self.dtype != torch.float32
         rounding = RowRounding(
             row_multiple, SIZES_PER_OCTAVE if is_compiled_by_size else None, is_exact=self.is_deterministic

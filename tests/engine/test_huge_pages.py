@@ -1,0 +1,48 @@
+import mmap
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+from vl2.engine import huge_pages
+from vl2.engine.huge_pages import PAGE_BYTES, collapse_pages
+
+SETTING = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+SMAPS = Path("/proc/self/smaps_rollup")
+
+
+def huge_bytes() -> int:
+    found = re.search(r"AnonHugePages:\s+(\d+) kB", SMAPS.read_text())
+    assert found is not None
+    return 1024 * int(found[1])
+
+
+@pytest.mark.skipif(not SETTING.exists() or "[never]" in SETTING.read_text(), reason="this kernel has no huge pages")
+def test_what_was_written_lies_in_huge_pages_afterwards():
+    with mmap.mmap(-1, 64 * PAGE_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as memory:
+        memory.madvise(mmap.MADV_NOHUGEPAGE)
+        memory.write(b"\1" * len(memory))
+        before = huge_bytes()
+        collapse_pages()
+        assert memory[:: len(memory) // 64] == b"\1" * 64
+        assert huge_bytes() - before >= 32 * PAGE_BYTES
+
+
+def test_only_whole_huge_pages_of_private_memory_are_asked_for(tmp_path, monkeypatch):
+    (tmp_path / "maps").write_text(
+        "7f0000100000-7f0000900000 rw-p 00000000 00:00 0 \n"
+        "7f0001000000-7f0001100000 rw-p 00000000 00:00 0 \n"  # less than one
+        "7f0002000000-7f0002400000 r--p 00000000 00:00 0 \n"
+        "7f0003000000-7f0003400000 rw-p 00000000 08:01 42 /usr/lib/a library\n"
+        "7f0004000000-7f0004400000 rw-s 00000000 00:01 7 /dev/shm/shared\n"
+        "550000000000-550000400000 rw-p 00000000 00:00 0 [heap]\n"
+    )
+    monkeypatch.setattr(huge_pages, "MAPS", tmp_path / "maps")
+    assert list(huge_pages._allocated()) == [(0x7F0000200000, 3 * PAGE_BYTES), (0x550000000000, 2 * PAGE_BYTES)]
+
+
+def test_other_systems_have_nothing_of_it(monkeypatch):
+    monkeypatch.setattr(sys, "platform", "darwin")
+    monkeypatch.setattr(huge_pages, "MAPS", None)
+    collapse_pages()
