@@ -41,7 +41,7 @@ LINEARS = {
     "Small dense down": (2048, 10944, WeightScheme(4, 64)),
     "Tiny qkv": (3840, 1280, INT4),
 }
-TOKENS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 1024, 8192)
+TOKENS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 1024, 2048, 4096, 8192)
 ROWS = (1, 8, 32, 64, 256, 1024, 8192)
 LAYERS = 4
 
@@ -148,7 +148,12 @@ def time_experts(name: str, tokens: int) -> str:
         ids, weights, _ = routes(name, tokens)
         x = torch.randn(tokens, width, device=DEVICE, dtype=DTYPE)
         dense_calls.append(functools.partial(dense_experts.mix_experts, x, ids, weights, layers(name)[1][i % 2]))
-    return f"{line(calls, num_bytes, flops)}; bfloat16 {microseconds(dense_calls):8.1f} µs"
+    told = f"{line(calls, num_bytes, flops)}; bfloat16 {microseconds(dense_calls):8.1f} µs"
+    if tokens < 1024:
+        return told
+    inside, _ = expert_calls(name, tokens, experts_kernel.MANY)
+    outside = [functools.partial(experts_kernel.mix_written_out, *call.args) for call in calls]
+    return told + f"; unpacked inside {microseconds(inside):8.1f}, written out {microseconds(outside):8.1f} µs"
 
 
 def time_linear(label: str, rows: int) -> str:

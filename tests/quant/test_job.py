@@ -182,7 +182,7 @@ sys.exit(execute(sys.argv[1:]))
 """
 
 
-@pytest.mark.parametrize("layer", [0, 2])
+@pytest.mark.parametrize("layer", [0, 2, 3])  # the last one is what lies in no layer
 def test_a_killed_run_goes_on_to_the_same_bytes(source: Path, gptq: Path, pictures: Path, tmp_path: Path, layer: int):
     out = tmp_path / "out"
     words = ["quantize", *arguments(source, out, pictures)]

@@ -22,7 +22,8 @@ OFFICIAL = {
     "base": "deepseek-ai/deepseek-vl2",
 }
 EMBEDDED = "nano"
-WANTED = ("*.json", "*.safetensors")
+WANTED = ("*.json", "*.safetensors", "LICENSE*", "README.md")
+"""The last two say what the weights may be used for, which goes along with all that is made of them."""
 REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 SHA256 = re.compile(r"[0-9a-f]{64}")
 

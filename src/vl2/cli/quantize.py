@@ -81,6 +81,7 @@ def command(
     from vl2.checkpoint.source import resolve_model
     from vl2.engine.device import choose_device, choose_dtype
     from vl2.quant.job import Settings, quantize
+    from vl2.quant.output import SETTINGS_FILE
 
     usual = "128" if bits == "4" else "none"
     place = choose_device(device)
@@ -96,7 +97,7 @@ def command(
         device=place,
         dtype=kind,
     )
-    if (out / "config.json").exists():
+    if (out / "config.json").exists() and not (out / SETTINGS_FILE).exists():
         raise SetupError(f"{out} holds a checkpoint already; remove it, or name another folder")
     source = resolve_model(model, options=hub)
     with _Bar() as bar:

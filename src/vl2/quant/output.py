@@ -101,7 +101,7 @@ class OutputFolder:
         config = json.loads((source / "config.json").read_text(encoding="utf-8"))
         config["quantization_config"] = quantization.to_config()
         _write(self.folder / "config.json", (json.dumps(config, indent=2) + "\n").encode())
-        for file in (*files, self.folder / SETTINGS_FILE):
+        for file in (self.folder / SETTINGS_FILE, *files):
             file.unlink()
 
 

@@ -5,14 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 import triton
 import triton.language as tl
 
 from vl2.ops.experts.align import Blocks, align
-from vl2.ops.experts.kernel import GROUP_BLOCKS, _rows_of_block
+from vl2.ops.experts.kernel import GROUP_BLOCKS, _rows_of_block, mix_experts
 from vl2.ops.experts.kernel_common import block_and_tile, swish, weighted_sum
+from vl2.ops.experts.weights import ExpertWeights
 from vl2.ops.quantized_experts.weights import QuantizedExperts
-from vl2.ops.quantized_linear.kernel import has_asm, precision
+from vl2.ops.quantized_linear.kernel import dequantize, has_asm, precision
 from vl2.ops.quantized_weight.kernel_common import add_step
 from vl2.ops.quantized_weight.triton_layout import step_of
 from vl2.ops.quantized_weight.weight import QuantizedWeight
@@ -40,6 +42,9 @@ FEW, SOME, MANY = (
 FLOAT32 = Tile(16, 32, 32, False, 4, 2)
 FEW_PAIRS, SOME_PAIRS = 16, 64
 """Pairs of an expert, on average, up to which a tile is taken."""
+DEQUANTIZE_TOKENS = 3072
+"""From here on a layer's experts are written out in 16 bits: reading and writing them takes less time than unpacking
+them once for every block of rows."""
 
 
 def choose_tile(num_pairs: int, num_experts: int, dtype: torch.dtype) -> Tile:
@@ -57,9 +62,22 @@ def mix_quantized_experts(
     rounding: RowRounding = RowRounding(),
 ) -> torch.Tensor:
     """`Backend.mix_quantized_experts` (ops/backend.py)."""
+    if len(x) >= DEQUANTIZE_TOKENS and x.dtype != torch.float32:
+        return mix_written_out(x, ids, weights, experts)
     num_experts = len(experts.gate_up.codes)
     num_pairs = len(x) * (ids.shape[1] + experts.num_shared)
     return mix_with_tile(x, ids, weights, experts, choose_tile(num_pairs, num_experts, x.dtype))
+
+
+def mix_written_out(
+    x: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor, experts: QuantizedExperts
+) -> torch.Tensor:
+    """By the kernels of 16-bit weights; shared experts are further choices of weight 1."""
+    num_experts, num_shared = len(experts.gate_up.codes), experts.num_shared
+    shared = torch.arange(num_experts - num_shared, num_experts, dtype=ids.dtype, device=ids.device)
+    ids = torch.cat((ids, shared.expand(len(ids), -1)), 1)
+    written = (dequantize(weight, x.dtype) for weight in (experts.gate_up, experts.down))
+    return mix_experts(x, ids, F.pad(weights, (0, num_shared), value=1.0), ExpertWeights(*written, None, None))
 
 
 def mix_with_tile(

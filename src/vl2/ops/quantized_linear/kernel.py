@@ -98,12 +98,12 @@ def multiply(
 def dequantize(weight: QuantizedWeight, dtype: torch.dtype) -> torch.Tensor:
     """A matrix, or a stack of them, as [(E,) N, K]."""
     step, stacked = step_of(weight.scheme), weight.codes.shape[:-1]
-    num_rows = stacked.numel()
+    num_rows, block_r = stacked.numel(), 16
     out = torch.empty(*stacked, weight.in_width, dtype=dtype, device=weight.codes.device)
-    _dequantize[(num_rows, weight.in_width // step)](
-        weight.codes, weight.scales, out, weight.in_width, weight.out_width, weight.scales.shape[-2],
-        GROUP_STEPS=(weight.scheme.group_size or weight.in_width) // step, STEP=step, BITS=weight.scheme.bits,
-        HAS_ASM=has_asm(out.device), num_warps=1,
+    _dequantize[(triton.cdiv(num_rows, block_r), weight.in_width // step)](
+        weight.codes, weight.scales, out, num_rows, weight.codes.stride(-2), weight.in_width, weight.out_width,
+        weight.scales.shape[-2], GROUP_STEPS=(weight.scheme.group_size or weight.in_width) // step, STEP=step,
+        BITS=weight.scheme.bits, BLOCK_R=block_r, HAS_ASM=has_asm(out.device), num_warps=2,
     )  # fmt: skip
     return out
 
@@ -167,18 +167,18 @@ def _linear(
 
 @triton.jit
 def _dequantize(
-    codes, scales, out, in_width, out_width, num_groups, GROUP_STEPS: tl.constexpr, STEP: tl.constexpr,
-    BITS: tl.constexpr, HAS_ASM: tl.constexpr,
+    codes, scales, out, num_rows, row_words, in_width, out_width, num_groups, GROUP_STEPS: tl.constexpr,
+    STEP: tl.constexpr, BITS: tl.constexpr, BLOCK_R: tl.constexpr, HAS_ASM: tl.constexpr,
 ):  # fmt: skip
-    """One row and one step a program; rows of all matrices of a stack are counted on."""
+    """A block of rows and one step a program; rows of all matrices of a stack are counted on."""
     PLANES: tl.constexpr = 4 if BITS == 4 else 1
     WORDS: tl.constexpr = STEP // PLANES
     dtype = out.dtype.element_ty
-    row, step = tl.program_id(0).to(tl.int64), tl.program_id(1)
-    j = tl.arange(0, WORDS)
-    words = tl.load(codes + row * (in_width // PLANES) + step * WORDS + j)
-    matrix, column = row // out_width, row % out_width
-    scale = tl.load(scales + (matrix * num_groups + step // GROUP_STEPS) * out_width + column).to(dtype)
+    row, step = tl.program_id(0).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R), tl.program_id(1)
+    is_row, j = (row < num_rows)[:, None], tl.arange(0, WORDS)
+    words = tl.load(codes + row[:, None] * row_words + step * WORDS + j[None, :], mask=is_row, other=0)
+    group = row // out_width * num_groups + step // GROUP_STEPS
+    scale = tl.load(scales + group * out_width + row % out_width, mask=row < num_rows, other=0.0).to(dtype)
+    at = out + row[:, None] * in_width + step * STEP + j[None, :]
     for p in tl.static_range(PLANES):
-        weights = times(plane(words, p, BITS, dtype, HAS_ASM), scale, HAS_ASM)
-        tl.store(out + row * in_width + step * STEP + p * WORDS + j, weights)
+        tl.store(at + p * WORDS, times(plane(words, p, BITS, dtype, HAS_ASM), scale[:, None], HAS_ASM), mask=is_row)
