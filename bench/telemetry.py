@@ -28,7 +28,7 @@ import httpx
 import psutil
 from common import report
 
-STREAMS, REQUESTS, TOKENS = 8, 24, 48
+STREAMS, REQUESTS, TOKENS = 8, 16, 24
 NOTHING_IS_COUNTED = """
 import prometheus_client, vl2.engine.meter
 nothing = lambda *args, **kwargs: None

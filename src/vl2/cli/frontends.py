@@ -20,7 +20,7 @@ import time
 from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -32,7 +32,9 @@ from vl2.server.processes import SHARED_FOLDER
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
+    from vl2.engine.hub import Hub
     from vl2.llm import LLM
+    from vl2.server.shared import HubState
 
 logger = logging.getLogger("vl2.serve")
 
@@ -71,7 +73,6 @@ async def sharing(
     """The hub and its front-ends, until the block ends."""
     from vl2.engine.group import EngineGroup
     from vl2.engine.hub import Hub
-    from vl2.server.shared import HubState
 
     assert isinstance(llm.client, EngineGroup)
     state: HubState = app.state.hub
@@ -112,8 +113,8 @@ class Frontends:
         self,
         setup: FrontendSetup,
         listener: socket.socket,
-        hub: Any,
-        state: Any,
+        hub: Hub,
+        state: HubState,
         fail: Callable[[VL2Error], None],
     ) -> None:
         self._setup, self._listener, self._hub, self._state, self._fail = setup, listener, hub, state, fail
