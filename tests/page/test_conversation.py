@@ -68,6 +68,7 @@ def test_escape_stops_too_and_nothing_said_can_be_asked_again(serve: Serve, open
     user.page.wait_for_selector(".running")
     user.page.keyboard.press("Escape")
     user.page.wait_for_selector(".failed .error")
+    assert user.page.locator(".lost").count() == 0  # nobody waits for a server that is there
     model.gate.set()
     user.button("Again").click()
     user.wait_for_answer()

@@ -22,7 +22,7 @@ import { openViewer } from "./viewer.js";
 const POLL_MS = 2000; // while the server is away or loading
 
 let conversation = fresh(); // {id, turns}; a turn is {role: "user", text, pictures, schema} or {role: "assistant", text, …}
-let running = null; // {controller, view} of the answer under way
+let running = null; // {controller} of the answer under way
 let previewed; // the picture on the empty page
 let editing = null; // the question that is being changed
 
@@ -75,7 +75,7 @@ async function answer() {
       showModel();
       return retry(turn);
     }
-    if (turn.error && !turn.status) watchServer();
+    if (turn.isLost) watchServer();
   }
   if (!turn.error) await keep({ ...here, turns: here.turns.filter((each) => !each.isRunning) });
 }
@@ -226,7 +226,7 @@ async function watchServer() {
   }
   isWatching = false;
   say(t.back);
-  for (const node of document.querySelectorAll(".failed .error")) node.textContent = t.back;
+  for (const node of document.querySelectorAll(".lost")) node.textContent = t.back;
   showModel();
 }
 

@@ -5,7 +5,7 @@ import { t } from "./texts.js";
 
 /** Fill `turn` with the answer to `body`; `show()` is called as it grows, at most once a frame, and at its end.
  *
- * Ends in every case: `turn.error` and `turn.status` say what went wrong. Milliseconds are `turn.first` and `turn.whole`.
+ * Ends in every case: `turn.error`, `turn.status` and `turn.isLost` say what went wrong. Milliseconds are `turn.first` and `turn.whole`.
  */
 export async function follow(turn, body, signal, show) {
   const started = performance.now();
@@ -28,11 +28,11 @@ export async function follow(turn, body, signal, show) {
       showSoon();
     }
   } catch (error) {
-    if (error.name === "AbortError") turn.reason = "stopped";
-    if (error.name !== "AbortError" || !turn.text) {
-      const told = error.name === "AbortError" ? t.stopped : error.status ? error.message : t.lost;
-      [turn.error, turn.status] = [told, error.status];
-    }
+    const isStopped = error.name === "AbortError";
+    turn.isLost = !isStopped && !error.status; // the server cannot be reached
+    turn.status = error.status;
+    if (isStopped) turn.reason = "stopped";
+    if (!isStopped || !turn.text) turn.error = isStopped ? t.stopped : turn.isLost ? t.lost : error.message;
   }
   turn.whole = performance.now() - started;
   turn.isRunning = false;

@@ -93,7 +93,7 @@ export function answerNode(turn, picture, question, on) {
 
   function ending(hasBoxes) {
     if (turn.error) {
-      return [el("p", { class: "error", role: "alert" }, turn.error), el("div", { class: "actions" }, action("retry", t.retry, () => on.retry(turn)))];
+      return [el("p", { class: turn.isLost ? "error lost" : "error", role: "alert" }, turn.error), el("div", { class: "actions" }, action("retry", t.retry, () => on.retry(turn)))];
     }
     const boxes = hasBoxes
       ? [action("save", t.savePng, () => savePng(picture, drawn), t.savePngLong), action("json", t.saveJson, () => saveJson(picture, drawn, question, turn.text), t.saveJsonLong)]
