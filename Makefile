@@ -63,7 +63,7 @@ screenshots: $(VENV)/.dev  ## docs/images/page-*.webp anew, by the test that loo
 
 nano-int4: build/nano-int4/config.json  ## vl2-nano in 4 bits by GPTQ, in build/nano-int4; not committed
 
-build/nano-int4/config.json: $(VENV)/.dev
+build/nano-int4/config.json: | $(VENV)/.dev
 	$(BIN)/python nano/calibration.py build/nano-calibration
 	$(BIN)/vl2 quantize nano build/nano-int4 --calibration build/nano-calibration/calibration.jsonl $(ARGS)
 
