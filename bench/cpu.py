@@ -30,9 +30,9 @@ import click
 
 ENVIRONMENT = dict(os.environ)  # before `common` sets what is for this process alone
 
-from common import NANO, circumstances
-from cpu_machine import Machine
-from shapes import write
+from common import NANO, circumstances  # noqa: E402
+from cpu_machine import Machine  # noqa: E402
+from shapes import write  # noqa: E402
 
 HERE = Path(__file__).parent
 TEXT = {"do": "answer", "kind": "text"}
@@ -223,6 +223,7 @@ def main(shapes: str, peer: str | None, rounds: int, tokens: int, deterministic:
         "load average of the last minute": os.getloadavg()[0],
     }.items():
         results.add("machine", name, "all cores", value)
+    results.lines["GOMP_SPINCOUNT"] = ENVIRONMENT.get("GOMP_SPINCOUNT", "default")
     print(json.dumps({**circumstances("cpu"), **results.lines}))
 
 

@@ -13,10 +13,6 @@ from vl2.ops.rope.reference import rotate_pairs
 from vl2.ops.rope.table import RopeTable
 
 
-def can_fuse(batch: AttentionBatch, q: torch.Tensor) -> bool:
-    return not batch.has_fixed_splits and q.device.type == "cpu" and q.dtype != torch.float16
-
-
 def fuse_heads(q: torch.Tensor, pool: torch.Tensor, batch: AttentionBatch, scale: float) -> torch.Tensor:
     """`Backend.attend_heads` (ops/backend.py)."""
     out = torch.zeros_like(q)

@@ -22,12 +22,11 @@ MAX_ELEMENTS = 2**25
 
 
 def can_join(batch: AttentionBatch, pool: torch.Tensor) -> bool:
-    """pool [pages, page size, ...], of keys or values alone."""
+    """Whether chunks of one row each are alike and few enough. pool [pages, page size, ...]: keys or values alone."""
     lengths = [chunk.context_length for chunk in batch.chunks]
-    if batch.has_fixed_splits or not lengths or any(chunk.length != 1 for chunk in batch.chunks):
-        return False
-    gathered, page_size = max(lengths) * len(lengths), len(pool[0])
-    return gathered <= MAX_FILLING * sum(lengths) and gathered * pool[0].numel() // page_size <= MAX_ELEMENTS
+    gathered, page_size = max(lengths, default=0) * len(lengths), len(pool[0])
+    is_alike = gathered <= MAX_FILLING * sum(lengths)
+    return bool(lengths) and is_alike and gathered * pool[0].numel() // page_size <= MAX_ELEMENTS
 
 
 def join_heads(q: torch.Tensor, pool: torch.Tensor, batch: AttentionBatch, scale: float) -> torch.Tensor:
@@ -72,6 +71,8 @@ def _gather(pool: torch.Tensor, batch: AttentionBatch, hidden: torch.Tensor | No
     """pool [pages, page size, ...] → [S, longest context, ...], zero where hidden: what lies there is of others."""
     longest = max(chunk.context_length for chunk in batch.chunks)
     tables = batch.block_tables[:, : -(-longest // pool.shape[1])]
+    if hidden is not None:
+        tables = tables.masked_fill(hidden[:, :: pool.shape[1]], 0)  # any page will do
     rows = pool.index_select(0, tables.flatten()).view(len(tables), -1, *pool.shape[2:])[:, :longest]
     return rows if hidden is None else rows.masked_fill_(hidden.view(*hidden.shape, *(1,) * (rows.dim() - 2)), 0)
 

@@ -19,9 +19,9 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
+from vl2.ops.attention import fast
 from vl2.ops.attention.batch import AttentionBatch, ChunkShape
-from vl2.ops.attention.fused import can_fuse, fuse_heads, fuse_mla
-from vl2.ops.attention.joint import can_join, join_heads, join_mla
+from vl2.ops.attention.fast import is_fast
 from vl2.ops.rope.reference import absorb_queries, expand_values
 from vl2.ops.rope.table import RopeTable
 from vl2.ops.rows import pad_rows, round_up
@@ -64,10 +64,8 @@ def gather_pages(pool: torch.Tensor, block_table: torch.Tensor, context_length: 
 
 def attend_heads(q: torch.Tensor, pool: torch.Tensor, batch: AttentionBatch, scale: float) -> torch.Tensor:
     """`Backend.attend_heads` (ops/backend.py)."""
-    if can_join(batch, pool[0]):
-        return join_heads(q, pool, batch, scale)
-    if can_fuse(batch, q):
-        return fuse_heads(q, pool, batch, scale)
+    if is_fast(batch, q):
+        return fast.attend_heads(q, pool, batch, scale)
     out = torch.zeros_like(q)
     heads_per_kv = q.shape[1] // pool.shape[3]
     for block_table, chunk in zip(batch.block_tables, batch.chunks, strict=True):
@@ -150,10 +148,8 @@ def attend_mla(
     scale: float,
 ) -> torch.Tensor:
     """`Backend.attend_mla` (ops/backend.py), absorbed: heads read the latent rows themselves."""
-    if can_join(batch, pool):
-        return join_mla(q, kv_b, pool, rope, positions, batch, scale)
-    if can_fuse(batch, q):
-        return fuse_mla(q, kv_b, pool, rope, positions, batch, scale)
+    if is_fast(batch, q):
+        return fast.attend_mla(q, kv_b, pool, rope, positions, batch, scale)
     heads, rank = q.shape[1], kv_b.shape[1]
     nope = q.shape[2] - (pool.shape[2] - rank)
     per_head = kv_b.unflatten(0, (heads, -1))
