@@ -70,6 +70,9 @@ def test_the_sample_is_described_with_boxes(url: str, open_page: Open, keep) -> 
     user.page.get_by_text("knows drawn scenes, not photographs").wait_for()
     keep(user, "start")
     ask_about_the_sample(user, "Boxes")
+    user.button("Again").click()
+    user.page.get_by_text("from the cache").wait_for()  # the picture is known by now
+    user.wait_for_boxes()
     keep(user, "boxes")
     told = user.downloaded_json("Save the boxes as JSON")
     size = told["picture"]["width"], told["picture"]["height"]
