@@ -9,6 +9,7 @@ import torch.nn.functional as F
 import triton
 import triton.language as tl
 
+from vl2.ops.chain import chained, wait_for_last
 from vl2.ops.experts.align import Blocks, align
 from vl2.ops.experts.kernel import GROUP_BLOCKS, _rows_of_block, mix_experts
 from vl2.ops.experts.kernel_common import block_and_tile, swish, weighted_sum
@@ -112,17 +113,18 @@ def _settings(weight: QuantizedWeight, x: torch.Tensor, tile: Tile) -> dict[str,
     return dict(
         GROUP_STEPS=(weight.scheme.group_size or weight.in_width) // step, STEP=step, BITS=weight.scheme.bits,
         SCALES_FIRST=tile.scales_first, BLOCK_M=tile.block_m, GROUP=GROUP_BLOCKS, HAS_ASM=has_asm(x.device),
-        PRECISION=precision(x), num_warps=tile.num_warps, num_stages=tile.num_stages,
+        PRECISION=precision(x), num_warps=tile.num_warps, num_stages=tile.num_stages, **chained(x.device),
     )  # fmt: skip
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_blocks", "num_pairs"])
 def _gate_up(
     x, codes, scales, hidden, pairs, block_experts, num_blocks, num_pairs, num_routed, width, inner, row_words,
     row_stride, NUM_ACTIVE: tl.constexpr, NUM_CHOSEN: tl.constexpr, BLOCK_N: tl.constexpr, GROUP_STEPS: tl.constexpr,
     STEP: tl.constexpr, BITS: tl.constexpr, SCALES_FIRST: tl.constexpr, BLOCK_M: tl.constexpr, GROUP: tl.constexpr,
-    HAS_ASM: tl.constexpr, PRECISION: tl.constexpr,
+    HAS_ASM: tl.constexpr, PRECISION: tl.constexpr, CHAINED: tl.constexpr,
 ):  # fmt: skip
+    wait_for_last(CHAINED)
     PLANES: tl.constexpr = 4 if BITS == 4 else 1
     WORDS: tl.constexpr = STEP // PLANES
     block, tile = block_and_tile(tl.program_id(0), num_blocks, tl.cdiv(inner, BLOCK_N), GROUP)
@@ -149,13 +151,14 @@ def _gate_up(
     tl.store(at, swish(gate, up, hidden.dtype.element_ty), mask=is_pair[None, :] & is_column[:, None])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_blocks", "num_pairs"])
 def _down(
     hidden, codes, scales, results, pairs, block_experts, num_blocks, num_pairs, num_routed, width, inner, row_words,
     NUM_CHOSEN: tl.constexpr, BLOCK_N: tl.constexpr, GROUP_STEPS: tl.constexpr, STEP: tl.constexpr,
     BITS: tl.constexpr, SCALES_FIRST: tl.constexpr, BLOCK_M: tl.constexpr, GROUP: tl.constexpr, HAS_ASM: tl.constexpr,
-    PRECISION: tl.constexpr,
+    PRECISION: tl.constexpr, CHAINED: tl.constexpr,
 ):  # fmt: skip
+    wait_for_last(CHAINED)
     PLANES: tl.constexpr = 4 if BITS == 4 else 1
     WORDS: tl.constexpr = STEP // PLANES
     block, tile = block_and_tile(tl.program_id(0), num_blocks, tl.cdiv(width, BLOCK_N), GROUP)

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 import triton
 import triton.language as tl
 
+from vl2.ops.chain import chained, wait_for_last
 from vl2.ops.quantized_weight.kernel_common import add_step, plane, times
 from vl2.ops.quantized_weight.triton_layout import step_of
 from vl2.ops.quantized_weight.weight import QuantizedWeight
@@ -91,7 +92,7 @@ def multiply(
         HAS_BIAS=bias is not None, GROUP_STEPS=(weight.scheme.group_size or weight.in_width) // step, STEP=step,
         BITS=weight.scheme.bits, SPLITS=splits, SCALES_FIRST=tile.scales_first, BLOCK_M=tile.block_m,
         BLOCK_N=tile.block_n, HAS_ASM=has_asm(out.device), PRECISION=precision(rows), num_warps=tile.num_warps,
-        num_stages=tile.num_stages,
+        num_stages=tile.num_stages, **chained(out.device),
     )  # fmt: skip
 
 
@@ -103,7 +104,7 @@ def dequantize(weight: QuantizedWeight, dtype: torch.dtype) -> torch.Tensor:
     _dequantize[(triton.cdiv(num_rows, block_r), weight.in_width // step)](
         weight.codes, weight.scales, out, num_rows, weight.codes.stride(-2), weight.in_width, weight.out_width,
         weight.scales.shape[-2], GROUP_STEPS=(weight.scheme.group_size or weight.in_width) // step, STEP=step,
-        BITS=weight.scheme.bits, BLOCK_R=block_r, HAS_ASM=has_asm(out.device), num_warps=2,
+        BITS=weight.scheme.bits, BLOCK_R=block_r, HAS_ASM=has_asm(out.device), num_warps=2, **chained(out.device),
     )  # fmt: skip
     return out
 
@@ -124,13 +125,14 @@ def precision(x: torch.Tensor) -> str:
     return "ieee" if x.dtype == torch.float32 else "tf32"  # of 16-bit types it says nothing
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])
 def _linear(
     x, codes, scales, bias, out, partial, arrivals, num_rows, row_words, out_width, row_stride, num_steps, own_steps,
     HAS_BIAS: tl.constexpr, GROUP_STEPS: tl.constexpr, STEP: tl.constexpr, BITS: tl.constexpr, SPLITS: tl.constexpr,
     SCALES_FIRST: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, HAS_ASM: tl.constexpr,
-    PRECISION: tl.constexpr,
+    PRECISION: tl.constexpr, CHAINED: tl.constexpr,
 ):  # fmt: skip
+    wait_for_last(CHAINED)
     PLANES: tl.constexpr = 4 if BITS == 4 else 1
     WORDS: tl.constexpr = STEP // PLANES
     tile_n, tile_m, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
@@ -168,9 +170,10 @@ def _linear(
 @triton.jit
 def _dequantize(
     codes, scales, out, num_rows, row_words, in_width, out_width, num_groups, GROUP_STEPS: tl.constexpr,
-    STEP: tl.constexpr, BITS: tl.constexpr, BLOCK_R: tl.constexpr, HAS_ASM: tl.constexpr,
+    STEP: tl.constexpr, BITS: tl.constexpr, BLOCK_R: tl.constexpr, HAS_ASM: tl.constexpr, CHAINED: tl.constexpr,
 ):  # fmt: skip
     """A block of rows and one step a program; rows of all matrices of a stack are counted on."""
+    wait_for_last(CHAINED)
     PLANES: tl.constexpr = 4 if BITS == 4 else 1
     WORDS: tl.constexpr = STEP // PLANES
     dtype = out.dtype.element_ty
