@@ -15,7 +15,7 @@ import io
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -52,13 +52,14 @@ def frames(seed: int, count: int) -> Iterator[bytes]:
         yield file.getvalue()
 
 
-def open_engines(model: Path, folder: Path) -> dict[str, LLM]:
+def open_engines(model: Path, folder: Path, names: Collection[str] = tuple(ENGINES)) -> dict[str, LLM]:
     for precision in ("fp32", "int8"):
         export(model, folder / precision, precision)
     places = {"onnx fp32": folder / "fp32", "onnx int8": folder / "int8"}
     return {
         name: LLM(str(places.get(name, model)), engine=EngineConfig(device="cpu", **options))
         for name, options in ENGINES.items()
+        if name in names
     }
 
 
@@ -131,9 +132,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--questions", type=int, help="ask so many of nano's questions instead")
     parser.add_argument("--pictures", type=Path, help="their pictures")
+    parser.add_argument("--engines", nargs="+", choices=ENGINES, default=tuple(ENGINES), help="only these")
     a = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        engines = open_engines(a.model, Path(folder))
+        engines = open_engines(a.model, Path(folder), a.engines)
         results = accuracy(engines, a.questions, a.pictures) if a.questions else speeds(engines, a.rounds)
         for llm in engines.values():
             llm.close()
