@@ -107,6 +107,18 @@ def test_linear_on_a_cpu_gives_a_row_the_same_bits_in_any_number(scheme: WeightS
     assert torch.equal(reference.quantized_linear(x[4:5], weight), few[4:5])
 
 
+@pytest.mark.parametrize("num_rows", [0, 3, 50])
+def test_logits_are_float32(device: torch.device, num_rows: int):
+    """Not rounded to the hidden states' type; scales in float32, and codes of 8 bits by rows."""
+    hidden = torch.randn(num_rows, 128).half()
+    for run, layout, where in ((kernel, triton_layout, device), (reference, torch_layout, CPU)):
+        weight, exact = quantize(torch.randn(192, 128), INT8, layout, torch.float32, where)
+        for is_exact in (True, False):
+            logits = run.quantized_logits(hidden.to(where), weight, is_exact)
+            assert logits.dtype == torch.float32 and logits.shape == (num_rows, 192)
+            assert not num_rows or error(logits, hidden.to(where).double() @ exact.T) < 2e-6
+
+
 EXPERTS, ACTIVE, WIDTH, INNER = 4, 2, 256, 128
 
 

@@ -109,5 +109,5 @@ class Decoder(nn.Module):
     def logits(self, hidden: torch.Tensor, is_exact: bool = True) -> torch.Tensor:
         """hidden [L, C] → [L, V] float32, see `project_logits`."""
         if isinstance(self.lm_head, QuantizedLinear):
-            return self.ops.quantized_logits(hidden, self.lm_head.weight)
+            return self.ops.quantized_logits(hidden, self.lm_head.weight, is_exact)
         return project_logits(hidden, self.lm_head, is_exact)

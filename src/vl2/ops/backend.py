@@ -178,8 +178,11 @@ class Backend(Protocol):
         """
         ...
 
-    def quantized_logits(self, hidden: torch.Tensor, weight: QuantizedWeight) -> torch.Tensor:
-        """hidden [L, C] → [L, V] float32, not rounded to hidden's dtype. The weight's scales are float32."""
+    def quantized_logits(self, hidden: torch.Tensor, weight: QuantizedWeight, is_exact: bool = True) -> torch.Tensor:
+        """hidden [L, C] → [L, V] float32, not rounded to hidden's dtype. The weight's scales are float32.
+
+        is_exact  a row's bits must not depend on the number of rows; the reference's alone
+        """
         ...
 
     def mix_quantized_experts(

@@ -68,10 +68,11 @@ def quantized_linear(
     return out.view(*x.shape[:-1], weight.out_width)
 
 
-def quantized_logits(hidden: torch.Tensor, weight: QuantizedWeight) -> torch.Tensor:
+def quantized_logits(hidden: torch.Tensor, weight: QuantizedWeight, is_exact: bool = True) -> torch.Tensor:
     """`Backend.quantized_logits` (ops/backend.py)."""
     out = torch.empty(len(hidden), weight.out_width, dtype=torch.float32, device=hidden.device)
-    multiply(hidden, weight, None, out, choose_tile(len(hidden), hidden.dtype))
+    if len(hidden):  # scales stay float32, which those of many rows would not
+        multiply(hidden, weight, None, out, choose_tile(min(len(hidden), SOME_ROWS), hidden.dtype))
     return out
 
 

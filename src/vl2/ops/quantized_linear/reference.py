@@ -33,10 +33,10 @@ def quantized_linear(
     return out.view(*x.shape[:-1], weight.out_width)
 
 
-def quantized_logits(hidden: torch.Tensor, weight: QuantizedWeight) -> torch.Tensor:
+def quantized_logits(hidden: torch.Tensor, weight: QuantizedWeight, is_exact: bool = True) -> torch.Tensor:
     """`Backend.quantized_logits` (ops/backend.py)."""
     rows = hidden.float()
-    if len(rows) <= PACKED_ROWS:
+    if len(rows) <= PACKED_ROWS or is_exact:
         return torch_layout.multiply(rows, weight)
     out = torch.empty(len(rows), weight.out_width)
     for start in range(0, weight.out_width, LOGITS_AT_ONCE):
