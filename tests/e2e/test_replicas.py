@@ -40,7 +40,7 @@ def client(server: Server) -> openai.OpenAI:
 def by_replica(server: Server, name: str) -> list[float | None]:
     """An engine metric, of replica 0 and 1; None where the replica is down."""
     text = httpx.get(server.url + "/metrics", timeout=10).text
-    found = dict(re.findall(rf'^vl2_engine_{name}{{replica="(\d)"}} (\S+)$', text, re.MULTILINE))
+    found = dict(re.findall(rf'^vl2_engine_{name}{{[^}}]*replica="(\d)"[^}}]*}} (\S+)$', text, re.MULTILINE))
     return [float(found[idx]) if idx in found else None for idx in "01"]
 
 

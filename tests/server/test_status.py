@@ -10,8 +10,8 @@ import pytest
 
 from fakes import FakeModel
 from server.bodies import Connect, chat
-from vl2.core.stats import GPUReading, ReplicaStats
 from vl2.core.secret import Secret
+from vl2.core.stats import GPUReading, ReplicaStats
 from vl2.server.admin import create_admin_app
 from vl2.server.drain import Drain
 from vl2.server.metrics import Metrics

@@ -71,9 +71,7 @@ def absorb_queries(q: torch.Tensor, keys: torch.Tensor, rope: RopeTable, positio
     return torch.cat((latent, rotate_pairs(rotated, rope.rows(positions))), dim=-1)
 
 
-def expand_values(
-    latent: torch.Tensor, values: torch.Tensor, dtype: torch.dtype | None = None
-) -> torch.Tensor:
+def expand_values(latent: torch.Tensor, values: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
     """MLA: take attention's results out of the latent space (latent, rounded to the values' dtype, · valuesᵀ).
 
     latent   [Q, H, R] float32
