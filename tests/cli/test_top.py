@@ -89,8 +89,9 @@ def test_it_goes_on_in_a_terminal_until_ctrl_c(url: str) -> None:
     controller, terminal = pty.openpty()
     command = [sys.executable, "-m", "vl2", "top", url, "--key", "s", "--interval-s", "0.1"]
     process = subprocess.Popen(
-        command, stdin=terminal, stdout=terminal, stderr=terminal, env=os.environ | {"COLUMNS": "120"}
-    )
+        command, stdin=terminal, stdout=terminal, stderr=terminal, env=os.environ | {"COLUMNS": "120"},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # in a shell's background it is ignored
+    )  # fmt: skip
     os.close(terminal)
     seen = b""
     while seen.count(b"under way") < 3:
