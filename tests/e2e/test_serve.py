@@ -193,7 +193,7 @@ def test_metrics_count_tokens_and_pictures(server: Server, client: openai.OpenAI
     ask(client, as_openai(VARIANT.case("square")), max_tokens=2)
     lines = httpx.get(server.url + "/metrics").text.splitlines()
     values = {line.rsplit(" ", 1)[0]: float(line.rsplit(" ", 1)[1]) for line in lines if not line.startswith("#")}
-    engine = {name.split("{")[0]: value for name, value in values.items() if name.endswith('{replica="0"}')}
+    engine = {name.split("{")[0]: value for name, value in values.items() if 'replica="0"' in name and " " not in name}
     assert engine["vl2_engine_ready"] == 1 and engine["vl2_engine_kv_pages"] > 0
     assert engine["vl2_engine_generated_tokens_total"] >= 2 and engine["vl2_engine_tiles_encoded_total"] >= 1
 
