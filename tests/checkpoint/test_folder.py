@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from vl2.checkpoint.fingerprint import fingerprint_weights
 from vl2.checkpoint.folder import INDEX_FILE, BlockReader, list_tensors, read_json
 from vl2.core.errors import CheckpointError
 
@@ -71,3 +72,10 @@ def test_a_folder_that_is_no_checkpoint(tmp_path: Path):
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(CheckpointError, match="cannot be read as JSON"):
         read_json(tmp_path / "config.json")
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="counts open files as Linux tells them")
+def test_a_fingerprint_leaves_no_file_open():
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    fingerprint_weights(Path(__file__).parents[1] / "golden" / "mla-greedy" / "ckpt")
+    assert len(list(Path("/proc/self/fd").iterdir())) == before

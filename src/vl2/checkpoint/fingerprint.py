@@ -24,7 +24,7 @@ def fingerprint_weights(folder: Path) -> bytes:
         if (folder / name).exists():
             digest.update((folder / name).read_bytes())
     tensors = sorted(list_tensors(folder).values(), key=lambda info: info.name)
-    files = {info.file: os.open(info.file, os.O_RDONLY) for info in tensors}
+    files = {file: os.open(file, os.O_RDONLY) for file in {info.file for info in tensors}}
     try:
         for info in tensors:
             digest.update(f"{info.name} {info.dtype} {info.shape}".encode())
