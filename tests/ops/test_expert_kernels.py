@@ -63,7 +63,7 @@ def test_rows_laid_out_in_blocks_give_the_same(device: torch.device, num_tokens:
     x = torch.randn(num_tokens, 2 * WIDTH, device=device).half()[:, :WIDTH]  # rows need not lie side by side
     experts, (ids, weights) = weights_of(device, torch.float16, num_shared), routes(num_tokens, device)
     assert kernel_many.can_lay_out(x, experts)
-    tile = kernel_many.ManyTile(16, 16, 16, 32, 16, 4, 2, 2)
+    tile = kernel_common.Tile(16, 16, 16, 32, 16, 4, 2)
     out = kernel_many.mix_many(x, ids, weights, experts, tile)
     torch.testing.assert_close(out, reference.mix_experts(x, ids.long(), weights, experts), atol=2e-3, rtol=2e-3)
 

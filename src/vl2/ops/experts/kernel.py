@@ -8,39 +8,21 @@ took it. Every result has its own place until the weighted sum, whose order is f
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 import triton
 import triton.language as tl
 
 from vl2.ops.chain import chained, wait_for_last
 from vl2.ops.experts.align import Blocks, align
-from vl2.ops.experts.kernel_common import block_and_tile, swish, weighted_sum
+from vl2.ops.experts.kernel_common import GROUP_BLOCKS, Tile, block_and_tile, swish, weighted_sum
 from vl2.ops.experts.kernel_many import can_lay_out, mix_many
 from vl2.ops.experts.weights import ExpertWeights
 from vl2.ops.rows import RowRounding
 from vl2.ops.saturate_kernel import to_dtype
 
-
-@dataclass(frozen=True, slots=True)
-class Tile:
-    """Rows of a block, columns of a tile, and the step along the inner dimension; for gate-up, then for down."""
-
-    block_m: int
-    up_n: int
-    up_k: int
-    down_n: int
-    down_k: int
-    num_warps: int
-    num_stages: int
-
-
 FEW, SOME = Tile(16, 32, 128, 32, 128, 4, 4), Tile(64, 64, 64, 128, 64, 4, 4)
 MANY = Tile(128, 128, 64, 128, 64, 8, 3)
 FLOAT32 = Tile(16, 32, 32, 32, 32, 4, 2)
-GROUP_BLOCKS = 8
-"""Neighbouring blocks that share a tile of weights in the cache before the next tile is begun."""
 
 
 def choose_tile(num_pairs: int, num_experts: int, dtype: torch.dtype) -> Tile:

@@ -2,12 +2,31 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import triton
 import triton.language as tl
 
 from vl2.ops.chain import chained, wait_for_last
 from vl2.ops.saturate_kernel import to_dtype
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """Rows of a block, columns of a tile, and the step along the inner dimension; for gate-up, then for down."""
+
+    block_m: int
+    up_n: int
+    up_k: int
+    down_n: int
+    down_k: int
+    num_warps: int
+    num_stages: int
+
+
+GROUP_BLOCKS = 8
+"""Neighbouring blocks that share a tile of weights in the cache before the next tile is begun."""
 
 
 def swiglu(gate_up: torch.Tensor) -> torch.Tensor:

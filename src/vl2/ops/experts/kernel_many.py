@@ -8,7 +8,6 @@ shared experts, which every token takes, are two plain matrix products.
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
 
 import torch
 import triton
@@ -16,7 +15,7 @@ import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from vl2.ops.experts.align import align
-from vl2.ops.experts.kernel_common import block_and_tile, swiglu, swish, weighted_sum
+from vl2.ops.experts.kernel_common import GROUP_BLOCKS, Tile, block_and_tile, swiglu, swish, weighted_sum
 from vl2.ops.experts.weights import ExpertWeights
 from vl2.ops.saturate import saturate
 from vl2.ops.saturate_kernel import to_dtype
@@ -25,22 +24,7 @@ ALIGNMENT = 16
 """Bytes: rows that the copy engine reads begin at multiples of it."""
 
 
-@dataclass(frozen=True, slots=True)
-class ManyTile:
-    """Rows of a block, columns of a tile, and the step along the inner dimension; for gate-up, then for down."""
-
-    block_m: int
-    up_n: int
-    up_k: int
-    down_n: int
-    down_k: int
-    num_warps: int
-    up_stages: int
-    down_stages: int
-    group: int = 8  # neighbouring blocks that share a tile of weights in the cache before the next is begun
-
-
-TILE = ManyTile(128, 128, 64, 256, 64, 8, 4, 4)
+TILE = Tile(128, 128, 64, 256, 64, 8, 3)
 
 
 def can_lay_out(x: torch.Tensor, experts: ExpertWeights) -> bool:
@@ -50,7 +34,7 @@ def can_lay_out(x: torch.Tensor, experts: ExpertWeights) -> bool:
 
 
 def mix_many(
-    x: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor, experts: ExpertWeights, tile: ManyTile = TILE
+    x: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor, experts: ExpertWeights, tile: Tile = TILE
 ) -> torch.Tensor:
     """`Backend.mix_experts` (ops/backend.py) of 16-bit rows."""
     num_tokens, width = x.shape
@@ -64,19 +48,18 @@ def mix_many(
         BLOCK_M=tile.block_m, BLOCK_R=block_r, BLOCK_C=min(1024, triton.next_power_of_2(width)), num_warps=8,
     )  # fmt: skip
     hidden = torch.empty(len(rows), inner, dtype=x.dtype, device=x.device)
-    options = dict(BLOCK_M=tile.block_m, GROUP=tile.group, num_warps=tile.num_warps)
+    options = dict(BLOCK_M=tile.block_m, GROUP=GROUP_BLOCKS, num_warps=tile.num_warps, num_stages=tile.num_stages)
     num_tiles = num_blocks * triton.cdiv(inner, tile.up_n)
     _gate_up[(min(num_tiles, num_programs(x.device)),)](
         box(rows, tile.block_m, tile.up_k), box(experts.gate_up.flatten(0, 1), tile.up_n, tile.up_k), hidden,
-        blocks.experts, num_blocks, width, inner, BLOCK_N=tile.up_n, BLOCK_K=tile.up_k, num_stages=tile.up_stages,
-        **options,
+        blocks.experts, num_blocks, width, inner, BLOCK_N=tile.up_n, BLOCK_K=tile.up_k, **options,
     )  # fmt: skip
     results = torch.empty(num_pairs, width, dtype=x.dtype, device=x.device)
     num_tiles = num_blocks * triton.cdiv(width, tile.down_n)
     _down[(min(num_tiles, num_programs(x.device)),)](
         box(hidden, tile.block_m, tile.down_k), box(experts.down.flatten(0, 1), tile.down_n, tile.down_k), results,
         blocks.pairs, blocks.experts, num_blocks, num_pairs, width, inner, BLOCK_N=tile.down_n, BLOCK_K=tile.down_k,
-        num_stages=tile.down_stages, **options,
+        **options,
     )  # fmt: skip
     return weighted_sum(results, weights, _shared(x, experts))
 

@@ -11,8 +11,8 @@ import triton.language as tl
 
 from vl2.ops.chain import chained, wait_for_last
 from vl2.ops.experts.align import Blocks, align
-from vl2.ops.experts.kernel import GROUP_BLOCKS, _rows_of_block, mix_experts
-from vl2.ops.experts.kernel_common import block_and_tile, swish, weighted_sum
+from vl2.ops.experts.kernel import _rows_of_block, mix_experts
+from vl2.ops.experts.kernel_common import GROUP_BLOCKS, block_and_tile, swish, weighted_sum
 from vl2.ops.experts.weights import ExpertWeights
 from vl2.ops.quantized_experts.weights import QuantizedExperts
 from vl2.ops.quantized_linear.kernel import dequantize, has_asm, precision
