@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bisect
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -138,6 +139,19 @@ def _sum(one: Any, other: Any) -> Any:
     if isinstance(one, dict):
         return {key: _sum(one.get(key), other.get(key)) for key in one | other}
     return one.plus(other) if isinstance(one, Distribution) else one + other
+
+
+def available_bytes() -> int | None:
+    """Memory that can be used without swapping, and no more than a container's limit leaves; None: nobody tells."""
+    meminfo = Path("/proc/meminfo")
+    found = re.search(r"MemAvailable:\s+(\d+) kB", meminfo.read_text()) if meminfo.exists() else None
+    if found is None:
+        return None
+    available = int(found[1]) * 1024
+    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
+    if limit.exists() and limit.read_text().strip() != "max":
+        available = min(available, int(limit.read_text()) - int(used.read_text()))
+    return available
 
 
 def resident_bytes() -> int:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import re
-from pathlib import Path
+from vl2.core.errors import SetupError
+from vl2.core.stats import available_bytes
 
 
 def available_host_bytes() -> int:
-    """What the kernel says can be used without swapping, and no more than a container's limit leaves."""
-    meminfo = Path("/proc/meminfo").read_text()
-    available = int(re.search(r"MemAvailable:\s+(\d+) kB", meminfo)[1]) * 1024  # type: ignore[index]  # always there
-    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
-    if limit.exists() and limit.read_text().strip() != "max":
-        available = min(available, int(limit.read_text()) - int(used.read_text()))
+    """Raises: SetupError where the system does not tell."""
+    available = available_bytes()
+    if available is None:
+        raise SetupError("this system does not tell how much memory is free; give --kv-cache-tokens")
     return available

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
-import re
 import shutil
 import socket
 import subprocess
@@ -14,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vl2.core.config import HubOptions
+from vl2.core.stats import available_bytes
 
 LIBRARIES = (
     "torch",
@@ -82,7 +82,7 @@ def look(port: int, hub: HubOptions, timeout_s: float = 5.0) -> Facts:
         smi_problem=smi_problem,
         torch=_torch(),
         visible_devices=os.environ.get("CUDA_VISIBLE_DEVICES"),
-        memory_bytes=_memory(),
+        memory_bytes=available_bytes(),
         cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
         cache_folder=str(folder),
         disk_free_bytes=_free_bytes(folder),
@@ -137,19 +137,6 @@ def _torch() -> Torch | None:
     except Exception as error:
         problem = " ".join(str(error).split())[:300]
     return Torch(torch.__version__, torch.version.cuda, tuple(gpus), problem)
-
-
-def _memory() -> int | None:
-    """Available without swapping, and no more than a container's limit leaves."""
-    meminfo = Path("/proc/meminfo")
-    found = re.search(r"MemAvailable:\s+(\d+) kB", meminfo.read_text()) if meminfo.exists() else None
-    if found is None:
-        return None
-    available = int(found[1]) * 1024
-    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
-    if limit.exists() and limit.read_text().strip() != "max":
-        available = min(available, int(limit.read_text()) - int(used.read_text()))
-    return available
 
 
 def _cache_folder(hub: HubOptions) -> Path:
