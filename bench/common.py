@@ -14,6 +14,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+ENVIRONMENT = dict(os.environ)
+"""Before the lines below set what is for this process alone: for those that a benchmark starts."""
+
 from vl2.engine.instructions import limit_instructions
 from vl2.engine.threads import limit_spinning
 

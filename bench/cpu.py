@@ -27,17 +27,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import click
-
-ENVIRONMENT = dict(os.environ)  # before `common` sets what is for this process alone
-
-from common import NANO, circumstances  # noqa: E402
-from cpu_machine import Machine  # noqa: E402
-from shapes import write  # noqa: E402
+from common import ENVIRONMENT, NANO, circumstances
+from cpu_machine import Machine
+from shapes import write
 
 HERE = Path(__file__).parent
 TEXT = {"do": "answer", "kind": "text"}
 PICTURE = {"do": "answer", "kind": "picture", "prompt_tokens": 32}
 PAUSE_S = 0.3
+"""For the rest of the machine, which stood still while an engine was ahead of it (`--ahead`)."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +90,7 @@ class Asked:
         answer = self._read()
         if self._is_ahead:
             self._schedule(os.SCHED_OTHER, 0)
-            time.sleep(PAUSE_S)
+            time.sleep(PAUSE_S)  # nothing is waited for: others get their turn
         return answer
 
     def _schedule(self, policy: int, priority: int) -> None:

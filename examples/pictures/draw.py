@@ -15,7 +15,7 @@ HERE = Path(__file__).parent
 NANO = HERE.parents[1] / "nano"
 sys.path.insert(0, str(NANO))
 
-from names import OBJECTS  # noqa: E402
+from names import OBJECTS  # noqa: E402 - nano/ is a folder of scripts, found only now
 
 CELL, COLUMNS = 96, 16
 NAMES = [thing.english for thing in OBJECTS]

@@ -85,7 +85,7 @@ def watch(
     count: int | None,
     *,
     clock: Callable[[], float] = time.monotonic,
-    sleep: Callable[[float], None] = time.sleep,
+    sleep: Callable[[float], None] = time.sleep,  # between two looks; tests let no time pass
 ) -> None:
     """Until `count` answers, or Ctrl-C. A picture that cannot be read is told and passed over."""
     meter = Meter(clock())

@@ -86,7 +86,7 @@ def _write_graphs(checkpoint: Path, out: Path, precision: str, on_progress: OnPr
     }
     for name in GRAPHS:
         with DataFile(out / f"{name}.onnx.data") as data:
-            graph = Graph(name, data, precision)  # type: ignore[arg-type]  # checked above
+            graph = Graph(name, data, precision)
             builds[name](graph)
         onnx.save(graph.model({"vl2.precision": precision}), str(out / f"{name}.onnx"))
     weights.check_all_used()

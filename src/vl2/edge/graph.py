@@ -8,13 +8,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-Precision = Literal["fp32", "fp16", "int8"]
 Dims = Sequence[int | str]
 
 OPSET = 20
@@ -48,9 +47,9 @@ class DataFile:
 
 
 class Graph:
-    """`op` adds a node and returns the names of what it gives."""
+    """`op` adds a node and returns the names of what it gives. `precision`: one of `export.PRECISIONS`."""
 
-    def __init__(self, name: str, data: DataFile, precision: Precision) -> None:
+    def __init__(self, name: str, data: DataFile, precision: str) -> None:
         self.name, self.precision, self._data = name, precision, data
         self._nodes: list[onnx.NodeProto] = []
         self._inputs: list[onnx.ValueInfoProto] = []

@@ -21,4 +21,4 @@ def rope_tables(config: LanguageConfig) -> tuple[np.ndarray, np.ndarray]:
         magnitude = yarn_scale(yarn.factor, yarn.mscale) / yarn_scale(yarn.factor, yarn.mscale_all_dim)
     positions = np.arange(config.max_position_embeddings, dtype=np.float32)
     angles = np.outer(positions, frequencies.astype(np.float32))
-    return tuple((f(angles) * magnitude).astype(np.float32) for f in (np.cos, np.sin))  # type: ignore[return-value]
+    return (np.cos(angles) * magnitude).astype(np.float32), (np.sin(angles) * magnitude).astype(np.float32)

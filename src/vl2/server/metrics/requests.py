@@ -18,7 +18,7 @@ from vl2.server.errors import CLIENT_GONE
 from vl2.server.metrics import catalogue as c
 from vl2.server.processes import SHARED_FOLDER
 
-disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for each counter, of no use to Prometheus
+disable_created_metrics()  # a second series for each counter, of no use to Prometheus
 
 SERVER_PROCESS = "server"
 
@@ -77,7 +77,7 @@ class Metrics:
         if SHARED_FOLDER not in os.environ:
             return generate_latest(self.registry)
         together = CollectorRegistry()
-        MultiProcessCollector(together)  # type: ignore[no-untyped-call]
+        MultiProcessCollector(together)
         return generate_latest(together)
 
     def describe_process(self, name: str = SERVER_PROCESS) -> None:
@@ -104,7 +104,7 @@ class Metrics:
 
 def forget_process(pid: int) -> None:
     """A front-end is gone: its gauges too, while what it counted stays."""
-    mark_process_dead(pid)  # type: ignore[no-untyped-call]
+    mark_process_dead(pid)
 
 
 def outcome_of(status: int, error_code: str | None) -> str:
