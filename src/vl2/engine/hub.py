@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,7 @@ log = logging.getLogger(__name__)
 Service = Callable[[str, bytes], Awaitable[bytes]]
 """(front-end's name, payload) → answer. Raises: VL2Error, which its caller gets."""
 STATE_POLL_S = 0.05
+INTERNAL = Failure("EngineError", "internal error; the log has it")
 
 
 def hub_address(folder: Path) -> str:
@@ -99,7 +100,8 @@ class Hub:
                         task.cancel()
                 case CloseChoice(request_id, choice_idx):
                     if (frontend, request_id) in self._open:
-                        self._group.close_choice(request_id, choice_idx)
+                        with suppress(KeyError):  # it has just ended by itself
+                            self._group.close_choice(request_id, choice_idx)
                 case Call() as call:
                     self._keep(self._answer_call(frontend, call))
 
@@ -121,8 +123,14 @@ class Hub:
                 async for event in events:
                     self._post(frontend, event)
         except VL2Error as error:
-            self._flush()
-            self._send(frontend, Refused(request.request_id, Failure.of(error)))
+            self._refuse(frontend, request, Failure.of(error))
+        except Exception:
+            log.exception("request %s failed", request.request_id)
+            self._refuse(frontend, request, INTERNAL)
+
+    def _refuse(self, frontend: str, request: Submit, failure: Failure) -> None:
+        self._flush()
+        self._send(frontend, Refused(request.request_id, failure))
 
     def _post(self, frontend: str, event: TokenEvent) -> None:
         if not self._outboxes:
@@ -141,7 +149,7 @@ class Hub:
             answered = Answered(call.call_id, failure=Failure.of(error))
         except Exception:
             log.exception("the service %s failed", call.service)
-            answered = Answered(call.call_id, failure=Failure("EngineError", "internal error; the log has it"))
+            answered = Answered(call.call_id, failure=INTERNAL)
         if call.call_id != NO_ANSWER:
             self._send(frontend, answered)
 
