@@ -11,12 +11,13 @@ import torch
 from vl2.core.tiling import TileGeometry
 from vl2.engine.device_rows import DeviceRows
 from vl2.engine.draws import LogitEdit, edit_of, uniform
+from vl2.engine.pages import cache_slots
 from vl2.engine.picture_rows import image_tokens
-from vl2.engine.scheduler import Chunk, StepBatch, TileJob
+from vl2.engine.scheduler import Chunk, StepBatch
 from vl2.engine.sequence import UNKNOWN, Sequence
 from vl2.engine.staging import send
 from vl2.model.step import QueryRows, StepInputs
-from vl2.ops.attention.batch import AttentionBatch, ChunkShape
+from vl2.ops.attention.batch import AttentionBatch, ChunkShape, count_decodes
 from vl2.ops.rows import RowRounding
 from vl2.ops.sampling.rows import SamplingRows
 
@@ -67,7 +68,7 @@ def pack_step(chunks: list[Chunk], shape: BatchShape) -> PackedStep:
         token_ids += sequence.token_ids[chunk.start : chunk.end]
         own_positions = np.arange(chunk.start, chunk.end)
         positions.append(own_positions)
-        kv_slots.append(np.asarray(sequence.pages)[own_positions // size] * size + own_positions % size)
+        kv_slots.append(cache_slots(sequence.pages, own_positions, size))
         shapes.append(ChunkShape(row, chunk.length, chunk.end))
         for image_positions, sources in image_tokens(chunk, shape.geometry):
             image_rows.append(image_positions - chunk.start + row)
@@ -104,7 +105,6 @@ def step_inputs(step: PackedStep, shape: BatchShape, rows: DeviceRows | None = N
         ids[unknown[:, 0]] = rows.last_tokens[unknown[:, 1]]
     multiple, is_exact = shape.rounding.multiple, shape.rounding.is_exact
     longest = max(chunk.length for chunk in step.shapes)
-    num_decodes = next((i for i, chunk in enumerate(step.shapes) if chunk.length > 1), len(step.shapes))
     every = AttentionBatch(
         chunks=tuple(step.shapes),
         block_tables=tables,
@@ -113,7 +113,7 @@ def step_inputs(step: PackedStep, shape: BatchShape, rows: DeviceRows | None = N
         max_query_rows=longest,
         row_multiple=multiple,
         is_fresh=step.is_fresh,
-        num_decodes=num_decodes if longest > 1 else 0,
+        num_decodes=count_decodes(step.shapes) if longest > 1 else 0,
         has_fixed_splits=is_exact,
     )
     last_tables = tables if len(step.last_chunks) == len(step.shapes) else tables[step.last_chunks]
@@ -145,11 +145,6 @@ def _block_tables(sequences: list[Sequence]) -> np.ndarray:
     for row, sequence in zip(tables, sequences, strict=True):
         row[: len(sequence.pages)] = sequence.pages
     return tables
-
-
-def tile_pixels(jobs: list[TileJob]) -> np.ndarray:
-    """[N, side, side, 3] uint8 of the tiles to encode."""
-    return np.stack([job.sequence.prompt.tiles[job.tile_idx] for job in jobs])
 
 
 def sampling_arrays(sequences: list[Sequence], size: int) -> dict[str, np.ndarray]:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 
 from vl2.core.errors import SetupError
 from vl2.core.stats import DeviceMemory
+from vl2.engine.instructions import cpu_words
 
 
 def choose_device(name: str, num_replicas: int = 1, replica_idx: int = 0) -> torch.device:
@@ -40,9 +39,7 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
 
 def _cpu_computes_bfloat16() -> bool:
     """Whether the processor has dot products of bfloat16; emulated ones are slower than float32."""
-    cpuinfo = Path("/proc/cpuinfo")
-    words = set(cpuinfo.read_text().split()) if cpuinfo.exists() else set()
-    return bool(words & {"avx512_bf16", "amx_bf16", "bf16"})
+    return bool(cpu_words() & {"avx512_bf16", "amx_bf16", "bf16"})
 
 
 def gpu_uuid(device: torch.device) -> str | None:

@@ -23,8 +23,11 @@ def limit_instructions(is_deterministic: bool) -> None:
 
     Processors of others are left alone: MKL takes its oldest code for such a setting there, and they have no AMX.
     """
-    if is_deterministic and CPUINFO.exists():
-        words = set(CPUINFO.read_text().split())
-        if {"GenuineIntel", "avx512f"} <= words:
-            for name, value in REPRODUCIBLE.items():
-                os.environ.setdefault(name, value)
+    if is_deterministic and {"GenuineIntel", "avx512f"} <= cpu_words():
+        for name, value in REPRODUCIBLE.items():
+            os.environ.setdefault(name, value)
+
+
+def cpu_words() -> set[str]:
+    """What Linux says of the processor, word by word: its maker, its instruction sets."""
+    return set(CPUINFO.read_text().split()) if CPUINFO.exists() else set()

@@ -9,7 +9,6 @@ import hashlib
 import logging
 import platform
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -29,10 +28,13 @@ from vl2.edge.home import bundle_of
 from vl2.edge.network import Network
 from vl2.engine.grammar import late_chunks
 from vl2.engine.host_memory import available_host_bytes
+from vl2.engine.instructions import cpu_words
 from vl2.engine.onnx_sampler import choose
+from vl2.engine.pages import cache_slots
 from vl2.engine.pending import FinishedStep, PendingStep
-from vl2.engine.picture_rows import image_tokens, max_span_tiles
+from vl2.engine.picture_rows import image_tokens, max_span_tiles, tile_pixels
 from vl2.engine.scheduler import Chunk, StepBatch, StepOutput, TileJob
+from vl2.engine.step_runner import Progress
 from vl2.engine.threads import choose_num_threads
 from vl2.engine.vision_clock import VisionClock
 
@@ -51,9 +53,7 @@ class OnnxRunner:
 
     step_sizes: tuple[int, ...] = ()
 
-    def __init__(
-        self, folder: Path, config: EngineConfig, on_progress: Callable[[int, int], None] | None = None
-    ) -> None:
+    def __init__(self, folder: Path, config: EngineConfig, on_progress: Progress | None = None) -> None:
         """`folder`: an exported model, or a checkpoint, which is exported first. Raises: SetupError."""
         started_s = time.monotonic()
         self.config = config
@@ -126,15 +126,13 @@ class OnnxRunner:
         return FinishedStep(StepOutput([token for token, _ in chosen], [logprobs for _, logprobs in chosen]), late)
 
     def _encode(self, jobs: list[TileJob]) -> None:
-        tiles = np.stack([job.sequence.prompt.tiles[job.tile_idx] for job in jobs])
         slots = self._features.reshape(self.num_tile_slots, -1, self._features.shape[1])
-        slots[[job.slot for job in jobs]] = self.network.encode_tiles(tiles)
+        slots[[job.slot for job in jobs]] = self.network.encode_tiles(tile_pixels(jobs))
 
     def _compute(self, chunk: Chunk) -> np.ndarray:
         """Logits [V] of the chunk's last token, wanted or not: without any row ONNX Runtime 1.23 divides by zero."""
-        size, pages = self.config.page_size_tokens, np.asarray(chunk.sequence.pages)
         context = np.arange(chunk.end)
-        context_slots = pages[context // size] * size + context % size
+        context_slots = cache_slots(chunk.sequence.pages, context, self.config.page_size_tokens)
         return self.network.step(
             self._embeds(chunk),
             context[chunk.start :],
@@ -162,9 +160,7 @@ class OnnxRunner:
 
 def has_vnni() -> bool:
     """Whether the processor adds up products of bytes in 32 bits. Older ones do so in 16, which overflow."""
-    cpuinfo = Path("/proc/cpuinfo")
-    words = set(cpuinfo.read_text().split()) if cpuinfo.exists() else set()
-    return bool(words & {"avx512_vnni", "avx_vnni", "amx_int8"})
+    return bool(cpu_words() & {"avx512_vnni", "avx_vnni", "amx_int8"})
 
 
 def _precision(folder: Path, config: EngineConfig) -> str:

@@ -5,6 +5,13 @@ from __future__ import annotations
 from collections import Counter, OrderedDict
 from collections.abc import Sequence
 
+import numpy as np
+
+
+def cache_slots(pages: list[int], positions: np.ndarray, page_size: int) -> np.ndarray:
+    """Rows of the cache that hold these positions of the sequence that has these pages."""
+    return np.asarray(pages)[positions // page_size] * page_size + positions % page_size
+
 
 class PagePool:
     """Pages with reference counts. A full page may be published under its key (engine/prefix.py); it then stays when

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
 from vl2.core.model_config import ModelConfig
 from vl2.core.tiling import TileGeometry, image_layout
-from vl2.engine.scheduler import Chunk
+from vl2.engine.scheduler import Chunk, TileJob
 
 
 def image_tokens(chunk: Chunk, geometry: TileGeometry) -> Iterable[tuple[np.ndarray, np.ndarray]]:
@@ -20,6 +20,11 @@ def image_tokens(chunk: Chunk, geometry: TileGeometry) -> Iterable[tuple[np.ndar
         tile, row = np.divmod(layout, geometry.tokens_per_tile)
         sources = slots[np.maximum(tile, 0)] * geometry.tokens_per_tile + row
         yield np.arange(first, last), np.where(layout < 0, layout, sources)
+
+
+def tile_pixels(jobs: Sequence[TileJob]) -> np.ndarray:
+    """[N, side, side, 3] uint8 of the tiles to encode."""
+    return np.stack([job.sequence.prompt.tiles[job.tile_idx] for job in jobs])
 
 
 def max_span_tiles(config: ModelConfig) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -15,7 +14,7 @@ from vl2.core.config import EngineConfig
 from vl2.core.errors import SetupError
 from vl2.core.quantization_default import with_quantization
 from vl2.core.stats import DeviceMemory, ModelInfo
-from vl2.engine.batch import BatchShape, pack_step, sampling_inputs, sampling_rows, step_inputs, tile_pixels
+from vl2.engine.batch import BatchShape, pack_step, sampling_inputs, sampling_rows, step_inputs
 from vl2.engine.decode_graphs import DecodeGraphs
 from vl2.engine.device import choose_device, choose_dtype, device_memory, gpu_uuid
 from vl2.engine.device_rows import DeviceRows
@@ -24,11 +23,12 @@ from vl2.engine.grammar import late_chunks
 from vl2.engine.huge_pages import collapse_pages
 from vl2.engine.memory import measure_workspace, num_kv_pages
 from vl2.engine.pending import FinishedStep, PendingStep
-from vl2.engine.picture_rows import max_span_tiles
+from vl2.engine.picture_rows import max_span_tiles, tile_pixels
 from vl2.engine.prompt_graphs import PromptGraphs
 from vl2.engine.receipt import system_fingerprint
 from vl2.engine.sampler import choose
 from vl2.engine.scheduler import Chunk, StepBatch, StepOutput, TileJob
+from vl2.engine.step_runner import Progress
 from vl2.engine.threads import choose_num_threads, threads_for_step
 from vl2.engine.vision_clock import VisionClock
 from vl2.engine.vision_graphs import VisionGraphs
@@ -41,8 +41,6 @@ from vl2.ops.rows import RowRounding, find_row_multiple
 log = logging.getLogger(__name__)
 
 SIZES_PER_OCTAVE = 4
-
-Progress = Callable[[int, int], None]
 
 
 class Runner:

@@ -17,6 +17,11 @@ class ChunkShape:
     context_length: int
 
 
+def count_decodes(chunks: Sequence[ChunkShape]) -> int:
+    """Leading chunks of one row."""
+    return next((idx for idx, chunk in enumerate(chunks) if chunk.length > 1), len(chunks))
+
+
 @dataclass(frozen=True, slots=True)
 class AttentionBatch:
     """Chunks of S sequences, whose query rows are packed one after the other; rows after the last chunk belong to none.

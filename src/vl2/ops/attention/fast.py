@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import torch
 
-from vl2.ops.attention.batch import AttentionBatch
+from vl2.ops.attention.batch import AttentionBatch, count_decodes
 from vl2.ops.attention.fused import fuse_heads, fuse_mla
 from vl2.ops.attention.joint import can_join, join_heads, join_mla
 from vl2.ops.rope.table import RopeTable
@@ -52,8 +52,7 @@ def attend_mla(
 
 def _split(batch: AttentionBatch) -> tuple[AttentionBatch, AttentionBatch]:
     """(leading chunks of one row, the rest)."""
-    first = next((idx for idx, chunk in enumerate(batch.chunks) if chunk.length > 1), len(batch.chunks))
-    return replace(batch, num_decodes=first).split()
+    return replace(batch, num_decodes=count_decodes(batch.chunks)).split()
 
 
 def _joinable(decodes: AttentionBatch, pool: torch.Tensor) -> Iterator[tuple[slice, AttentionBatch]]:

@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from vl2.ops.attention import fast
 from vl2.ops.attention.batch import AttentionBatch, ChunkShape
 from vl2.ops.attention.fast import is_fast
+from vl2.ops.attention.fused import gather
 from vl2.ops.rope.reference import absorb_queries, expand_values
 from vl2.ops.rope.table import RopeTable
 from vl2.ops.rows import pad_rows, round_up
@@ -57,8 +58,7 @@ def gather_pages(pool: torch.Tensor, block_table: torch.Tensor, context_length: 
     block_table  [max pages] int32
     Returns      [aligned context, ...]
     """
-    num_pages = -(-context_length // pool.shape[1])
-    rows = pool.index_select(0, block_table[:num_pages]).flatten(0, 1)[:context_length]
+    rows = gather(pool, block_table, context_length)
     return F.pad(rows, (0, 0) * (rows.dim() - 1) + (0, -context_length % KV_SPLIT))
 
 
