@@ -83,7 +83,7 @@ def test_programs_that_share_a_tile_add_in_order_and_leave_nothing_behind(device
         kernel.multiply(x, weight, None, outs[-1], tile)
     assert torch.equal(*outs)
     assert error(outs[0], x.double() @ exact.T) < 1e-6
-    assert not kernel._arrivals(x.device).any()
+    assert not kernel.arrival_counters(x.device).any()
 
 
 def test_many_rows_go_through_the_matrix_written_out(device: torch.device, monkeypatch: pytest.MonkeyPatch):

@@ -50,7 +50,7 @@ class SchemeGroup:
     """`targets` are names of linears, `re:` and an expression that matches from a name's start, or Linear: all."""
 
     targets: tuple[str, ...]
-    scheme: StoredScheme | None  # None: not quantised
+    scheme: StoredScheme
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +84,6 @@ class Quantization:
         """config.json's `quantization_config`, in compressed-tensors' form."""
         groups = {}
         for number, group in enumerate(self.groups):
-            assert group.scheme is not None
             groups[f"group_{number}"] = {
                 "targets": list(group.targets),
                 "weights": _weight_arguments(group.scheme),

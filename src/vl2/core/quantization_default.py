@@ -55,7 +55,7 @@ def with_quantization(config: ModelConfig, mode: str, *, head_bits: int = 16) ->
     if config.quantization is None:
         plan = default_quantization(config.language, bits, group_size, head_bits=head_bits)
         return replace(config, quantization=plan)
-    found = {group.scheme.bits for group in config.quantization.groups if group.scheme is not None}
+    found = {group.scheme.bits for group in config.quantization.groups}
     if bits not in found:
         raise SetupError(
             f"--quantization {mode}, but this checkpoint is quantised already, to {sorted(found)} bits; leave it out"

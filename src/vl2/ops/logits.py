@@ -27,9 +27,9 @@ def project_logits(hidden: torch.Tensor, weight: torch.Tensor, is_exact: bool = 
     """
     if weight.is_cuda and weight.dtype != torch.float32:
         return torch.mm(hidden, weight.T, out_dtype=torch.float32)
-    if weight.dtype != torch.bfloat16:
-        return F.linear(hidden.float(), weight.float())
-    if is_exact:
+    if weight.dtype == torch.float32:
+        return F.linear(hidden.float(), weight)
+    if is_exact or weight.dtype != torch.bfloat16:
         return torch.cat([multiply(hidden, block.T) for block in weight.split(ROWS_AT_ONCE)], dim=1)
     # torch's product of a matrix with one vector reads the matrix as it lies; that with several copies it first
     rounded = torch.mv(weight, hidden[0]).unsqueeze(0) if len(hidden) == 1 else hidden @ weight.T

@@ -16,13 +16,13 @@ from pathlib import Path
 import torch
 
 from vl2.core.errors import RequestError, SetupError
+from vl2.core.media import PICTURE_SUFFIXES
 from vl2.core.types import Message, Prompt
 from vl2.processing.processor import Processor
 from vl2.quant.texts import PICTURE_QUESTIONS, TEXTS
 
 log = logging.getLogger(__name__)
 
-PICTURE_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"))
 MIN_CONVERSATIONS = 16
 """With pictures; fewer say too little about 64 experts."""
 VISION_WEIGHT = 0.1

@@ -23,7 +23,7 @@ from vl2.model.decoder import DecoderLayer
 from vl2.model.kv_pool import KVPool
 from vl2.model.stored import TORCH_DTYPES, WeightReader, group_tensors
 from vl2.model.vl2 import DeepseekVL2
-from vl2.model.weights import decoder_layer, destinations, fill
+from vl2.model.weights import ROWS_AT_ONCE, decoder_layer, destinations, fill
 from vl2.ops.backend import choose_backend
 from vl2.ops.quantized_weight.codes import round_to_nearest
 from vl2.ops.rope.table import rope_table
@@ -156,7 +156,7 @@ class _Job:
         if scheme is not None:
             weight = rest.pop(f"{head}.weight")
             codes, scales = zip(
-                *(round_to_nearest(rows, scheme, weight.dtype) for rows in weight.split(8192)), strict=True
+                *(round_to_nearest(rows, scheme, weight.dtype) for rows in weight.split(ROWS_AT_ONCE)), strict=True
             )
             rest |= packed_tensors(head, torch.cat(codes), torch.cat(scales), scheme.bits)
         return rest
@@ -165,7 +165,8 @@ class _Job:
         return [info for name, info in self.infos.items() if name.startswith(f"{LAYERS}{number}.")]
 
     def _num_linears(self, number: int) -> int:
-        names = (info.name for info in self._layer_infos(number))
+        """Those that are worked on: `kv_b_proj` stays as it is."""
+        names = [info.name for info in self._layer_infos(number) if not info.name.endswith("kv_b_proj.weight")]
         return sum(name.endswith(("proj.weight", "_with_mqa.weight")) for name in names)
 
     def _load_layer(self, number: int, infos: Iterable[TensorInfo], reader: WeightReader) -> DecoderLayer:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 from vl2.core.config import EngineConfig
 from vl2.core.errors import SetupError
@@ -133,9 +134,9 @@ def judge(config: ModelConfig, device: Device, wanted: Wanted, engine: EngineCon
 
 
 def _advice(config: ModelConfig, plan: Plan, wanted: Wanted, engine: EngineConfig) -> str:
-    def fits(**changes: str | int) -> bool:
-        changed = make_plan(config, plan.device, replace(wanted, **changes), engine)  # type: ignore[arg-type]
-        return changed.concurrency >= (int(changes.get("concurrency", wanted.concurrency)))
+    def fits(**changes: Any) -> bool:
+        changed = make_plan(config, plan.device, replace(wanted, **changes), engine)
+        return changed.concurrency >= int(changes.get("concurrency", wanted.concurrency))
 
     if plan.concurrency:
         return f"--concurrency {plan.concurrency} fits"
@@ -170,5 +171,5 @@ def _shown(config: ModelConfig) -> str:
     """Bits of the decoder's weights, as int4; empty: none are quantised."""
     if config.quantization is None:
         return ""
-    bits = {group.scheme.bits for group in config.quantization.groups if group.scheme is not None}
+    bits = {group.scheme.bits for group in config.quantization.groups}
     return "int" + "/".join(str(number) for number in sorted(bits))

@@ -14,7 +14,15 @@ import triton.language as tl
 
 from vl2.ops.chain import chained, wait_for_last
 from vl2.ops.experts.align import Blocks, align
-from vl2.ops.experts.kernel_common import GROUP_BLOCKS, Tile, block_and_tile, swish, weighted_sum
+from vl2.ops.experts.kernel_common import (
+    GROUP_BLOCKS,
+    Tile,
+    block_and_tile,
+    precision,
+    rows_of_block,
+    swish,
+    weighted_sum,
+)
 from vl2.ops.experts.kernel_many import can_lay_out, mix_many
 from vl2.ops.experts.weights import ExpertWeights
 from vl2.ops.rows import RowRounding
@@ -60,7 +68,7 @@ def mix_experts(
         x, experts.gate_up, shared_up if shared_up is not None else x, hidden, blocks.pairs, blocks.experts,
         num_blocks, num_tokens * num_active, num_routed, width, inner, inner * num_shared, x.stride(0),
         NUM_ACTIVE=num_active, NUM_CHOSEN=num_chosen, BLOCK_M=tile.block_m, BLOCK_N=tile.up_n, BLOCK_K=tile.up_k,
-        GROUP=GROUP_BLOCKS, PRECISION=_precision(x), num_warps=tile.num_warps, num_stages=tile.num_stages,
+        GROUP=GROUP_BLOCKS, PRECISION=precision(x), num_warps=tile.num_warps, num_stages=tile.num_stages,
         **chained(x.device),
     )  # fmt: skip
     results = torch.empty(num_tokens * num_active, width, dtype=x.dtype, device=x.device)
@@ -69,27 +77,9 @@ def mix_experts(
         hidden, experts.down, shared_down if shared_down is not None else x, results, blocks.pairs, blocks.experts,
         num_blocks, num_tokens * num_active, num_routed, width, inner, inner * num_shared,
         NUM_CHOSEN=num_chosen, BLOCK_M=tile.block_m, BLOCK_N=tile.down_n, BLOCK_K=tile.down_k, GROUP=GROUP_BLOCKS,
-        PRECISION=_precision(x), num_warps=tile.num_warps, num_stages=tile.num_stages, **chained(x.device),
+        PRECISION=precision(x), num_warps=tile.num_warps, num_stages=tile.num_stages, **chained(x.device),
     )  # fmt: skip
     return weighted_sum(results, weights, None)
-
-
-def _precision(x: torch.Tensor) -> str:
-    return "ieee" if x.dtype == torch.float32 else "tf32"  # of 16-bit types it says nothing
-
-
-@triton.jit
-def _rows_of_block(pairs, block_experts, block, num_pairs, num_routed, NUM_CHOSEN: tl.constexpr, BLOCK_M: tl.constexpr):
-    """(expert, its pairs [BLOCK_M]). A single token needs no sorting: `block_experts` are the ids that it chose."""
-    m = tl.arange(0, BLOCK_M)
-    if NUM_CHOSEN > 0:
-        chosen = tl.load(block_experts + block, mask=block < NUM_CHOSEN, other=0).to(tl.int32)
-        expert = tl.where(block < NUM_CHOSEN, chosen, num_routed + block - NUM_CHOSEN)
-        pair = tl.where(m == 0, block, num_pairs)
-    else:
-        expert = tl.load(block_experts + block)
-        pair = tl.load(pairs + block * BLOCK_M + m)
-    return expert, pair
 
 
 @triton.jit(do_not_specialize=["num_blocks", "num_pairs"])
@@ -100,7 +90,7 @@ def _gate_up(
 ):  # fmt: skip
     wait_for_last(CHAINED)
     block, tile = block_and_tile(tl.program_id(0), num_blocks, tl.cdiv(inner, BLOCK_N), GROUP)
-    expert, pair = _rows_of_block(pairs, block_experts, block, num_pairs, num_routed, NUM_CHOSEN, BLOCK_M)
+    expert, pair = rows_of_block(pairs, block_experts, block, num_pairs, num_routed, NUM_CHOSEN, BLOCK_M)
     if expert < 0:
         return
     is_pair = pair < num_pairs
@@ -135,7 +125,7 @@ def _down(
 ):  # fmt: skip
     wait_for_last(CHAINED)
     block, tile = block_and_tile(tl.program_id(0), num_blocks, tl.cdiv(width, BLOCK_N), GROUP)
-    expert, pair = _rows_of_block(pairs, block_experts, block, num_pairs, num_routed, NUM_CHOSEN, BLOCK_M)
+    expert, pair = rows_of_block(pairs, block_experts, block, num_pairs, num_routed, NUM_CHOSEN, BLOCK_M)
     if expert < 0:
         return
     is_pair = pair < num_pairs

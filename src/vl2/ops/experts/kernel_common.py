@@ -39,6 +39,10 @@ def swiglu(gate_up: torch.Tensor) -> torch.Tensor:
     return out
 
 
+def precision(x: torch.Tensor) -> str:
+    return "ieee" if x.dtype == torch.float32 else "tf32"  # of 16-bit types it says nothing
+
+
 def weighted_sum(results: torch.Tensor, weights: torch.Tensor, shared: torch.Tensor | None) -> torch.Tensor:
     """results [T · (A + S), C] of each token's pairs, weights [T, A] float32, shared [T, C] → [T, C].
 
@@ -70,6 +74,20 @@ def block_and_tile(number, num_blocks, num_tiles, GROUP: tl.constexpr):
     size = min(num_blocks - first, GROUP)
     inside = number % (GROUP * num_tiles)
     return first + inside % size, inside // size
+
+
+@triton.jit
+def rows_of_block(pairs, block_experts, block, num_pairs, num_routed, NUM_CHOSEN: tl.constexpr, BLOCK_M: tl.constexpr):
+    """(expert, its pairs [BLOCK_M]). A single token needs no sorting: `block_experts` are the ids that it chose."""
+    m = tl.arange(0, BLOCK_M)
+    if NUM_CHOSEN > 0:
+        chosen = tl.load(block_experts + block, mask=block < NUM_CHOSEN, other=0).to(tl.int32)
+        expert = tl.where(block < NUM_CHOSEN, chosen, num_routed + block - NUM_CHOSEN)
+        pair = tl.where(m == 0, block, num_pairs)
+    else:
+        expert = tl.load(block_experts + block)
+        pair = tl.load(pairs + block * BLOCK_M + m)
+    return expert, pair
 
 
 @triton.jit

@@ -5,17 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 import triton
 import triton.language as tl
 
 from vl2.ops.chain import chained, wait_for_last
 from vl2.ops.experts.align import Blocks, align
-from vl2.ops.experts.kernel import _rows_of_block, mix_experts
-from vl2.ops.experts.kernel_common import GROUP_BLOCKS, block_and_tile, swish, weighted_sum
+from vl2.ops.experts.kernel import mix_experts
+from vl2.ops.experts.kernel_common import GROUP_BLOCKS, block_and_tile, precision, rows_of_block, swish, weighted_sum
 from vl2.ops.experts.weights import ExpertWeights
 from vl2.ops.quantized_experts.weights import QuantizedExperts
-from vl2.ops.quantized_linear.kernel import dequantize, has_asm, precision
+from vl2.ops.quantized_linear.kernel import dequantize, has_asm
 from vl2.ops.quantized_weight.kernel_common import add_step
 from vl2.ops.quantized_weight.triton_layout import step_of
 from vl2.ops.quantized_weight.weight import QuantizedWeight
@@ -74,11 +73,8 @@ def mix_written_out(
     x: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor, experts: QuantizedExperts
 ) -> torch.Tensor:
     """By the kernels of 16-bit weights; shared experts are further choices of weight 1."""
-    num_experts, num_shared = len(experts.gate_up.codes), experts.num_shared
-    shared = torch.arange(num_experts - num_shared, num_experts, dtype=ids.dtype, device=ids.device)
-    ids = torch.cat((ids, shared.expand(len(ids), -1)), 1)
     written = (dequantize(weight, x.dtype) for weight in (experts.gate_up, experts.down))
-    return mix_experts(x, ids, F.pad(weights, (0, num_shared), value=1.0), ExpertWeights(*written, None, None))
+    return mix_experts(x, *experts.with_shared(ids, weights), ExpertWeights(*written, None, None))
 
 
 def mix_with_tile(
@@ -128,7 +124,7 @@ def _gate_up(
     PLANES: tl.constexpr = 4 if BITS == 4 else 1
     WORDS: tl.constexpr = STEP // PLANES
     block, tile = block_and_tile(tl.program_id(0), num_blocks, tl.cdiv(inner, BLOCK_N), GROUP)
-    expert, pair = _rows_of_block(pairs, block_experts, block, num_pairs, num_routed, NUM_CHOSEN, BLOCK_M)
+    expert, pair = rows_of_block(pairs, block_experts, block, num_pairs, num_routed, NUM_CHOSEN, BLOCK_M)
     if expert < 0:
         return
     is_pair = pair < num_pairs
@@ -162,7 +158,7 @@ def _down(
     PLANES: tl.constexpr = 4 if BITS == 4 else 1
     WORDS: tl.constexpr = STEP // PLANES
     block, tile = block_and_tile(tl.program_id(0), num_blocks, tl.cdiv(width, BLOCK_N), GROUP)
-    expert, pair = _rows_of_block(pairs, block_experts, block, num_pairs, num_routed, NUM_CHOSEN, BLOCK_M)
+    expert, pair = rows_of_block(pairs, block_experts, block, num_pairs, num_routed, NUM_CHOSEN, BLOCK_M)
     if expert < 0:
         return
     is_pair = pair < num_pairs

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 
 from vl2.ops.experts.reference import group, swiglu
 from vl2.ops.quantized_experts.weights import QuantizedExperts
@@ -21,11 +20,7 @@ def mix_quantized_experts(
     rounding: RowRounding = RowRounding(),
 ) -> torch.Tensor:
     """`Backend.mix_quantized_experts` (ops/backend.py). Shared experts are the last choices of every token."""
-    num_experts, num_shared = len(experts.gate_up.codes), experts.num_shared
-    if num_shared:
-        shared = torch.arange(num_experts - num_shared, num_experts, dtype=ids.dtype)
-        ids = torch.cat((ids, shared.expand(len(ids), -1)), 1)
-        weights = F.pad(weights, (0, num_shared), value=1.0)
+    ids, weights = experts.with_shared(ids, weights)
     groups = group(ids, RowRounding())
 
     def multiply_groups(rows: torch.Tensor, matrices: QuantizedWeight) -> torch.Tensor:

@@ -16,7 +16,9 @@ import torch.nn.functional as F
 import triton
 import triton.language as tl
 
+from vl2.ops.attention.kernel import arrival_counters
 from vl2.ops.chain import chained, wait_for_last
+from vl2.ops.experts.kernel_common import precision
 from vl2.ops.quantized_weight.kernel_common import add_step, plane, times
 from vl2.ops.quantized_weight.triton_layout import step_of
 from vl2.ops.quantized_weight.weight import QuantizedWeight
@@ -88,7 +90,7 @@ def multiply(
         splits *= 2
     partial = torch.empty(splits, *out.shape, dtype=torch.float32, device=out.device) if splits > 1 else out
     _linear[(tiles_n, tiles_m, splits)](
-        rows, weight.codes, weight.scales, out if bias is None else bias, out, partial, _arrivals(out.device),
+        rows, weight.codes, weight.scales, out if bias is None else bias, out, partial, arrival_counters(out.device),
         num_rows, weight.codes.stride(-2), weight.out_width, rows.stride(0), steps, triton.cdiv(steps, splits),
         HAS_BIAS=bias is not None, GROUP_STEPS=(weight.scheme.group_size or weight.in_width) // step, STEP=step,
         BITS=weight.scheme.bits, SPLITS=splits, SCALES_FIRST=tile.scales_first, BLOCK_M=tile.block_m,
@@ -114,16 +116,6 @@ def dequantize(weight: QuantizedWeight, dtype: torch.dtype) -> torch.Tensor:
 def has_asm(device: torch.device) -> bool:
     """bfloat16 pairs are multiplied and added from sm_80 on; the interpreter takes no assembly."""
     return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
-
-
-@functools.cache
-def _arrivals(device: torch.device) -> torch.Tensor:
-    """How many programs of each tile have finished; zero before and after each call."""
-    return torch.zeros(1 << 16, dtype=torch.int32, device=device)
-
-
-def precision(x: torch.Tensor) -> str:
-    return "ieee" if x.dtype == torch.float32 else "tf32"  # of 16-bit types it says nothing
 
 
 @triton.jit(do_not_specialize=["num_rows"])
