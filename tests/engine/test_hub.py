@@ -169,3 +169,33 @@ async def test_a_front_end_reads_every_replica_s_counters(scene: Scene) -> None:
         await until(lambda engine=engine: isinstance(engine.sent[-1] if engine.sent else None, AskStats))
         engine.report(StatsReport(engine.sent[-1].query_id, EngineStats(num_running=idx + 1)))
     assert [replica.stats.num_running for replica in await asking] == [1, 2]
+
+
+async def test_what_nobody_foresaw_is_an_error_too_and_the_hub_goes_on(scene: Scene, monkeypatch) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("a bug")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(scene.engines.group, "admit", fail)
+        with pytest.raises(EngineError, match="internal error"):
+            await scene.ask(0, "a")
+    asked = scene.ask(0, "b")
+    (await scene.there("b")).report(ended("b"))
+    assert len(await asked) == 1
+
+
+async def test_a_choice_may_end_by_itself_while_a_front_end_closes_it(scene: Scene, monkeypatch) -> None:
+    closed = asyncio.Event()
+
+    def no_longer_there(request_id: str, choice_idx: int) -> None:
+        closed.set()
+        raise KeyError(request_id)
+
+    asked = [scene.ask(0, request_id) for request_id in "ab"]
+    engines = {request_id: await scene.there(request_id) for request_id in "ab"}
+    monkeypatch.setattr(scene.engines.group, "close_choice", no_longer_there)
+    scene.frontends[0].close_choice("a", 0)
+    await closed.wait()
+    engines["b"].report(ended("b"))
+    assert len(await asked[1]) == 1, "the hub still listens and tells"
+    asked[0].cancel()
