@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from vl2.core.stats import ModelInfo, ReplicaStats
@@ -63,6 +63,10 @@ class ChatModel(Protocol):
 
     async def replica_stats(self) -> list[ReplicaStats]:
         """The counters of each engine now, always in the same order."""
+
+
+Service = Callable[[str, bytes], Awaitable[bytes]]
+"""(front-end's name, payload) → answer. Raises: VL2Error, which its caller gets."""
 
 
 class Caller(Protocol):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Coroutine, Mapping
 from contextlib import aclosing, suppress
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ import zmq
 import zmq.asyncio
 
 from vl2.core.errors import VL2Error
+from vl2.core.interface import Service
 from vl2.core.types import TokenEvent
 from vl2.engine.group import EngineGroup
 from vl2.engine.hub_protocol import (
@@ -38,8 +39,6 @@ from vl2.engine.protocol import Events, encode
 
 log = logging.getLogger(__name__)
 
-Service = Callable[[str, bytes], Awaitable[bytes]]
-"""(front-end's name, payload) → answer. Raises: VL2Error, which its caller gets."""
 STATE_POLL_S = 0.05
 INTERNAL = Failure("EngineError", "internal error; the log has it")
 

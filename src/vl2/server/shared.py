@@ -6,19 +6,18 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 import msgspec
 
-from vl2.core.interface import Caller
+from vl2.core.interface import Caller, Service
 from vl2.server.batch.files import FileStore
 from vl2.server.quotas import Quotas, is_limited
 from vl2.server.responses.store import ResponseStore, Stored
 from vl2.server.tenants import Key
 
-Service = Callable[[str, bytes], Awaitable[bytes]]
 encode = msgspec.msgpack.encode
 Name = tuple[str, str, str | None]
 """Id, tenant, the request's field that the id came from."""
