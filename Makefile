@@ -16,10 +16,10 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-page screenshots test-gpu test-tools test-deploy bench-gpu nano-int4 nano-int4-scores edge-check check format lint types docs docs-check clean
+.PHONY: help serve test test-page screenshots test-gpu test-tools test-deploy bench-gpu fuzz nano-int4 nano-int4-scores edge-check check format lint types docs docs-check clean
 
 help:  ## this list
-	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-20s%s\n", $$1, $$2}'
+	@sed -nE 's/^([a-z0-9-]+):[^#]*## (.*)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-24s%s\n", $$1, $$2}'
 
 serve: $(VENV)/.runtime  ## serve the embedded model (or MODEL=…) at http://127.0.0.1:8000
 	@exec $(BIN)/vl2 serve $(MODEL) $(ARGS)

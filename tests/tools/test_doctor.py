@@ -8,10 +8,12 @@ import json
 import socket
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from vl2.checkpoint import modelscope
 from vl2.cli import execute
 from vl2.core.config import HubOptions
 from vl2.tools.doctor import diagnose, has_fixes
@@ -125,6 +127,8 @@ def test_this_machine_is_looked_at(hub: str, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     unreached = look(0, HubOptions())
     assert unreached.hub_url == "http://127.0.0.1:9" and "refused" in (unreached.hub_problem or "")
+    china = look(0, HubOptions(hub="modelscope", offline=True))
+    assert china.hub_url == modelscope.ENDPOINT and Path(china.cache_folder) == modelscope.CACHE.expanduser()
 
 
 def test_the_report_is_json_and_the_code_counts_only_fixes(capsys: pytest.CaptureFixture[str]) -> None:

@@ -61,11 +61,11 @@ def command(
         llm = models.open_model(
             model, engine=engine, processor=processor, hub=hub, in_process=True, on_progress=on_progress
         )
-    with llm:
-        llm.chat(question, dataclasses.replace(params, max_tokens=1))  # loads the model
-        frames = FrameFolder(folder, takes_existing=existing)
-        click.echo(f"vl2: {llm.name} watches {folder}", err=True)
-        watch(frames, lambda frame: _answer(llm, frame, question, params, is_json), count)
+        with llm:
+            llm.chat(question, dataclasses.replace(params, max_tokens=1))  # loads the model
+            frames = FrameFolder(folder, takes_existing=existing)
+            click.echo(f"vl2: {llm.name} watches {folder}", err=True)
+            watch(frames, lambda frame: _answer(llm, frame, question, params, is_json), count)
 
 
 def _answer(llm: LLM, frame: Frame, question: str, params: SamplingParams, is_json: bool) -> str:

@@ -28,7 +28,7 @@ LIBRARIES = (
     "huggingface-hub",
 )
 SMI = ("nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader,nounits")
-HUBS = {"huggingface": "https://huggingface.co", "modelscope": "https://modelscope.cn"}
+HUGGING_FACE = "https://huggingface.co"
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +143,9 @@ def _cache_folder(hub: HubOptions) -> Path:
     if hub.cache_folder:
         return Path(hub.cache_folder).expanduser()
     if hub.hub == "modelscope":
-        return Path("~/.cache/vl2/modelscope").expanduser()
+        from vl2.checkpoint.modelscope import CACHE
+
+        return CACHE.expanduser()
     from huggingface_hub import constants
 
     return Path(constants.HF_HUB_CACHE)
@@ -171,8 +173,11 @@ def _port_problem(port: int) -> str:
 def _hub_url(hub: HubOptions) -> str:
     if hub.hub_endpoint:
         return hub.hub_endpoint
-    mirror = os.environ.get("HF_ENDPOINT") if hub.hub == "huggingface" else None
-    return mirror or HUBS[hub.hub]
+    if hub.hub == "modelscope":
+        from vl2.checkpoint.modelscope import ENDPOINT
+
+        return ENDPOINT
+    return os.environ.get("HF_ENDPOINT") or HUGGING_FACE
 
 
 def _hub_problem(url: str, timeout_s: float) -> str:

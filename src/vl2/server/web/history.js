@@ -19,7 +19,7 @@ async function run(mode, work) {
   const result = work(transaction.objectStore("conversations"));
   return new Promise((resolve, reject) => {
     transaction.oncomplete = () => resolve(result?.result);
-    transaction.onerror = () => reject(transaction.error);
+    transaction.onabort = () => reject(transaction.error); // by an error of a request, or a full disk
   });
 }
 
