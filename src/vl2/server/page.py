@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from importlib.resources import files
 
@@ -40,13 +41,16 @@ class Asset:
         return Response(self.data, media_type=self.media_type, headers=self.headers)
 
 
+@functools.cache
+def _assets() -> dict[str, Asset]:
+    """By name; read once, for the public port and the operator's."""
+    folder = files("vl2.server").joinpath("web")
+    return {entry.name: Asset(entry.name, entry.read_bytes()) for entry in folder.iterdir() if entry.is_file()}
+
+
 def page_routes(*, has_chat: bool = True, has_status: bool = True) -> APIRouter:
     router = APIRouter(include_in_schema=False)
-    assets = {
-        entry.name: Asset(entry.name, entry.read_bytes())
-        for entry in files("vl2.server").joinpath("web").iterdir()
-        if entry.is_file()
-    }
+    assets = _assets()
 
     @router.get("/web/{name}")
     async def asset(name: str, request: Request) -> Response:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import platform
 import time
 from collections.abc import Sequence
@@ -64,6 +65,7 @@ def pace_json(pace: Pace) -> dict[str, Any]:
     }
 
 
+@functools.cache
 def versions() -> dict[str, str]:
     found = {name: _version(name) for name in PACKAGES}
     own = {"vl2": __version__, "python": platform.python_version()}

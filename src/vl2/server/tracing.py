@@ -95,7 +95,8 @@ class RequestTrace:
 
     def note_prompt(self, token_ids: Sequence[int]) -> None:
         """As the model sees it."""
-        self._prompt = {"vl2.prompt.hash": _hash(array("q", token_ids).tobytes())}
+        if self._span.is_recording():
+            self._prompt = {"vl2.prompt.hash": _hash(array("q", token_ids).tobytes())}
 
     def end(self, status: int, error_code: str | None, first_token_s: float | None, usage: Usage | None) -> None:
         """`first_token_s`: since the request's arrival."""

@@ -58,7 +58,7 @@ def responses_routes(service: ChatService, store: KeepResponses, ids: NodeIds) -
 
     @router.delete("/{response_id}", summary="Forget a response")
     async def delete(response_id: str, request: Request) -> dict[str, Any]:
-        await stored(response_id, request)
+        ids.check(KIND, response_id)
         await store.delete(response_id, key_of(request).tenant)
         return {"id": response_id, "object": "response.deleted", "deleted": True}
 
