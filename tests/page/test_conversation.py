@@ -143,6 +143,15 @@ def test_what_was_said_can_be_copied_without_tags(serve: Serve, open_page: Open,
     assert user.page.evaluate("navigator.clipboard.readText()") == "There is the red box, the corners."
 
 
+def test_copying_twice_says_copied_for_a_while_only(serve: Serve, open_page: Open) -> None:
+    user = open_page(serve(FakeModel()))
+    user.ask_and_wait("What is it?")
+    user.button("Copy").click()
+    user.button("Copied").click()
+    assert user.page.locator("#spoken").inner_text() == "Copied"
+    user.button("Copy").wait_for()
+
+
 def test_times_and_cached_tokens_are_told(serve: Serve, open_page: Open) -> None:
     user = open_page(serve(FakeModel()))
     user.ask_and_wait("What is it?")

@@ -4,12 +4,10 @@ import { hasKey, readModel } from "./api.js";
 import { askKey, startChrome } from "./chrome.js";
 import { closeSchema, estimateSoon, readSchema, setSchema, showPresets } from "./compose.js";
 import { $, say } from "./dom.js";
-import { pictureFigure } from "./figure.js";
 import { follow } from "./follow.js";
 import { keep, show as showHistory, startHistory, toggle as toggleHistory } from "./history.js";
-import { answerNode, questionNode } from "./message.js";
-import { cropped, framed } from "./pictures.js";
-import { regionSelector } from "./region.js";
+import { answerNode, pictureToAsk, questionNode } from "./message.js";
+import { cropped, framed, stem } from "./pictures.js";
 import { requestBody, sentPictures } from "./request.js";
 import { openRequest, startRequest } from "./show-request.js";
 import { settings, showNumber, startSettings } from "./settings.js";
@@ -109,8 +107,8 @@ function cancelEdit() {
 async function askRegion(picture, kind, region) {
   const [x1, y1, x2, y2] = region;
   const place = `${x1},${y1}–${x2},${y2}`;
-  const stem = picture.name.replace(/\.\w+$/, "");
-  const made = kind === "crop" ? await cropped(picture, region, t.cropName(stem, place)) : await framed(picture, region, t.frameName(stem));
+  const name = stem(picture);
+  const made = kind === "crop" ? await cropped(picture, region, t.cropName(name, place)) : await framed(picture, region, t.frameName(name));
   addPictures([made]);
   if (kind === "frame") $("question").value ||= t.frameQuestion;
   say(t.cropAdded);
@@ -170,9 +168,7 @@ function showPreview(picture) {
   if (previewed === picture) return;
   previewed = picture;
   if (!picture) return $("preview").replaceChildren();
-  const figure = pictureFigure(picture, { label: picture.name, openLabel: t.enlarge(picture.name), onOpen: () => on.view(picture, []) });
-  regionSelector(figure, picture, { onAsk: (kind, region) => askRegion(picture, kind, region) });
-  $("preview").replaceChildren(figure.node);
+  $("preview").replaceChildren(pictureToAsk(picture, on).node);
 }
 
 /** What would be sent now, or null. */

@@ -1,8 +1,8 @@
 // The question being written: tasks to start from, a schema for JSON, and what it will cost.
 
 import { estimate } from "./api.js";
-import { $, el, icon } from "./dom.js";
-import { short } from "./message.js";
+import { $, el, icon, short } from "./dom.js";
+import { withUrls } from "./request.js";
 import { t } from "./texts.js";
 
 const PAUSE_MS = 350; // of typing, before the server is asked
@@ -75,9 +75,8 @@ async function showEstimate(body) {
   asking = new AbortController();
   try {
     const urls = [];
-    const light = JSON.parse(JSON.stringify(body), (key, value) => {
-      if (key !== "url") return value;
-      urls.push(value);
+    const light = withUrls(body, (url) => {
+      urls.push(url);
       return DOT;
     });
     const key = urls.map((url) => `${url.length}${url.slice(-400)}`).join();

@@ -32,6 +32,9 @@ export function say(text) {
   $("spoken").textContent = text;
 }
 
+/** A time, as people read it. */
+export const short = (ms) => (ms < 1000 ? `${Math.round(ms)} ms` : `${(ms / 1000).toFixed(2)} s`);
+
 /** A button that is an icon with a name. */
 export function iconButton(name, label, onclick, props = {}) {
   return el("button", { type: "button", class: "icon plain", "aria-label": label, title: label, onclick, ...props }, icon(name));

@@ -1,6 +1,6 @@
 // One turn of the conversation on the page: a question with its pictures, or an answer with its boxes.
 
-import { $, el, icon } from "./dom.js";
+import { el, icon, say, short } from "./dom.js";
 import { colourOf, pictureFigure } from "./figure.js";
 import { regionSelector } from "./region.js";
 import { saveJson, savePng } from "./save.js";
@@ -10,13 +10,19 @@ import { t } from "./texts.js";
 const action = (name, label, onclick, title = label) =>
   el("button", { type: "button", class: `small plain ${name}`, title, "aria-label": title !== label && title, onclick }, icon(name), el("span", {}, label));
 
-/** `on`: {edit(turn), view(picture, objects), ask(picture, kind, region)}. */
+/** A figure that can be enlarged, and asked about a region of. `on`: {view(picture, objects), ask(picture, kind, region)}.
+ *
+ * `more`: options of `pictureFigure`.
+ */
+export function pictureToAsk(picture, on, more = {}) {
+  const figure = pictureFigure(picture, { label: picture.name, openLabel: t.enlarge(picture.name), onOpen: () => on.view(picture, []), ...more });
+  regionSelector(figure, picture, { onAsk: (kind, region) => on.ask(picture, kind, region) });
+  return figure;
+}
+
+/** `on`: as above, with edit(turn). */
 export function questionNode(turn, on) {
-  const figures = turn.pictures.map((picture) => {
-    const figure = pictureFigure(picture, { label: picture.name, openLabel: t.enlarge(picture.name), onOpen: () => on.view(picture, []) });
-    regionSelector(figure, picture, { onAsk: (kind, region) => on.ask(picture, kind, region) });
-    return figure.node;
-  });
+  const figures = turn.pictures.map((picture) => pictureToAsk(picture, on).node);
   const text = turn.text && el("p", { class: "said" }, ...words(turn.text, true));
   return el(
     "article",
@@ -62,13 +68,7 @@ export function answerNode(turn, picture, question, on) {
   }
 
   function addFigure() {
-    const made = pictureFigure(picture, {
-      label: picture.name,
-      openLabel: t.enlarge(picture.name),
-      onPoint: light,
-      onOpen: () => on.view(picture, drawn),
-    });
-    regionSelector(made, picture, { onAsk: (kind, region) => on.ask(picture, kind, region) });
+    const made = pictureToAsk(picture, on, { onPoint: light, onOpen: () => on.view(picture, drawn) });
     text.after(made.node);
     return made;
   }
@@ -150,8 +150,6 @@ function timingBar(timing) {
   return bar;
 }
 
-export const short = (ms) => (ms < 1000 ? `${Math.round(ms)} ms` : `${(ms / 1000).toFixed(2)} s`);
-
 /** To the clipboard, or where a page may not use it (plain http), by way of a selection. */
 export async function copy(text, button) {
   try {
@@ -164,9 +162,10 @@ export async function copy(text, button) {
     field.remove();
     button.focus();
   }
+  say(t.copied);
   const label = button.querySelector("span");
   const before = label.textContent;
+  if (before === t.copied) return; // clicked again: the first click puts the label back
   label.textContent = t.copied;
-  $("spoken").textContent = t.copied;
   setTimeout(() => (label.textContent = before), 1500);
 }

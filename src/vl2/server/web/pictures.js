@@ -53,6 +53,9 @@ async function pagesOf(url, name, askPages) {
   }
 }
 
+/** A picture's name without its ending: files made of it are named after it. */
+export const stem = ({ name }) => name.replace(/\.\w+$/, "");
+
 function readAsDataUrl(file) {
   return new Promise((resolve, reject) => {
     const reader = new FileReader();

@@ -41,12 +41,16 @@ export function asCode(body, pictures, address, needsKey) {
 /** Stands for a picture while the code around it is written; no text that was typed can hold it. */
 const MARK = `@${Math.random().toString(36).slice(2)}`;
 
+/** A copy of the body with `change(url)` in place of each picture's data, which is not copied. */
+export function withUrls(body, change) {
+  const isPicture = (key, value) => key === "url" && typeof value === "string" && value.startsWith("data:");
+  return JSON.parse(JSON.stringify(body, (key, value) => (isPicture(key, value) ? change(value) : value)));
+}
+
 /** The body with `mark(idx, type)` in place of each picture's data. */
 function withMarks(body, mark) {
   let idx = 0;
-  return JSON.parse(JSON.stringify(body), (key, value) =>
-    key === "url" && typeof value === "string" && value.startsWith("data:") ? mark(idx++, value.slice(5, value.indexOf(";"))) : value,
-  );
+  return withUrls(body, (url) => mark(idx++, url.slice(5, url.indexOf(";"))));
 }
 
 const shellQuoted = (name) => `'${name.replaceAll("'", `'\\''`)}'`;

@@ -2,7 +2,7 @@
 
 import { download } from "./dom.js";
 import { drawBoxes } from "./figure.js";
-import { drawn, loadImage } from "./pictures.js";
+import { drawn, loadImage, stem } from "./pictures.js";
 
 /** PNG of the picture's own size. */
 export async function withBoxes(picture, objects) {
@@ -14,8 +14,6 @@ export async function withBoxes(picture, objects) {
   canvas.getContext("2d").drawImage(boxes, 0, 0);
   return new Promise((resolve) => canvas.toBlob(resolve, "image/png"));
 }
-
-const stem = (picture) => picture.name.replace(/\.\w+$/, "");
 
 export async function savePng(picture, objects) {
   download(await withBoxes(picture, objects), `${stem(picture)}-boxes.png`);

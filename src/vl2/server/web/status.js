@@ -2,7 +2,7 @@
 
 import { readStatus } from "./api.js";
 import { askKey, startChrome } from "./chrome.js";
-import { $, el, svg } from "./dom.js";
+import { $, el, short, svg } from "./dom.js";
 import { t } from "./texts.js";
 
 const POLL_MS = 2000;
@@ -90,9 +90,9 @@ function chart(name, seconds) {
   const x = (idx) => (idx / (shown.length - 1)) * CHART.width;
   const y = (value) => CHART.height - 3 - (value / top) * (CHART.height - 8);
   const line = shown.map((value, idx) => `${x(idx).toFixed(1)},${y(value).toFixed(1)}`).join(" ");
-  const told = `${t.median} ${short(median)} · p99 ${short(p99)} · ${t.answersOf(seconds.length)}`;
+  const told = `${t.median} ${short(1000 * median)} · p99 ${short(1000 * p99)} · ${t.answersOf(seconds.length)}`;
   figure.append(
-    el("p", { class: "value" }, short(median)),
+    el("p", { class: "value" }, short(1000 * median)),
     svg(
       "svg",
       { viewBox: `0 0 ${CHART.width} ${CHART.height}`, role: "img", "aria-label": `${name}: ${told}`, class: "spark", preserveAspectRatio: "none" },
@@ -150,7 +150,6 @@ function facts({ info, versions }) {
 
 const percent = (part, whole) => (whole ? `${Math.round((part / whole) * 100)} %` : "–");
 const number = (value) => (typeof value === "number" ? value.toLocaleString(document.documentElement.lang) : value ?? "–");
-const short = (seconds) => (seconds < 1 ? `${Math.round(seconds * 1000)} ms` : `${seconds.toFixed(2)} s`);
 
 function duration(seconds) {
   const [days, hours, minutes] = [Math.floor(seconds / 86400), Math.floor(seconds / 3600) % 24, Math.floor(seconds / 60) % 60];
