@@ -10,12 +10,11 @@ import os
 import socket
 import sys
 import threading
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vl2.cli.frontends import FrontendSetup, http_socket
-from vl2.core.logs import configure_logging
+from vl2.core.logs import be_quiet, configure_logging
 
 if TYPE_CHECKING:
     from vl2.server.metrics import Metrics
@@ -27,18 +26,11 @@ def main(name: str, fd: int) -> None:
     setup = _read_setup()
     threading.Thread(target=_end_with_hub, daemon=True, name="hub-watch").start()
     server = setup.server
-    configure_logging(server.log_level.upper(), server.log_format, f"front-end {name.partition('.')[0]}")
-    _be_quiet()
+    who = f"front-end {name.partition('.')[0]}"  # the same one in all its lives
+    configure_logging(server.log_level.upper(), server.log_format, who)
+    be_quiet()
     with socket.socket(fileno=fd) as listener:
-        asyncio.run(_serve(setup, name, listener))
-
-
-def _be_quiet() -> None:
-    import logging
-
-    warnings.filterwarnings("ignore", category=UserWarning, module="PIL")  # complaints about what strangers send
-    logging.getLogger("httpx").setLevel(logging.WARNING)  # would log the addresses of pictures
-    logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
+        asyncio.run(_serve(setup, name, who, listener))
 
 
 def _read_setup() -> FrontendSetup:
@@ -62,7 +54,7 @@ def _end_with_hub() -> None:
     os._exit(1)
 
 
-async def _serve(setup: FrontendSetup, name: str, listener: socket.socket) -> None:
+async def _serve(setup: FrontendSetup, name: str, who: str, listener: socket.socket) -> None:
     from vl2.cli.http import DrainingServer
     from vl2.engine.remote import RemoteGroup
     from vl2.llm import LLM
@@ -75,7 +67,7 @@ async def _serve(setup: FrontendSetup, name: str, listener: socket.socket) -> No
     app = create_app(llm, setup.server, max_image_bytes=setup.processor.max_image_bytes, shared=SharedState(remote))
     drain, metrics = app.state.drain, app.state.metrics
     forwarding = ForwardToHub(app, http_socket(setup.hub_folder), drain)
-    describing = asyncio.create_task(_describe_for_ever(metrics, f"front-end {name.partition('.')[0]}"))
+    describing = asyncio.create_task(_describe_for_ever(metrics, who))
     await DrainingServer(forwarding, setup.server, drain).serve(sockets=[listener])
     describing.cancel()
 

@@ -158,16 +158,13 @@ class Frontends:
         while True:
             started_s = time.monotonic()
             ending = await self._live(idx)
-            if self._has_ended():
+            if self._is_ending:
                 return
             num_failed = num_failed + 1 if time.monotonic() - started_s < START_S else 0
             if num_failed >= MAX_FAILED_STARTS:
                 self._fail(EngineError(f"front-end {idx} could not be kept alive: {ending}; the log shows why"))
                 return
             logger.error("front-end %d died (%s); it is started again", idx, ending)
-
-    def _has_ended(self) -> bool:
-        return self._is_ending
 
     async def _live(self, idx: int) -> str:
         """One life of a front-end; returns how it ended."""

@@ -7,7 +7,6 @@ import contextlib
 import ipaddress
 import logging
 import socket
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,7 +17,7 @@ from vl2.cli.frontends import shared_folder, sharing
 from vl2.cli.options import describe, model_argument, options
 from vl2.core.config import EngineConfig, HubOptions, ProcessorConfig, ServerConfig
 from vl2.core.errors import EngineError, SetupError, VL2Error
-from vl2.core.logs import configure_logging
+from vl2.core.logs import be_quiet, configure_logging
 
 if TYPE_CHECKING:
     from vl2.cli.frontends import Frontends
@@ -50,9 +49,7 @@ def command(
     vl2 serve tiny --hub modelscope
     """
     configure_logging(server.log_level.upper(), server.log_format)
-    warnings.filterwarnings("ignore", category=UserWarning, module="PIL")  # complaints about what strangers send
-    logging.getLogger("httpx").setLevel(logging.WARNING)  # would log the addresses of pictures
-    logging.getLogger("uvicorn.error").setLevel(logging.WARNING)  # our own line tells when it is ready
+    be_quiet()
     folder = server.allow_dir
     if folder is not None and not Path(folder).is_dir():
         raise SetupError(f"--allow-dir is {folder}, but there is no such folder")

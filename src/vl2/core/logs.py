@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import warnings
 from datetime import datetime, timezone
 from typing import Any
 
@@ -36,6 +37,13 @@ def configure_logging(level: int | str, log_format: str, who: str = "") -> None:
     text = logging.Formatter(f"%(asctime)s %(levelname)s %(name)s: {prefix}%(message)s")
     handler.setFormatter(JSONFormatter(who) if log_format == "json" else text)
     logging.basicConfig(level=level, handlers=[handler])
+
+
+def be_quiet() -> None:
+    """Of a process that serves HTTP: no lines of libraries that tell too much, or nothing new."""
+    warnings.filterwarnings("ignore", category=UserWarning, module="PIL")  # complaints about what strangers send
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # would log the addresses of pictures
+    logging.getLogger("uvicorn.error").setLevel(logging.WARNING)  # our own lines tell when it is ready, and ends
 
 
 def current_format() -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -24,13 +26,16 @@ class Drain:
         if not self.num_running:
             self._idle.set()
 
-    def enter(self) -> None:
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """For as long as a request is under way."""
         self.num_running += 1
-
-    def leave(self) -> None:
-        self.num_running -= 1
-        if self.is_draining and not self.num_running:
-            self._idle.set()
+        try:
+            yield
+        finally:
+            self.num_running -= 1
+            if self.is_draining and not self.num_running:
+                self._idle.set()
 
     async def wait_idle(self, timeout_s: float) -> bool:
         """Whether all that ran has ended in time."""
@@ -58,11 +63,8 @@ class DrainRequests:
         if INSIDE in scope:  # a batch's line: asked again after the next start
             await self.app(scope, receive, send)
             return
-        self.drain.enter()
-        try:
+        with self.drain.running():
             await self.app(scope, receive, send)
-        finally:
-            self.drain.leave()
 
 
 def _closing(send: Send) -> Send:

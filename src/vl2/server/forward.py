@@ -29,11 +29,8 @@ class ForwardToHub:
         if scope["type"] != "http" or not PATHS.fullmatch(scope["path"]):
             await self.app(scope, receive, send)
             return
-        self.drain.enter()
-        try:
+        with self.drain.running():
             await self._forward(scope, receive, send)
-        finally:
-            self.drain.leave()
 
     async def _forward(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = [(name, value) for name, value in scope["headers"] if name not in PER_HOP]
