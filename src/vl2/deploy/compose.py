@@ -10,10 +10,10 @@ from vl2.deploy.container import UID, container_files
 from vl2.deploy.monitoring import monitoring_files
 from vl2.deploy.nginx import NginxOptions, nginx_files
 from vl2.deploy.render import Files, render
+from vl2.tools.plan_devices import GIB
 from vl2.tools.plan_models import read_config
 from vl2.tools.plan_sizes import count_weights
 
-GIB = 2**30
 HOST_MEMORY_BYTES = 6 * GIB
 """Of a server beside weights that lie on the CPU: Python, pictures of queued requests, files in the page cache."""
 IMAGES = {"nginx": "nginx:1.28-alpine", "prometheus": "prom/prometheus:v3.5.0", "grafana": "grafana/grafana:12.1.0"}

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from importlib import resources
-from pathlib import Path
 
-from vl2.deploy.render import Files, fill
+from vl2.deploy.render import Files, fill, shipped
 
 UID = 10001
 """Of the user that the images run as."""
@@ -45,7 +43,6 @@ IMAGES = (
 
 
 def container_files() -> Files:
-    folder = Path(str(resources.files("vl2.deploy") / "templates" / "container"))
-    template = (folder / "Dockerfile.j2").read_text(encoding="utf-8")
-    files = {f"Dockerfile.{image.name}": fill(template, image=image, uid=UID) for image in IMAGES}
-    return files | {".dockerignore": (folder / "dockerignore").read_text(encoding="utf-8")}
+    templates = shipped("templates/container")
+    files = {f"Dockerfile.{image.name}": fill(templates["Dockerfile.j2"], image=image, uid=UID) for image in IMAGES}
+    return files | {".dockerignore": templates["dockerignore"]}

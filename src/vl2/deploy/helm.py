@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from importlib import resources
-from pathlib import Path
 
 from vl2.core.config import EngineConfig, HubOptions, between, option
 from vl2.core.errors import SetupError
 from vl2.deploy.monitoring import monitoring_files
-from vl2.deploy.render import Files, fill
+from vl2.deploy.render import Files, fill, shipped
 from vl2.tools.plan import Plan, Wanted, judge
 from vl2.tools.plan_devices import GIB, find_devices
 from vl2.tools.plan_models import read_config
@@ -62,13 +60,7 @@ def helm_files(options: HelmOptions) -> Files:
 
 def chart_files() -> Files:
     """The chart, with the alert rules that it takes in."""
-    root = Path(str(resources.files("vl2.deploy") / "chart"))
-    files = {
-        path.relative_to(root).as_posix(): path.read_text(encoding="utf-8")
-        for path in sorted(root.rglob("*"))
-        if path.is_file()
-    }
-    return files | {"rules.yml": monitoring_files()["rules.yml"]}
+    return shipped("chart") | {"rules.yml": monitoring_files()["rules.yml"]}
 
 
 def _values(options: HelmOptions) -> str:

@@ -17,13 +17,20 @@ Files = dict[str, str]
 
 def render(folder: str, **values: Any) -> Files:
     """All files of `templates/FOLDER`; those that end in .j2 are filled, and lose that ending."""
-    root = Path(str(resources.files("vl2.deploy") / "templates" / folder))
-    files = {}
-    for path in sorted(root.rglob("*")):
-        if path.is_file():
-            name, text = path.relative_to(root).as_posix(), path.read_text(encoding="utf-8")
-            files[name.removesuffix(SUFFIX)] = fill(text, **values) if name.endswith(SUFFIX) else text
-    return files
+    return {
+        name.removesuffix(SUFFIX): fill(text, **values) if name.endswith(SUFFIX) else text
+        for name, text in shipped(f"templates/{folder}").items()
+    }
+
+
+def shipped(folder: str) -> Files:
+    """All files of a folder of this package, as they are."""
+    root = Path(str(resources.files("vl2.deploy") / folder))
+    return {
+        path.relative_to(root).as_posix(): path.read_text(encoding="utf-8")
+        for path in sorted(root.rglob("*"))
+        if path.is_file()
+    }
 
 
 def fill(text: str, **values: Any) -> str:

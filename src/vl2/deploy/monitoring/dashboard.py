@@ -31,12 +31,18 @@ HEIGHT = 8
 OF_SERVER = 'model=~"$model", instance=~"$instance"'
 OF_ENGINE = OF_SERVER + ', replica=~"$replica"'
 API = 'route=~"/v1/.*|/predict"'
+WHERE = "{{instance}} {{replica}}"
 
 
 @dataclass(frozen=True)
 class Query:
     expr: str
     legend: str = ""
+
+
+def reading(metric: str, legend: str = "") -> Query:
+    """Of each engine."""
+    return Query(f"{metric}{{{OF_ENGINE}}}", f"{legend} {WHERE}".strip())
 
 
 def rate(metric: str, selector: str = OF_SERVER) -> str:
@@ -96,7 +102,7 @@ def graph(title: str, unit: str, queries: list[Query], about: str, *, span: int 
     return panel
 
 
-def number(title: str, unit: str, expr: str, about: str, *steps: tuple[float | None, str], span: int = 4) -> Stat:
+def number(title: str, unit: str, expr: str, about: str, *steps: tuple[float | None, str]) -> Stat:
     """`steps`: from which value on it has which colour."""
     levels = [Threshold(value=value, color=color) for value, color in steps or ((None, "blue"),)]
     return (
@@ -104,7 +110,7 @@ def number(title: str, unit: str, expr: str, about: str, *steps: tuple[float | N
         .title(title)
         .description(about)
         .unit(unit)
-        .span(span)
+        .span(4)
         .height(4)
         .datasource(SOURCE)
         .reduce_options(ReduceDataOptions().calcs(["lastNotNull"]))
@@ -161,27 +167,26 @@ def overview() -> Panels:
 
 def capacity() -> Panels:
     pages = f"vl2_engine_kv_pages{{{OF_ENGINE}}}"
-    where = "{{instance}} {{replica}}"
     return [
         graph(
             "Answers", "short",
             [
-                Query(f"vl2_engine_running_sequences{{{OF_ENGINE}}}", f"running {where}"),
-                Query(f"vl2_engine_waiting_sequences{{{OF_ENGINE}}}", f"waiting {where}"),
+                reading("vl2_engine_running_sequences", "running"),
+                reading("vl2_engine_waiting_sequences", "waiting"),
             ],
             "Being generated, and in the queue.",
         ),
         graph(
             "KV pages", "percentunit",
             [
-                Query(f"vl2_engine_kv_pages_used{{{OF_ENGINE}}} / {pages}", f"held {where}"),
-                Query(f"vl2_engine_kv_pages_cached{{{OF_ENGINE}}} / {pages}", f"cached {where}"),
+                Query(f"vl2_engine_kv_pages_used{{{OF_ENGINE}}} / {pages}", f"held {WHERE}"),
+                Query(f"vl2_engine_kv_pages_cached{{{OF_ENGINE}}} / {pages}", f"cached {WHERE}"),
             ],
             "Cached ones are free when they are needed.",
         ),
         graph(
             "Put back for want of pages", "ops",
-            [Query(f"sum by (instance, replica) ({rate('vl2_engine_preemptions_total', OF_ENGINE)})", where)],
+            [Query(f"sum by (instance, replica) ({rate('vl2_engine_preemptions_total', OF_ENGINE)})", WHERE)],
             "Each is computed again later: too many answers at a time for the cache.",
         ),
         graph(
@@ -209,7 +214,7 @@ def capacity() -> Panels:
             "Memory", "bytes",
             [
                 Query(f"vl2_server_resident_memory_bytes{{{OF_SERVER}}}", "{{instance}} {{process}}"),
-                Query(f"vl2_engine_resident_memory_bytes{{{OF_ENGINE}}}", f"engine {where}"),
+                reading("vl2_engine_resident_memory_bytes", "engine"),
             ],
             "Of the processes, on the host.", span=12,
         ),
@@ -221,7 +226,6 @@ def capacity() -> Panels:
 
 
 def vision() -> Panels:
-    where = "{{instance}} {{replica}}"
     return [
         graph("Vision of an answer", "s", quantiles("vl2_vision_seconds"), "Answers with pictures; 0 when all cached."),
         graph(
@@ -240,14 +244,14 @@ def vision() -> Panels:
         graph(
             "Image cache", "bytes",
             [
-                Query(f"vl2_engine_image_cache_used_bytes{{{OF_ENGINE}}}", f"used {where}"),
-                Query(f"vl2_engine_image_cache_bytes{{{OF_ENGINE}}}", f"room {where}"),
+                reading("vl2_engine_image_cache_used_bytes", "used"),
+                reading("vl2_engine_image_cache_bytes", "room"),
             ],
             "Encoded tiles that are kept (--image-cache-tiles).",
         ),
         graph(
             "Vision tower at work", "percentunit",
-            [Query(rate("vl2_engine_vision_seconds_total", OF_ENGINE), where)],
+            [Query(rate("vl2_engine_vision_seconds_total", OF_ENGINE), WHERE)],
             "Share of the time.",
         ),
         graph(
@@ -259,20 +263,21 @@ def vision() -> Panels:
 
 
 def gpu() -> Panels:
-    where = "{{instance}} {{replica}}"
-
-    def reading(name: str, legend: str = "") -> Query:
-        return Query(f"vl2_gpu_{name}{{{OF_ENGINE}}}", f"{legend} {where}".strip())
-
-    memory = [reading(f"memory_{name}_bytes", name) for name in ("used", "reserved", "allocated", "total")]
+    memory = [reading(f"vl2_gpu_memory_{name}_bytes", name) for name in ("used", "reserved", "allocated", "total")]
     return [
-        graph("Utilization", "percentunit", [reading("utilization_ratio")], "Share of the time in which a kernel ran."),
-        graph("Memory", "bytes", memory, "Of the card; reserved and allocated by the engine."),
-        graph("Fragmentation", "percentunit", [reading("memory_fragmentation_ratio")], "Of the reserved memory."),
-        graph("Power", "watt", [reading("power_watts")], "Drawn."),
-        graph("Temperature", "celsius", [reading("temperature_celsius")], "Of the chip."),
         graph(
-            "Throttled", "short", [Query(f"vl2_gpu_throttled{{{OF_ENGINE}}}", f"{{{{reason}}}} {where}")],
+            "Utilization", "percentunit", [reading("vl2_gpu_utilization_ratio")],
+            "Share of the time in which a kernel ran.",
+        ),
+        graph("Memory", "bytes", memory, "Of the card; reserved and allocated by the engine."),
+        graph(
+            "Fragmentation", "percentunit", [reading("vl2_gpu_memory_fragmentation_ratio")],
+            "Of the reserved memory.",
+        ),
+        graph("Power", "watt", [reading("vl2_gpu_power_watts")], "Drawn."),
+        graph("Temperature", "celsius", [reading("vl2_gpu_temperature_celsius")], "Of the chip."),
+        graph(
+            "Throttled", "short", [reading("vl2_gpu_throttled", "{{reason}}")],
             "1: clocks are lowered. power_cap is usual under full load; thermal and hardware are not.",
         ),
     ]  # fmt: skip
@@ -293,14 +298,13 @@ def faults() -> Panels:
         ),
         graph(
             "Engine restarts", "short",
-            [Query(f"sum by (instance, replica) (increase(vl2_engine_restarts_total{{{OF_ENGINE}}}[15m]))",
-                   "{{instance}} {{replica}}")],
+            [Query(f"sum by (instance, replica) (increase(vl2_engine_restarts_total{{{OF_ENGINE}}}[15m]))", WHERE)],
             "In 15 minutes; each ended the answers under way.",
         ),
         graph(
             "Ready", "short",
             [
-                Query(f"vl2_engine_ready{{{OF_ENGINE}}}", "engine {{instance}} {{replica}}"),
+                reading("vl2_engine_ready", "engine"),
                 Query(f"vl2_ready{{{OF_SERVER}}}", "server {{instance}}"),
             ],
             "1: takes requests. A server that stops is not ready while its engines still are.", span=12,
