@@ -6,7 +6,6 @@ normal approximation.
 
 from __future__ import annotations
 
-import asyncio
 import math
 import time
 from collections import defaultdict
@@ -17,7 +16,7 @@ from pathlib import Path
 from vl2.core.errors import RequestError, SetupError
 from vl2.core.types import ImagePart, Message, SamplingParams, fold_deltas
 from vl2.llm import LLM
-from vl2.tools.evaluate import Answer, Question
+from vl2.tools.evaluate import Answer, Question, ask_all
 from vl2.tools.scoring import anls, mean, score
 
 NORMAL_95 = 1.959964
@@ -63,17 +62,11 @@ async def answer_all(
 
     Raises: SetupError when a picture is missing.
     """
-    gate = asyncio.Semaphore(concurrency)
-
-    async def ask(question: Question) -> Answer:
-        async with gate:
-            answer = await _converse(llm, question, pictures)
-        on_answer(answer)
-        return answer
-
     await llm.start()
     try:
-        return list(await asyncio.gather(*(ask(question) for question in questions)))
+        return await ask_all(
+            questions, lambda q: _converse(llm, q, pictures), concurrency=concurrency, on_answer=on_answer
+        )
     finally:
         await llm.stop()
 
@@ -108,7 +101,7 @@ def compare(own: Iterable[Answer], others: Iterable[Answer]) -> list[Row]:
         for task in (one.question.task, "all"):
             groups[task].append((one, other))
     names = sorted(groups, key=lambda task: (task == "all", task))
-    return [_row(name, groups[name]) for name in dict.fromkeys(names)]
+    return [_row(name, groups[name]) for name in names]
 
 
 def _row(task: str, pairs: list[tuple[Answer, Answer]]) -> Row:

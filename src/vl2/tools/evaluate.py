@@ -12,7 +12,7 @@ import base64
 import json
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -87,17 +87,30 @@ async def evaluate(
 
     Raises: SetupError when the server cannot be reached, or refuses us.
     """
-    gate = asyncio.Semaphore(concurrency)
     headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+    async with httpx.AsyncClient(base_url=url, headers=headers, timeout=600, transport=transport) as client:
+        return await ask_all(
+            questions, lambda q: _converse(client, q, pictures, model), concurrency=concurrency, on_answer=on_answer
+        )
 
-    async def ask(client: httpx.AsyncClient, question: Question) -> Answer:
+
+async def ask_all(
+    questions: Iterable[Question],
+    converse: Callable[[Question], Awaitable[Answer]],
+    *,
+    concurrency: int,
+    on_answer: Callable[[Answer], None],
+) -> list[Answer]:
+    """`converse` about each, `concurrency` at a time; answers come back in the questions' order."""
+    gate = asyncio.Semaphore(concurrency)
+
+    async def ask(question: Question) -> Answer:
         async with gate:
-            answer = await _converse(client, question, pictures, model)
+            answer = await converse(question)
         on_answer(answer)
         return answer
 
-    async with httpx.AsyncClient(base_url=url, headers=headers, timeout=600, transport=transport) as client:
-        return list(await asyncio.gather(*(ask(client, q) for q in questions)))
+    return list(await asyncio.gather(*map(ask, questions)))
 
 
 async def _converse(client: httpx.AsyncClient, question: Question, pictures: Path, model: str) -> Answer:

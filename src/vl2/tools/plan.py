@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 from vl2.core.config import EngineConfig
 from vl2.core.errors import SetupError
@@ -134,20 +133,19 @@ def judge(config: ModelConfig, device: Device, wanted: Wanted, engine: EngineCon
 
 
 def _advice(config: ModelConfig, plan: Plan, wanted: Wanted, engine: EngineConfig) -> str:
-    def fits(**changes: Any) -> bool:
-        changed = make_plan(config, plan.device, replace(wanted, **changes), engine)
-        return changed.concurrency >= int(changes.get("concurrency", wanted.concurrency))
+    def fits(changed: Wanted) -> bool:
+        return make_plan(config, plan.device, changed, engine).concurrency >= wanted.concurrency
 
     if plan.concurrency:
         return f"--concurrency {plan.concurrency} fits"
     half = "bfloat16" if plan.device.has_bfloat16 else "float16"
-    if BYTES_PER_NUMBER[plan.dtype] == 4 and fits(dtype=half):
+    if BYTES_PER_NUMBER[plan.dtype] == 4 and fits(replace(wanted, dtype=half)):
         return f"--dtype {half} fits"
     for quantization in ("auto",) if plan.quantization else ("auto", "int4"):
         words = "" if quantization == "auto" else f"--quantization {quantization} "
-        if words and fits(quantization=quantization):
+        changed = replace(wanted, quantization=quantization) if words else wanted
+        if words and fits(changed):
             return f"{words}fits"
-        changed = replace(wanted, quantization=quantization if words else wanted.quantization)
         if (context := _longest_context(config, plan, changed, engine)) is not None:
             return f"{words}--context {context} fits"
     return "needs more memory"
