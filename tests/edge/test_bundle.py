@@ -13,6 +13,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper
+from safetensors.numpy import save_file
 
 from golden_cases import load_variant
 from tests.edge.conftest import NANO, Exported
@@ -23,6 +24,7 @@ from vl2.edge import bundle as bundles
 from vl2.edge.bundle import check_files, describe, read_manifest
 from vl2.edge.export import OFFICIAL_LICENCE, export, licence_of
 from vl2.edge.home import bundle_of
+from vl2.edge.weights import Weights
 
 
 @pytest.fixture
@@ -86,6 +88,14 @@ def test_fewer_layers_than_the_file_has_are_an_error(tmp_path: Path) -> None:
     (folder / "config.json").write_text(json.dumps(raw))
     with pytest.raises(CheckpointError, match=r"unknown tensors, first language\.model\.layers"):
         export(folder, tmp_path / "out")
+
+
+def test_a_weight_that_lies_the_other_way_is_refused(tmp_path: Path) -> None:
+    save_file({"weight": np.zeros((2, 3), np.float32)}, tmp_path / "model.safetensors")
+    weights = Weights(tmp_path)
+    with pytest.raises(CheckpointError, match=r"weight has shape \[2, 3\], but config.json asks for \[3, 2\]"):
+        weights.get("weight", 3, 2)
+    assert weights.get("weight", 2, 3).shape == (2, 3)
 
 
 def test_licences_are_told_as_the_checkpoint_tells_them(tmp_path: Path) -> None:

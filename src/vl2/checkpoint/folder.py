@@ -33,6 +33,8 @@ BYTES_PER_ELEMENT = {
     "U8": 1,
 }
 MAX_HEADER_BYTES = 100 * 2**20
+UNUSED_PREFIX = "vision.attn_pool."
+"""Of tensors that official checkpoints hold and nothing computes with."""
 
 
 @dataclass(frozen=True, slots=True)

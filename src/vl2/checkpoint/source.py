@@ -134,16 +134,22 @@ def _blobs(cache: Path, repository: str) -> Iterator[Path]:
 
 def check_sha256(path: Path, wanted: str) -> None:
     """Remove `path` when its content is not what the hub announced. Raises: SetupError."""
+    found = sha256_of(path)
+    if found != wanted:
+        path.unlink()
+        raise SetupError(
+            f"a downloaded file is damaged: its SHA-256 is {found[:12]}…, announced was {wanted[:12]}…; "
+            f"it was removed, run the command again"
+        )
+
+
+def sha256_of(path: Path) -> str:
+    """Hexadecimal."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(2**22):
             digest.update(block)
-    if digest.hexdigest() != wanted:
-        path.unlink()
-        raise SetupError(
-            f"a downloaded file is damaged: its SHA-256 is {digest.hexdigest()[:12]}…, announced was {wanted[:12]}…; "
-            f"it was removed, run the command again"
-        )
+    return digest.hexdigest()
 
 
 def require_checkpoint(folder: Path, repository: str) -> Path:

@@ -1,7 +1,8 @@
-"""What a file is, by its first bytes."""
+"""What a file is: by its name, or by its first bytes."""
 
 from __future__ import annotations
 
+PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 PDF_MAGIC = b"%PDF-"
 PDF_MAGIC_WITHIN = 1024  # bytes; what Acrobat tolerates before it
 

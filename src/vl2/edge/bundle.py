@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from vl2.checkpoint.source import sha256_of
 from vl2.core.errors import CheckpointError, SetupError
 
 MANIFEST = "manifest.json"
@@ -100,11 +101,7 @@ def check_files(folder: Path, manifest: Manifest) -> None:
 
 
 def describe(path: Path) -> FileEntry:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(2**22):
-            digest.update(block)
-    return FileEntry(path.stat().st_size, digest.hexdigest(), sample(path))
+    return FileEntry(path.stat().st_size, sha256_of(path), sample(path))
 
 
 def sample(path: Path) -> str:

@@ -12,7 +12,7 @@ import logging
 import shutil
 from pathlib import Path
 
-from vl2.edge.bundle import describe
+from vl2.checkpoint.source import sha256_of
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ class EngineCache:
 
     def seal(self) -> None:
         """What lies there now is complete."""
-        entries = {path.name: describe(path).sha256 for path in self._files()}
+        entries = {path.name: sha256_of(path) for path in self._files()}
         partial = self.folder / f"{SEAL}.partial"
         partial.write_text(json.dumps(entries))
         partial.rename(self.folder / SEAL)
@@ -48,6 +48,6 @@ class EngineCache:
     def _is_sealed(self) -> bool:
         try:
             entries = json.loads((self.folder / SEAL).read_text())
-            return bool(entries == {path.name: describe(path).sha256 for path in self._files()})
+            return bool(entries == {path.name: sha256_of(path) for path in self._files()})
         except (OSError, ValueError):
             return False

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vl2.core.errors import SetupError
-
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+from vl2.core.media import PICTURE_SUFFIXES
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +43,7 @@ class FrameFolder:
         """(time of change, name) of each picture. Raises: SetupError when the folder is gone."""
         try:
             with os.scandir(self._folder) as entries:
-                pictures = [entry for entry in entries if entry.name.lower().endswith(SUFFIXES)]
+                pictures = [entry for entry in entries if entry.name.lower().endswith(PICTURE_SUFFIXES)]
         except OSError as error:
             raise SetupError(f"the folder {self._folder} cannot be read: {error.strerror}") from None
         found = []

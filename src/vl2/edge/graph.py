@@ -55,7 +55,7 @@ class Graph:
         self._inputs: list[onnx.ValueInfoProto] = []
         self._outputs: list[onnx.ValueInfoProto] = []
         self._initializers: dict[str, onnx.TensorProto] = {}
-        self._known: dict[tuple[int, str, tuple[str, ...]], list[str]] = {}
+        self._known: dict[tuple[str, tuple[str, ...]], list[str]] = {}
         self._count = 0
 
     @property
@@ -134,7 +134,7 @@ class Graph:
 
     def once(self, kind: str, num_outputs: int, *inputs: str) -> list[str]:
         """As `ops`, but of what was asked for before in this branch the results that are there."""
-        key = (id(self._nodes), kind, inputs)
+        key = (kind, inputs)
         if key not in self._known:
             self._known[key] = self.ops(kind, num_outputs, *inputs)
         return self._known[key]
@@ -153,11 +153,12 @@ class Graph:
 
     @contextmanager
     def _collecting(self) -> Iterator[list[onnx.NodeProto]]:
-        outer, self._nodes = self._nodes, []
+        nodes, known = self._nodes, self._known
+        self._nodes, self._known = [], {}
         try:
             yield self._nodes
         finally:
-            self._nodes = outer
+            self._nodes, self._known = nodes, known
 
     # ---- shorthands
 

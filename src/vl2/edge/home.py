@@ -30,7 +30,7 @@ def bundle_of(folder: Path, precision: str, on_progress: OnProgress | None = Non
     target = CACHE.expanduser() / f"{path.name}-{key}-{precision}"
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with target.with_suffix(".lock").open("w") as lock:
+        with target.with_name(f"{target.name}.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)  # replicas start at the same time
             reason = _why_not(target, folder)
             if reason is not None:

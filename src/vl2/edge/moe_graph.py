@@ -11,7 +11,7 @@ from onnx import TensorProto
 
 from vl2.core.model_config import MoEConfig
 from vl2.edge.graph import Graph
-from vl2.edge.layers import mlp, narrow, softmax_over
+from vl2.edge.layers import mlp, narrow, softmax_over, widen
 from vl2.edge.weights import Weights
 
 NORM_EPS = 1e-20
@@ -24,14 +24,14 @@ def moe(g: Graph, weights: Weights, name: str, x: str, config: MoEConfig, width:
     out = _routed(g, weights, name, rows, ids, shares, config, width)
     if config.shared_width:
         shared = _expert(g, weights, f"{name}.shared_experts", rows, config.shared_width, width)
-        out = g.op("Add", out, g.cast(shared, TensorProto.FLOAT) if g.half else shared)
+        out = g.op("Add", out, widen(g, shared))
     return out
 
 
 def gate(g: Graph, weights: Weights, name: str, x: str, config: MoEConfig, width: int) -> tuple[str, str]:
     """x [T, C] float32 → (ids [T, A] int64, weights [T, A] float32), in float32 throughout."""
     router = weights.get(f"{name}.weight", config.num_experts, width)
-    logits = g.op("MatMul", x, g.weight(name, np.ascontiguousarray(router.T)))
+    logits = g.op("MatMul", x, g.weight(name, router.T))
     scores = softmax_over(g, logits) if config.scoring_func == "softmax" else g.op("Sigmoid", logits)
     choice = scores
     if config.topk_method == "noaux_tc":
@@ -85,8 +85,7 @@ def _routed(g: Graph, weights: Weights, name: str, x: str, ids: str, shares: str
         _expert(g, weights, f"{name}.experts.{expert}", piece, config.expert_width, width)
         for expert, piece in enumerate(pieces)
     ]
-    joined = g.take(g.concat(*results, axis=0), inverse)
-    joined = g.cast(joined, TensorProto.FLOAT) if g.half else joined
+    joined = widen(g, g.take(g.concat(*results, axis=0), inverse))
     weighted = g.op("Mul", g.reshape(joined, -1, active, width), g.op("Unsqueeze", shares, g.ints(-1)))
     return g.op("ReduceSum", weighted, g.ints(1), keepdims=0)
 

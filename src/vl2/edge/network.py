@@ -82,7 +82,7 @@ class Network:
         inputs = {value.name: value for value in self._decoder.get_inputs()}
         self.num_slots, self._caches = num_slots, []
         self._binding = self._decoder.io_binding()
-        self._binding.bind_output("logits", "cpu")
+        self._binding.bind_output("logits", "cpu")  # before the caches: `step` takes the first output
         for layer in range(self.config.language.layers):
             value = inputs[f"cache.{layer}"]
             zeros = np.zeros((num_slots, value.shape[1]), NUMPY_TYPES[value.type])

@@ -23,6 +23,8 @@ def write_tensorrt_files(folder: Path, config: ModelConfig) -> None:
     import onnx
     from onnx import TensorProto, helper
 
+    from vl2.edge.graph import IR_VERSION, OPSET
+
     side, tokens = config.tile_geometry.side, config.tile_geometry.tokens_per_tile
     text = (resources.files("vl2.edge") / SCRIPT).read_text(encoding="utf-8")
     script = folder / SCRIPT
@@ -34,8 +36,8 @@ def write_tensorrt_files(folder: Path, config: ModelConfig) -> None:
         "EPContext", ["tiles"], ["features"], domain="com.microsoft", embed_mode=0, ep_cache_context=ENGINE
     )
     graph = helper.make_graph([node], "vision_engine", [tiles], [features])
-    opsets = [helper.make_opsetid("", 20), helper.make_opsetid("com.microsoft", 1)]
-    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=10), str(folder / WRAPPER))
+    opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid("com.microsoft", 1)]
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION), str(folder / WRAPPER))
 
 
 def engine_graph(folder: Path, manifest: Manifest) -> Path | None:

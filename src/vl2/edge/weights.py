@@ -8,10 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from vl2.checkpoint.folder import TensorInfo, list_tensors
+from vl2.checkpoint.folder import UNUSED_PREFIX, TensorInfo, list_tensors
 from vl2.core.errors import CheckpointError
 
-UNUSED_PREFIX = "vision.attn_pool."
 NUMPY_DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": np.uint16}
 
 
@@ -37,7 +36,7 @@ class Weights:
             raise CheckpointError(
                 f"{self.folder} lacks the tensor {name}; do config.json and the weights belong together?"
             )
-        if info.shape != shape and math.prod(info.shape) != math.prod(shape):
+        if info.shape != shape:
             raise CheckpointError(
                 f"{info.file}: {name} has shape {list(info.shape)}, but config.json asks for {list(shape)}"
             )
@@ -45,7 +44,7 @@ class Weights:
         self._num_done += info.num_bytes
         if self._on_progress is not None:
             self._on_progress(self._num_done, self._num_bytes)
-        return _read(info).reshape(shape)
+        return _read(info)
 
     def stacked(self, names: Sequence[str], *shape: int) -> np.ndarray:
         """Several of one shape, one below the other."""
@@ -67,6 +66,7 @@ def _read(info: TensorInfo) -> np.ndarray:
     values = np.fromfile(info.file, dtype, info.num_bytes // dtype.itemsize, offset=info.start)
     if values.nbytes != info.num_bytes:
         raise CheckpointError(f"{info.file} ended while {info.name} was read; download it again")
+    values = values.reshape(info.shape)
     if info.dtype == "BF16":  # the upper half of a float32
         return (values.astype(np.uint32) << 16).view(np.float32)
     return values.astype(np.float32, copy=False)

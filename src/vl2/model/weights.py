@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from vl2.checkpoint.folder import BlockReader, TensorInfo, list_tensors
+from vl2.checkpoint.folder import UNUSED_PREFIX, BlockReader, TensorInfo, list_tensors
 from vl2.core.errors import CheckpointError
 from vl2.core.quantization import Quantization
 from vl2.model.attention import MHA, MLA
@@ -30,7 +30,6 @@ from vl2.ops.saturate import to_dtype
 
 log = logging.getLogger(__name__)
 
-UNUSED_PREFIX = "vision.attn_pool."
 ROWS_AT_ONCE = 8192
 """Of a matrix that is rounded to nearest: no float32 copy of a whole vocabulary is held."""
 
