@@ -24,16 +24,16 @@ class Machine:
         words = torch.ones(READ_BYTES // 8, dtype=torch.int64)
         matrix, vector = torch.ones(READ_BYTES // 4096, 2048).bfloat16(), torch.ones(2048).bfloat16()
         square = torch.ones(SIDE, SIDE).bfloat16()
-        read_s = min(_best_s(words.sum), _best_s(lambda: torch.mv(matrix, vector)))
-        return cls(READ_BYTES / read_s, 2 * SIDE**3 / _best_s(lambda: square @ square))
+        read_s = min(best_s(words.sum), best_s(lambda: torch.mv(matrix, vector)))
+        return cls(READ_BYTES / read_s, 2 * SIDE**3 / best_s(lambda: square @ square))
 
     def or_better(self, other: Machine) -> Machine:
         return Machine(max(self.bytes_per_s, other.bytes_per_s), max(self.flops_per_s, other.flops_per_s))
 
 
-def _best_s(run: Callable[[], object]) -> float:
+def best_s(run: Callable[[], object], repeats: int = REPEATS) -> float:
     seconds = []
-    for _ in range(REPEATS):
+    for _ in range(repeats):
         started_s = time.perf_counter()
         run()
         seconds.append(time.perf_counter() - started_s)

@@ -22,6 +22,7 @@ from cpu_machine import Machine
 from floors import decode_bytes, prefill_flops, vision_flops
 
 from vl2.core.config import EngineConfig
+from vl2.core.stats import resident_bytes
 from vl2.engine.engine import Engine
 
 FOLDER, DTYPE, MODE = sys.argv[1:4]
@@ -56,13 +57,10 @@ def main() -> None:
         return {"seconds": drain(engine)}
 
     def status(command: dict) -> dict:
-        lines = Path("/proc/self/status").read_text().splitlines()
-        resident = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmRSS"))
         language, moe = model.language, model.language.moe
         picture_tokens = len(picture_prompt(model.tile_geometry, IMAGE_ID, 32, 0).token_ids)
         return {
-            "resident_bytes": resident,
-            "start_s": start_s,
+            "resident_bytes": resident_bytes(),
             "decode_bytes": {
                 streams: decode_bytes(engine.runner, streams, 64, expected_experts(moe, streams)) for streams in (1, 8)
             },

@@ -74,7 +74,7 @@ def main() -> None:
     def status(command: dict) -> dict:
         lines = Path("/proc/self/status").read_text().splitlines()
         resident = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmRSS"))
-        return {"resident_bytes": resident, "start_s": start_s}
+        return {"resident_bytes": resident}
 
     commands = {"answer": answer, "status": status}
     print(json.dumps({"ready": start_s}), file=out, flush=True)

@@ -1,9 +1,11 @@
 """4 bits on a CPU beside bfloat16: decoding steps in turns, the bytes they must read, resident memory.
 
-    python bench/int4_cpu.py [tiny | FOLDER] [--rounds 8] [--threads 2]
+    python bench/int4_cpu.py fast [tiny | FOLDER] [--rounds 8] [--threads 2]
 
 The floor is the bytes of the weights that a token passes over the bandwidth of a plain read, measured in the same run.
-Random weights; the least of all rounds counts, as others' work can only add to it.
+Random weights; the least of all rounds counts, as others' work can only add to it. The mode is always the fast one, and
+the word must be given: `common.py` looks for it, and without it takes from the matrix libraries the instructions that
+the deterministic mode does without.
 """
 
 from __future__ import annotations
@@ -19,10 +21,11 @@ from pathlib import Path
 import shapes
 import torch
 from common import report, request, text_prompt
+from cpu_machine import best_s
+from floors import decode_bytes
 
 from vl2.core.config import EngineConfig
 from vl2.engine.engine import Engine
-from vl2.model.moe import MoE
 
 PROMPT, ANSWER = 32, 24
 
@@ -36,12 +39,8 @@ def build(folder: Path, mode: str, threads: int) -> Engine:
 
 
 def bytes_per_token(engine: Engine) -> float:
-    decoder = engine.runner.model.decoder
-    total = float(sum(p.nbytes for p in decoder.parameters())) - decoder.embed_tokens.nbytes
-    for layer in decoder.layers:
-        if isinstance(layer.mlp, MoE):
-            total -= layer.mlp.routed_bytes * (1 - layer.mlp.config.num_active / layer.mlp.config.num_experts)
-    return total
+    moe = engine.runner.model_config.language.moe
+    return decode_bytes(engine.runner, 1, 0, moe.num_active if moe else 0)
 
 
 def step_seconds(engine: Engine, seed: int) -> list[float]:
@@ -56,13 +55,7 @@ def step_seconds(engine: Engine, seed: int) -> list[float]:
 
 def read_bytes_per_s() -> float:
     data = torch.ones(2**27, dtype=torch.float32)
-    data.sum()
-    times = []
-    for _ in range(8):
-        started_s = time.perf_counter()
-        data.sum()
-        times.append(time.perf_counter() - started_s)
-    return data.nbytes / min(times)
+    return data.nbytes / best_s(data.sum, repeats=8)
 
 
 def resident_gb(folder: Path, mode: str, threads: int, answer: multiprocessing.SimpleQueue) -> None:
@@ -73,6 +66,7 @@ def resident_gb(folder: Path, mode: str, threads: int, answer: multiprocessing.S
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("mode", choices=["fast"], help="see above")
     parser.add_argument("model", nargs="?", default="tiny", help="tiny, small, base, or a folder with a config.json")
     parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--threads", type=int, default=2)

@@ -9,16 +9,22 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import IO
 
 import numpy as np
 from PIL import Image
 
 
 @contextmanager
-def serving(model: str, *flags: str) -> Iterator[int]:
-    """The port of a server that is ready. Raises: RuntimeError when it ends before, with what it said."""
+def serving(
+    model: str, *flags: str, environment: dict[str, str] | None = None, log: IO[bytes] | None = None
+) -> Iterator[int]:
+    """The port of a server that is ready; `log` is its standard error.
+
+    Raises: RuntimeError when it ends before, with what it said.
+    """
     command = [sys.executable, "-m", "vl2", "serve", model, "--port", "0", "--log-level", "warning", *flags]
-    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, env=environment)
     try:
         assert server.stdout is not None
         line = server.stdout.readline()  # "… answers at http://127.0.0.1:8000 …", once the model is loaded

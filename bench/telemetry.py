@@ -13,10 +13,7 @@ import argparse
 import asyncio
 import math
 import os
-import re
 import statistics
-import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -27,6 +24,7 @@ from pathlib import Path
 import httpx
 import psutil
 from common import report
+from serving import serving
 
 STREAMS, REQUESTS, TOKENS = 8, 16, 24
 SCRAPE_S = 10
@@ -50,23 +48,14 @@ T_95 = {
 
 
 @contextmanager
-def serving(*flags: str, customize: str = "") -> Iterator[str]:
+def customized(*flags: str, customize: str = "") -> Iterator[str]:
     """The URL of a server; `customize` runs first in each of its processes."""
     with tempfile.TemporaryDirectory() as folder, (Path(folder) / "log").open("wb") as log:
         (Path(folder) / "sitecustomize.py").write_text(customize)
         path = os.pathsep.join(filter(None, [folder, os.environ.get("PYTHONPATH")]))
-        command = [sys.executable, "-m", "vl2", "serve", "nano", "--port", "0", *flags]
-        server = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=log, text=True, env=os.environ | {"PYTHONPATH": path}
-        )
-        try:
-            assert server.stdout is not None
-            address = re.search(r"http://[\w.]+:\d+", server.stdout.readline())
-            assert address is not None, "the server did not start"
-            yield address[0]
-        finally:
-            server.terminate()
-            server.wait(20)
+        environment = os.environ | {"PYTHONPATH": path}
+        with serving("nano", *flags, environment=environment, log=log) as port:
+            yield f"http://127.0.0.1:{port}"
 
 
 @contextmanager
@@ -116,8 +105,8 @@ def cpu_s(url: str) -> float:
 def measure(num_pairs: int) -> dict[str, float]:
     speeds, costs = [], []
     with (
-        serving("--log-level", "info") as on,
-        serving("--log-level", "error", customize=NOTHING_IS_COUNTED) as off,
+        customized("--log-level", "info") as on,
+        customized("--log-level", "error", customize=NOTHING_IS_COUNTED) as off,
         scraping(on),
     ):
         for url in (on, off):
