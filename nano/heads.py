@@ -208,12 +208,7 @@ def looked_for(batch: Batch, r: int, names: bool, side: int) -> Tensor:
     code = batch.point[r][:, 1:].long()
     item = covering(batch.boxes, batch.classes > 0, 14, 28.0).view(rows, -1)[:, where]
     if names:
-        kinds, tints = (t.view(rows, tiles, -1)[:, 0].long() for t in (batch.classes, batch.colours))
-        wanted = ((code - NAMES) % ANY_COLOUR).clamp(0, kinds.shape[1] - 1)
-        same = kinds.gather(1, wanted)[..., None] == take(kinds, item)[:, None]
-        tinted = tints.gather(1, wanted)[..., None] == take(tints, item)[:, None]
-        shown = same & (tinted | (code >= NAMES + ANY_COLOUR)[..., None]) & (code >= NAMES)[..., None]
-        return shown & image
+        return _same_name(batch, code, item) & image
     char = columns(covering(batch.char_boxes, batch.chars > 0, 27, 14.0))[..., side]
     char = char.masked_fill((batch.view & READABLE == 0)[:, None], -1).view(rows, -1)[:, where]
     shows_item = torch.where(item >= 0, item + 1, -1).masked_fill(~image, -1)
@@ -223,12 +218,16 @@ def looked_for(batch: Batch, r: int, names: bool, side: int) -> Tensor:
 
 def named(batch: Batch, r: int) -> Tensor:
     """[B, T-1, K] bool: after each text token, which things of the picture have the name that it ends."""
-    rows = batch.ids.shape[1]
-    code = batch.point[r][:, 1:].long()
-    kinds, tints = (t.view(rows, -1, t.shape[-1])[:, 0].long() for t in (batch.classes, batch.colours))
+    return _same_name(batch, batch.point[r][:, 1:].long())
+
+
+def _same_name(batch: Batch, code: Tensor, item: Tensor | None = None) -> Tensor:
+    """[B, T-1, P]: whether the thing `item` [B, P] has the name that `code` [B, T-1] tells; of all things without `item`."""
+    kinds, tints = (t.view(batch.ids.shape[1], -1, t.shape[-1])[:, 0].long() for t in (batch.classes, batch.colours))
     wanted = ((code - NAMES) % ANY_COLOUR).clamp(0, kinds.shape[1] - 1)
-    same = kinds.gather(1, wanted)[..., None] == kinds[:, None]
-    tinted = tints.gather(1, wanted)[..., None] == tints[:, None]
+    seen_kinds, seen_tints = (kinds, tints) if item is None else (take(kinds, item), take(tints, item))
+    same = kinds.gather(1, wanted)[..., None] == seen_kinds[:, None]
+    tinted = tints.gather(1, wanted)[..., None] == seen_tints[:, None]
     return same & (tinted | (code >= NAMES + ANY_COLOUR)[..., None]) & (code >= NAMES)[..., None]
 
 

@@ -23,6 +23,9 @@ _INSIDE = (
 )
 
 
+DECAY = 0.02  # of the matrices inside, times the learning rate
+
+
 def orthogonal(g: Tensor, steps: int = 5) -> Tensor:
     """Newton-Schulz iteration on a stack of matrices [S, m, n], in bf16."""
     a, b, c = 3.4445, -4.7750, 2.0315
@@ -63,7 +66,7 @@ class Optimizer:
         )
         self.set_rate(1.0)
 
-    def set_rate(self, scale: float, heads_only: bool = False, decay: float = 0.02) -> None:
+    def set_rate(self, scale: float, heads_only: bool = False, decay: float = DECAY) -> None:
         """The schedule's factor on all learning rates; with `heads_only` the model itself stands still.
 
         `decay` of the inner matrices is 0 while the decoder has no gradients: it would only shrink.

@@ -111,6 +111,11 @@ def class_of(item: Item) -> int:
     return base + (item.index if item.kind != "text" else 0)
 
 
+def view_of(t: int, num_maps: int) -> int:
+    """What can be told from the tile of number `t` of a picture: the first of several shows all of it, but small."""
+    return WHOLE * (t == 0) + READABLE * (t > 0 or num_maps == 1)
+
+
 def prefix_pieces(num_images: int, labelled: bool) -> list[list[int]]:
     """Ids of the text pieces around the pictures; the text after the last picture belongs to the conversations."""
     if num_images == 0:
@@ -189,7 +194,7 @@ def make_batch(
             scene = make_scene(seed + b * len(layout) + k, size, mix=mix, **extra)
             pixels, maps, _ = tiles_of(scene.image, tiled=len(layout) <= 2)
             room[len(items) : len(items) + len(pixels)] = pixels
-            items += [(scene, m, WHOLE * (t == 0) + READABLE * (t > 0 or len(maps) == 1)) for t, m in enumerate(maps)]
+            items += [(scene, m, view_of(t, len(maps))) for t, m in enumerate(maps)]
             scenes.append(scene)
         for r in range(sets):
             asked = _fill(rng, scenes, {k: v[r, b] for k, v in text.items()}, ask)

@@ -14,7 +14,7 @@ import draw
 import numpy as np
 import torch
 from names import HANZI, OBJECTS, SHAPES, WORDS
-from pack import READABLE, SHEET, WHOLE, Batch, draw_labels
+from pack import READABLE, SHEET, Batch, draw_labels, view_of
 from scenes import COLOUR_NAMES, TRAIN_MIX, Item, Scene, make_scene, make_stamp, sizes_by_grid
 from views import TILE, TileMap, tiles_of
 
@@ -91,9 +91,7 @@ def sheet_batch(seed: int, sets: int, room: np.ndarray | None = None, tiles: int
         pixels, maps, _ = tiles_of(scene.image)
         keep = min(len(pixels), tiles - len(shown))
         room[len(shown) : len(shown) + keep] = pixels[:keep]
-        shown += [
-            (scene, m, WHOLE * (t == 0) + READABLE * (t > 0 or len(maps) == 1)) for t, m in enumerate(maps[:keep])
-        ]
+        shown += [(scene, m, view_of(t, len(maps))) for t, m in enumerate(maps[:keep])]
     labels = draw_labels(shown, ITEMS, CHARS)
     labels["view"][: tiles // 2] = READABLE  # a sheet is no line and no whole picture
     empty = torch.zeros(sets, tiles, 0, dtype=torch.int16)

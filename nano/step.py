@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from forward import NUMBER_IDS, PROBED, answer_loss, bell, look, run
 from heads import Heads
-from optim import Optimizer
+from optim import DECAY, Optimizer
 from pack import MAX_TARGETS, Batch
 from torch import Tensor
 
@@ -95,7 +95,7 @@ class Trainer:
 
     def set_rates(self, rate: float, aux: float, drift: float, heads_only: bool, tower_only: bool) -> None:
         """The schedule's factor on learning rates, the training-only losses' factor, and how fast the average follows."""
-        self.optimizer.set_rate(rate, heads_only, decay=0.0 if tower_only else 0.02)
+        self.optimizer.set_rate(rate, heads_only, decay=0.0 if tower_only else DECAY)
         self.balance_rate.fill_(0.0 if heads_only or tower_only else 0.001 * rate)
         self.aux_scale.fill_(aux)
         self.drift.fill_(drift)

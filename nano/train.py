@@ -116,7 +116,6 @@ def main() -> None:
     first = saved["drawn"] if saved else 10_000 if a.weights else 0  # scenes not seen before
     menu = Menu(a.sets, a.many, a.tower, a.sheets)
     workers = Workers(a.workers, first, menu, progress)
-    first_sheet = sheet_batch(20_000, 1, tiles=64)
     small_exam = final_exam[:: max(1, len(final_exam) // 8)]
 
     gc.freeze()  # what is made so far stays; looking through it at every recording would take long
@@ -148,7 +147,7 @@ def main() -> None:
         settled = elapsed + 12
     if fast:  # before the clock starts, and on two sizes, or the first would be taken for a constant
         compile_parts(trainer.work)
-        for batch in (final_exam[0], final_exam[-1], first_sheet):
+        for batch in (final_exam[0], final_exam[-1], sheet_batch(20_000, 1, tiles=64)):
             trainer.warm_up(batch.to(device))
         torch.cuda.synchronize()
     workers.go()

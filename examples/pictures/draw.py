@@ -11,12 +11,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
+sys.path.insert(0, str(Path(__file__).parents[2] / "nano"))  # a folder of scripts
+
+from names import OBJECTS
+
 HERE = Path(__file__).parent
 NANO = HERE.parents[1] / "nano"
-sys.path.insert(0, str(NANO))
-
-from names import OBJECTS  # noqa: E402 - nano/ is a folder of scripts, found only now
-
 CELL, COLUMNS = 96, 16
 NAMES = [thing.english for thing in OBJECTS]
 

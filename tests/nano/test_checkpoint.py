@@ -4,12 +4,11 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
+from config import CONFIG
+from safetensors.torch import load_file
 
-torch = pytest.importorskip("torch")
-from config import CONFIG  # noqa: E402
-from safetensors.torch import load_file  # noqa: E402
-
-from model import Gate, NanoVL2  # noqa: E402
+from model import Gate, NanoVL2
 
 ASSETS = Path(__file__).parents[2] / "src/vl2/assets/nano"
 

@@ -3,13 +3,12 @@
 from dataclasses import replace
 
 import pytest
-
-torch = pytest.importorskip("torch")
-import torch.nn.functional as F  # noqa: E402
-from config import CONFIG, initialise  # noqa: E402
-from forward import PROBED, run, text_mask  # noqa: E402
-from gaze import ANY_COLOUR, CHARS, NAMES, points  # noqa: E402
-from heads import (  # noqa: E402
+import torch
+import torch.nn.functional as F
+from config import CONFIG, initialise
+from forward import PROBED, run, text_mask
+from gaze import ANY_COLOUR, CHARS, NAMES, points
+from heads import (
     PER_THING,
     Heads,
     covering,
@@ -22,11 +21,11 @@ from heads import (  # noqa: E402
     pointing,
     tally,
 )
-from pack import encode_turns, make_batch  # noqa: E402
-from sheets import sheet_batch  # noqa: E402
-from step import LOSSES  # noqa: E402
+from pack import encode_turns, make_batch
+from sheets import sheet_batch
+from step import LOSSES
 
-from model import NanoVL2  # noqa: E402
+from model import NanoVL2
 
 
 def test_the_smallest_box_covers_a_cell_and_missing_boxes_cover_none():

@@ -3,14 +3,13 @@
 import json
 
 import pytest
+import torch
+import views
+from PIL import Image
+from safetensors.torch import load_file
+from tests.golden_cases import GOLDEN_ROOT, load_variants
 
-torch = pytest.importorskip("torch")
-import views  # noqa: E402
-from PIL import Image  # noqa: E402
-from safetensors.torch import load_file  # noqa: E402
-from tests.golden_cases import GOLDEN_ROOT, load_variants  # noqa: E402
-
-from model import NanoVL2  # noqa: E402
+from model import NanoVL2
 
 CASES = [
     (v, c)

@@ -1,14 +1,12 @@
 """Packing: each conversation sees the picture and itself, as if it were alone."""
 
-import pytest
+import torch
+from config import CONFIG, initialise
+from forward import run, text_mask
+from pack import LETTERS, encode_turns, make_batch, prefix_pieces
+from tokenizer import build, encode
 
-torch = pytest.importorskip("torch")
-from config import CONFIG, initialise  # noqa: E402
-from forward import run, text_mask  # noqa: E402
-from pack import LETTERS, encode_turns, make_batch, prefix_pieces  # noqa: E402
-from tokenizer import build, encode  # noqa: E402
-
-from model import NanoVL2  # noqa: E402
+from model import NanoVL2
 
 
 def test_a_packed_conversation_has_the_ids_of_the_official_prompt():

@@ -1,17 +1,15 @@
 """Sheets teach the tower and leave the decoder alone."""
 
-import pytest
+import torch
+from config import CONFIG, initialise
+from feed import Menu
+from heads import Heads
+from optim import Optimizer
+from pack import LINE, WHOLE
+from sheets import make_sheet, sheet_batch
+from step import Trainer
 
-torch = pytest.importorskip("torch")
-from config import CONFIG, initialise  # noqa: E402
-from feed import Menu  # noqa: E402
-from heads import Heads  # noqa: E402
-from optim import Optimizer  # noqa: E402
-from pack import LINE, WHOLE  # noqa: E402
-from sheets import make_sheet, sheet_batch  # noqa: E402
-from step import Trainer  # noqa: E402
-
-from model import NanoVL2  # noqa: E402
+from model import NanoVL2
 
 
 def test_a_sheet_is_its_seed_and_shows_many_things():
