@@ -163,6 +163,8 @@ def test_earlier_conversations_are_kept_and_can_be_deleted(serve: Serve, open_pa
     user = open_page(serve(FakeModel(grounded())))
     user.drop(scene)
     user.ask_and_wait("<|grounding|>Where is it?")
+    user.page.locator("#history-open").click()
+    user.page.locator(".entry", has_text="Where is it?").wait_for()  # it is written a moment after the answer
     user.page.reload()
     assert user.page.locator("article").count() == 0
     user.page.locator("#history-open").click()

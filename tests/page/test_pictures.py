@@ -217,7 +217,7 @@ def test_of_a_pdf_with_too_many_pages_some_are_named(
     user.wait_for_pictures(3)
     user.page.set_input_files("#files", file)
     user.page.locator("#pages-dialog").get_by_role("button", name="Cancel").click()
-    assert "300 pages" in user.page.locator("#notice").inner_text()
+    user.page.locator("#notice", has_text="300 pages").wait_for()
     user.wait_for_pictures(3)
     user.take_complaints()
 
