@@ -14,7 +14,7 @@ from random import Random
 
 import numpy as np
 from names import COLOURS, OBJECTS
-from PIL import Image, ImageDraw, ImageEnhance, ImageFont
+from PIL import Image, ImageChops, ImageDraw, ImageEnhance, ImageFont
 
 DATA = Path(__file__).parent / "data"
 SPRITE, COLUMNS = 96, 16
@@ -45,7 +45,9 @@ def _sprites(style: str) -> list[Image.Image]:
 
 
 def _visible(image: Image.Image) -> Box:
-    return image.getchannel("A").point(lambda a: 255 * (a > 40)).getbbox() or (0, 0, *image.size)
+    """The box of what is more than faintly opaque (alpha above 40)."""
+    alpha = image.getchannel("A")
+    return ImageChops.add(alpha, alpha, 2, -40).getbbox() or (0, 0, *image.size)
 
 
 def _turned(image: Image.Image, degrees: float) -> Image.Image:
@@ -73,13 +75,13 @@ def pictogram(rng: Random, index: int, style: str, size: float, wild: bool = Fal
     """An object, its longer side `size` pixels; sometimes mirrored or slightly turned. `wild` ones also have other tones and
     another aspect: training's help for styles that it does not see."""
     cell = _sprites(style)[index]
+    width, height = cell.size
     if wild:
-        stretch = math.exp(rng.gauss(0, 0.1))
-        cell = cell.resize((round(cell.width * stretch) or 1, cell.height), Image.Resampling.BILINEAR)
+        width = round(width * math.exp(rng.gauss(0, 0.1))) or 1
         cell = _recoloured(rng, cell) if rng.random() < 0.6 else cell
-    scale = size / max(cell.size)
+    scale = size / max(width, height)
     image = cell.resize(
-        (max(4, round(cell.width * scale)), max(4, round(cell.height * scale))),
+        (max(4, round(width * scale)), max(4, round(height * scale))),
         Image.Resampling.BICUBIC,
         reducing_gap=2.0,
     )
@@ -254,8 +256,8 @@ def ground(rng: Random, width: int, height: int) -> tuple[Image.Image, RGB]:
         return Image.fromarray(corners).resize((width, height), Image.Resampling.BILINEAR), base
     if kind == "textured":
         t = rng.choice(_textures())
-        other = np.array(_near(rng, base, 45), dtype=np.float32)
-        tile = Image.fromarray((t[..., None] * (other - np.array(base)) + np.array(base)).clip(0, 255).astype(np.uint8))
+        ways = [(b, np.float64(other - b)) for b, other in zip(base, _near(rng, base, 45))]
+        tile = Image.merge("RGB", [Image.fromarray((t * way + b).astype(np.uint8)) for b, way in ways])
         if rng.random() < 0.5:
             tile = tile.resize((rng.randint(300, 700),) * 2, Image.Resampling.BILINEAR)
         image = Image.new("RGB", (width, height))
@@ -283,7 +285,8 @@ def add_noise(rng: Random, image: Image.Image, strength: float) -> Image.Image:
     w, h = image.size
     x, y = rng.randint(0, 2048 - w), rng.randint(0, 2048 - h)
     grain = (_grain()[y : y + h, x : x + w] * np.float16(strength)).astype(np.int16)
-    return Image.fromarray((np.asarray(image, dtype=np.int16) + grain[..., None]).clip(0, 255).astype(np.uint8))
+    lighter, darker = (Image.merge("RGB", [Image.fromarray(g.clip(0).astype(np.uint8))] * 3) for g in (grain, -grain))
+    return ImageChops.subtract(ImageChops.add(image, lighter), darker)
 
 
 def cover(rng: Random, image: Image.Image, box: Box, share: float) -> None:
