@@ -48,3 +48,4 @@ def collecting() -> Iterator[tuple[str, list[Span]]]:
         yield f"http://127.0.0.1:{server.server_port}", received
     finally:
         server.shutdown()
+        server.server_close()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 import io
 import os
@@ -11,13 +10,11 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import httpx
 import pytest
-import uvicorn
 from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
@@ -25,6 +22,7 @@ from rich.console import Console
 
 from fakes import INFO, FakeModel
 from tests.cli.conftest import Result
+from tests.live_server import answering
 from vl2.cli.readings import Interval, Reading
 from vl2.cli.top import screen
 from vl2.core.config import ServerConfig
@@ -50,15 +48,9 @@ class Replicas(FakeModel):
 def url() -> Iterator[str]:
     model = Replicas(name="tiny")
     model.info = dataclasses.replace(INFO, device="NVIDIA H100", dtype="bfloat16")
-    listener = socket.create_server(("127.0.0.1", 0))
     app = create_app(model, ServerConfig(scrape_key=Secret("s"), api_key=(Secret("k"),)))
-    server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False))
-    thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[listener])), daemon=True)
-    thread.start()
-    host, port = listener.getsockname()
-    yield f"http://{host}:{port}"
-    server.should_exit = True
-    thread.join(10)
+    with answering(app) as address:
+        yield address
 
 
 def test_one_screen_tells_requests_times_replicas_and_gpus(

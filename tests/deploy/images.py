@@ -14,6 +14,7 @@ from tests.deploy.cluster import need
 ROOT = Path(__file__).parents[2]
 BASE = "localhost/base:bookworm"
 APT = "on Debian: apt-get install buildah mmdebstrap podman runc"
+PIP = [sys.executable, "-m", "pip", "-q", "--disable-pip-version-check"]
 ENVIRONMENT = {"STORAGE_DRIVER": "vfs", "BUILDAH_ISOLATION": "chroot"}
 
 
@@ -56,12 +57,17 @@ class Builder:
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
 
 
+def build_wheel(folder: Path) -> Path:
+    command = [*PIP, "wheel", "--no-deps", "--wheel-dir", str(folder), str(ROOT)]
+    subprocess.run(command, check=True, timeout=600)
+    [wheel] = folder.glob("vl2-*.whl")
+    return wheel
+
+
 def collect_wheels(folder: Path) -> Path:
     """Our wheel and all that it needs, as this environment's pip gets them; returns our wheel."""
-    pip = [sys.executable, "-m", "pip", "-q", "--disable-pip-version-check"]
-    subprocess.run([*pip, "wheel", "--no-deps", "--wheel-dir", str(folder), str(ROOT)], check=True, timeout=600)
-    [wheel] = folder.glob("vl2-*.whl")
+    wheel = build_wheel(folder)
     torch = importlib.metadata.version("torch").partition("+")[0]
-    command = [*pip, "download", "--dest", str(folder), f"torch=={torch}", str(wheel)]
+    command = [*PIP, "download", "--dest", str(folder), f"torch=={torch}", str(wheel)]
     subprocess.run(command, check=True, timeout=1200)
     return wheel

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.deploy.images import collect_wheels
+from tests.deploy.images import build_wheel, collect_wheels
 
 ROOT = Path(__file__).parents[2]
 ANSWER = """
@@ -69,13 +69,6 @@ sys.exit(subprocess.run(sys.argv[1:]).returncode)
     for command in (served, run):
         done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, env=environment)
         assert done.returncode == 0 and "vl2-nano" in done.stdout, done.stderr[-2000:]
-
-
-def build_wheel(folder: Path) -> Path:
-    pip = [sys.executable, "-m", "pip", "-q", "--disable-pip-version-check"]
-    subprocess.run([*pip, "wheel", "--no-deps", "--wheel-dir", str(folder), str(ROOT)], check=True, timeout=600)
-    [wheel] = folder.glob("vl2-*.whl")
-    return wheel
 
 
 def test_the_wheel_holds_every_file_of_the_package(tmp_path: Path) -> None:

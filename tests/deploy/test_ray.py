@@ -74,12 +74,12 @@ def address() -> Iterator[str]:
     environment = os.environ | {"RAY_USAGE_STATS_ENABLED": "0"}
     root = Path(__file__).parents[2]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=root, env=environment)
+    assert process.stdout is not None and process.stdin is not None
     try:
-        assert process.stdout is not None and process.stdin is not None
         assert any(line.strip() == b"ready" for line in process.stdout), "the cluster did not start"
         yield f"http://127.0.0.1:{port}"
     finally:
-        process.stdin.close()  # type: ignore[union-attr]
+        process.stdin.close()
         process.wait(60)
 
 

@@ -37,6 +37,13 @@ def url() -> Iterator[str]:
         yield server.url
 
 
+def run(command: list[str], timeout: float = 60) -> str:
+    """What it printed."""
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=timeout, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 def ids(block: Block) -> str:
     return str(block)
 
@@ -72,35 +79,23 @@ def test_vl2_takes_its_options(block: Block, tmp_path: Path, monkeypatch: pytest
 @pytest.mark.parametrize("block", [b for b in blocks("bash") if list(make_targets(b.code))], ids=ids)
 def test_make_knows_its_targets(block: Block) -> None:
     for arguments in make_targets(block.code):
-        done = subprocess.run(["make", "-n", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
+        run(["make", "-n", *arguments])
 
 
 @pytest.mark.parametrize("block", [b for b in blocks("bash") if f"curl -s {HERE}" in b.code], ids=ids)
 def test_curl_is_answered(block: Block, url: str) -> None:
     (command,) = re.findall(r"^curl .*?(?:^EOF$|\Z)", block.code.split("|")[0], re.M | re.S)
-    done = subprocess.run(
-        ["bash", "-c", command.replace(HERE, url)], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout and '"error"' not in done.stdout
+    told = run(["bash", "-c", command.replace(HERE, url)])
+    assert told and '"error"' not in told
 
 
 @pytest.mark.parametrize("block", blocks("python"), ids=ids)
 def test_python_runs_and_prints_what_is_said_behind_it(block: Block, url: str) -> None:
     """`print(x)  # (3, 2): three tiles …` must print what its comment begins with. Models are all nano here."""
     code = PRELUDE + block.code.replace('LLM("tiny"', 'LLM("nano"')
-    done = subprocess.run(
-        [sys.executable, "-c", code.replace(HERE, url)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    told = run([sys.executable, "-c", code.replace(HERE, url)], timeout=120)
     expected = re.findall(r"^print\(.*\) +# (.*)", block.code, re.M)
-    for line, comment in zip(done.stdout.splitlines(), expected, strict=False):
+    for line, comment in zip(told.splitlines(), expected, strict=False):
         assert comment.startswith(line)
 
 
@@ -113,13 +108,5 @@ def test_examples_that_are_named_are_there(block: Block) -> None:
 @pytest.mark.parametrize("block", [b for b in blocks("bash") if re.search(r"vl2 run docs/", b.code)], ids=ids)
 def test_one_answer_on_the_command_line(block: Block) -> None:
     (command,) = re.findall(r"vl2 (run docs/.*)", block.code)
-    done = subprocess.run(
-        ["bash", "-c", f"{sys.executable} -m vl2 {command}"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert "airplane" in done.stdout or "飞机" in done.stdout
+    told = run(["bash", "-c", f"{sys.executable} -m vl2 {command}"])
+    assert "airplane" in told or "飞机" in told

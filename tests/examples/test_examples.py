@@ -16,6 +16,7 @@ import jsonschema
 import pytest
 from PIL import Image
 
+from tests.boxes import overlap
 from tests.e2e.server_process import serving
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -74,12 +75,6 @@ def test_ground_draws_boxes_where_the_things_are(tmp_path: Path) -> None:
 def is_like(read: str, printed: str) -> bool:
     """nano reads well, not perfectly: most characters are right, in order."""
     return SequenceMatcher(None, read.strip().replace(" ", ""), printed).ratio() >= 0.6
-
-
-def overlap(a: tuple[int, ...], b: tuple[int, ...]) -> float:
-    """Intersection over union."""
-    both = max(0, min(a[2], b[2]) - max(a[0], b[0])) * max(0, min(a[3], b[3]) - max(a[1], b[1]))
-    return both / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - both)
 
 
 def schema_in(name: str) -> Any:

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import socket
-import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import uvicorn
-
 from fakes import FakeModel
 from page.user import User
+from tests.live_server import answering
 from vl2.core.config import ServerConfig
 from vl2.core.secret import Secret
 from vl2.server.app import create_app
@@ -27,12 +24,5 @@ Open = Callable[..., User]
 def running(model: FakeModel, *, port: int = 0, fetcher: PictureFetcher | None = None, **config: Any) -> Iterator[str]:
     config["api_key"] = tuple(map(Secret, config.get("api_key", ())))
     app = create_app(model, ServerConfig(**config), fetcher=fetcher)
-    server = uvicorn.Server(uvicorn.Config(app, log_level="error", lifespan="off"))
-    with socket.create_server(("127.0.0.1", port)) as listener:
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-        finally:
-            server.should_exit = server.force_exit = True
-            thread.join(20)
+    with answering(app, port=port, force_exit=True, lifespan="off") as url:
+        yield url

@@ -14,6 +14,7 @@ from PIL import Image
 
 from page.serving import Open
 from page.user import User
+from tests.boxes import overlap
 from tests.e2e.server_process import serving
 
 SAMPLE = {  # what web/sample.webp shows, in thousandths of its sides
@@ -47,13 +48,6 @@ def keep(tmp_path: Path) -> object:
         assert (folder / f"page-{name}.webp").stat().st_size < 200_000
 
     return shoot
-
-
-def overlap(a: tuple[float, ...], b: tuple[float, ...]) -> float:
-    """Intersection over union."""
-    width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
-    both = max(0, width) * max(0, height)
-    return both / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - both)
 
 
 def ask_about_the_sample(user: User, task: str) -> None:

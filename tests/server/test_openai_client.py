@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import socket
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -12,10 +10,10 @@ from typing import Any
 
 import openai
 import pytest
-import uvicorn
 
 from fakes import FakeModel, answer
 from server.bodies import image_part, text_part
+from tests.live_server import answering
 from vl2.core.config import ServerConfig
 from vl2.core.errors import CapacityError, EngineError
 from vl2.core.secret import Secret
@@ -27,17 +25,9 @@ Serve = Callable[..., str]
 
 @contextmanager
 def running(model: FakeModel, **config: Any) -> Iterator[str]:
-    """The app behind uvicorn in a thread → its base URL."""
-    listener = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(create_app(model, ServerConfig(**config)), log_config=None))
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}/v1"  # the socket listens already: a client waits in line
-    finally:
-        server.should_exit = True
-        thread.join(10)
-        listener.close()
+    """The app on loopback → its base URL."""
+    with answering(create_app(model, ServerConfig(**config))) as url:
+        yield url + "/v1"
 
 
 @pytest.fixture

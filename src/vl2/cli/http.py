@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import socket
+from collections.abc import Generator
 from types import FrameType
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,7 @@ from fastapi import FastAPI
 from vl2.core.config import ServerConfig
 from vl2.server.admin import create_admin_app
 from vl2.server.drain import Drain
+from vl2.server.http_protocol import http_protocol
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp
@@ -48,6 +50,7 @@ class DrainingServer(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 app,
+                http=http_protocol(),
                 uds=uds,
                 backlog=BACKLOG,
                 log_config=None,
@@ -109,10 +112,15 @@ class _AdminServer(uvicorn.Server):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         raise AssertionError("the main server handles signals")
 
-    def capture_signals(self) -> contextlib.AbstractContextManager[None]:  # type: ignore[override]
-        return contextlib.nullcontext()
+    @contextlib.contextmanager
+    def capture_signals(self) -> Generator[None, None, None]:
+        yield
 
 
 def admin_server(llm: LLM, app: FastAPI) -> uvicorn.Server:
     admin = create_admin_app(llm, app.state.metrics, app.state.drain, app.state.status)
-    return _AdminServer(uvicorn.Config(admin, log_config=None, access_log=False, server_header=False, lifespan="off"))
+    return _AdminServer(
+        uvicorn.Config(
+            admin, http=http_protocol(), log_config=None, access_log=False, server_header=False, lifespan="off"
+        )
+    )

@@ -8,17 +8,14 @@ import json
 import os
 import re
 import signal
-import socket
 import statistics
 import subprocess
-import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import httpx
 import pytest
-import uvicorn
 import yaml
 
 from fakes import INFO, FakeModel
@@ -26,6 +23,7 @@ from tests.deploy.cluster import need
 from tests.deploy.monitoring.prometheus import HOW, MONITORING, Prometheus, scraping
 from tests.deploy.monitoring.questions import CHAT, Seen, load, plain
 from tests.e2e.server_process import Server, serving, wait_until
+from tests.live_server import answering
 from vl2.core.config import ServerConfig
 from vl2.core.stats import DeviceMemory, EngineStats, GPUReading, ReplicaStats
 from vl2.server.app import create_app
@@ -50,14 +48,8 @@ def gpu_server() -> Iterator[str]:
     """host:port of our app on a thread of this process."""
     model = WithGPU(name="with-gpu")
     model.info = replace(INFO, device="NVIDIA H100 80GB HBM3", dtype="bfloat16")
-    listener = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(create_app(model, ServerConfig()), log_config=None, access_log=False))
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
-    thread.start()
-    host, port = listener.getsockname()
-    yield f"{host}:{port}"
-    server.should_exit = True
-    thread.join(10)
+    with answering(create_app(model, ServerConfig())) as address:
+        yield address.removeprefix("http://")
 
 
 @dataclass(frozen=True)
