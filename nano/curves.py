@@ -30,7 +30,9 @@ def main(log: Path, out: Path) -> None:
         ("point", "attention: where to look"),
         ("spot", "token: box"),
         ("tally", "attention: counting"),
+        ("share", "attention: the number read off it"),
         ("number", "the number, said at the name"),
+        ("said", "how much was said"),
     ):
         losses.plot(minutes, [e[key] for e in steps], label=name)
     losses.set(yscale="log", title="losses", xlabel="minutes on one GPU")

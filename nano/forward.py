@@ -85,6 +85,7 @@ def run(
         counted = named(batch, r) if len(batch.layout.grids) == 1 else None
         if counted is not None:
             aux["number"] = heads.numbers(states[1][:, p:-1], counted)
+            aux["said"] = heads.progress(states[1][:, p:-1], batch.said[r])
         for name, (index, count) in POINTING_LAYERS.items():
             attention = model.language.model["layers"][index].self_attn
             if attention.probe:
@@ -94,10 +95,11 @@ def run(
                     for k in range(count)
                 )
                 if name == "name" and counted is not None:
-                    aux["tally"] = sum(
-                        tally(queries[:, 1 + k], keys[:, 1 + k], mask[:, 0], counted, place, scale) / 2
+                    losses = [
+                        tally(queries[:, 1 + k], keys[:, 1 + k], mask[:, 0], counted, place, scale, heads.per_thing)
                         for k, place in enumerate(middles_in_prefix(batch))
-                    )
+                    ]
+                    aux["tally"], aux["share"] = (sum(two) / 2 for two in zip(*losses))
                 attention.seen = None  # it would keep the whole step's graph
     # An answer token is always preceded by a token of its own conversation, so the shift by one crosses no border.
     at = batch.targets[r]

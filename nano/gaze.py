@@ -14,6 +14,7 @@ from tokenizer import EOS, build, encode
 
 MAX_ITEMS, MAX_CHARS = 16, 14
 CHARS, NAMES, ANY_COLOUR = 100, 200, 100
+SPELLED = MAX_ITEMS + 1  # where `progress` begins to count characters
 
 _TOK = build()
 _EOS = _TOK.token_to_id(EOS)
@@ -79,6 +80,25 @@ def points(turns: tuple[Turn, ...], ids: list[int], answer: list[bool], scene: S
             codes[k] = code
     _mark_names(ids, codes, scene)
     return codes
+
+
+def progress(turns: tuple[Turn, ...], ids: list[int], answer: list[bool], scene: Scene) -> list[int]:
+    """At each token of an answer that is a list or the printed text: how many things or characters were said before it, -1 elsewhere.
+
+    Characters are counted from `SPELLED`. It tells equal neighbours apart, which look alike and have one name.
+    """
+    out = [-1] * len(ids)
+    text = next((i.text for i in scene.items if i.kind == "text"), None)
+    lists = {naming(scene, lang) for lang in ("en", "zh")} if scene.items else set()
+    for (_, said), (start, end) in zip(turns, replies(answer)):
+        if said == text and end - start - 1 == len(said) <= MAX_CHARS:
+            out[start:end] = range(SPELLED, SPELLED + len(said) + 1)
+        elif said in lists:
+            done = 0
+            for k in range(start, end):
+                done += ids[k] in _SEPARATORS or k == end - 1
+                out[k] = min(done, MAX_ITEMS)
+    return out
 
 
 def _mark_names(ids: list[int], codes: list[int], scene: Scene) -> None:

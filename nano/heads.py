@@ -3,9 +3,9 @@
 Three places are supervised. Each *patch* of the tower says what covers it (class, colour, printed character), how far the
 edges of that thing are, and, where the tile shows enough, its order: which thing from the left it is, which of how many
 of its name, which character of the line. Each *image token* in the middle of the decoder says the same and where its thing
-lies in the whole picture. And two *attention heads* of the decoder are told where to look (`pointing`). So counting,
-listing and reading become looking the right token up. The heads are thrown away after training; nothing of them is in
-the checkpoint.
+lies in the whole picture. Each *text token* of a list or a reading says how much was said before it. And *attention heads*
+of the decoder are told where to look (`pointing`, `tally`). So counting, listing and reading become looking the right token
+up. The heads are thrown away after training; nothing of them is in the checkpoint.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dataclasses import replace
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from gaze import ANY_COLOUR, CHARS, MAX_CHARS, MAX_ITEMS, NAMES
+from gaze import ANY_COLOUR, CHARS, MAX_CHARS, MAX_ITEMS, NAMES, SPELLED
 from names import COLOURS
 from pack import LINE, NUM_CLASSES, NUM_LETTERS, READABLE, WHOLE, Batch
 from torch import Tensor
@@ -82,14 +82,17 @@ def columns(index: Tensor) -> Tensor:
 
 
 class Heads(nn.Module):
-    def __init__(self, width: int, hidden: int) -> None:
+    def __init__(self, width: int, hidden: int, per_thing: float = 0.125) -> None:
+        """`per_thing`: attention on the middle of a counted thing, for each 1 on the first token (`tally`)."""
         super().__init__()
+        self.per_thing = per_thing
         self.sizes = (NUM_CLASSES, len(COLOURS) + 1, 4, NUM_LETTERS, sum(ORDER), sum(LETTER))
         self.patch = nn.Linear(width, sum(self.sizes))
         self.norm = nn.RMSNorm(hidden)
         self.token_sizes = (NUM_CLASSES, 4, 1, sum(ORDER), 2 * sum(LETTER))
         self.token = nn.Linear(hidden, sum(self.token_sizes))
         self.number_norm, self.number = nn.RMSNorm(hidden), nn.Linear(hidden, MOST)
+        self.said_norm, self.said = nn.RMSNorm(hidden), nn.Linear(hidden, SPELLED + MAX_CHARS + 1)
         self.register_buffer("rare", torch.tensor(10.0), persistent=False)  # weight of a middle: few tokens are one
         self.register_buffer("class_weight", torch.tensor([0.15] + [1.0] * (NUM_CLASSES - 1)), persistent=False)
         self.register_buffer("letter_weight", torch.tensor([0.05] + [1.0] * (NUM_LETTERS - 1)), persistent=False)
@@ -156,9 +159,18 @@ class Heads(nn.Module):
         }
 
     def numbers(self, hidden: Tensor, counted: Tensor) -> Tensor:
-        """hidden [B, T-1, C] of the text: after a name that is in the picture, how many things have it."""
-        truth = counted.sum(-1).clamp_max(MOST - 1)
-        return told(self.number(self.number_norm(hidden.float())), truth[..., None], (MOST,), truth > 0)
+        """hidden [B, T-1, C] of the text: after a name that is in the picture, how many things have it.
+
+        A number weighs as much as it is: the larger, the harder to tell from its neighbours.
+        """
+        truth = counted.sum(-1).clamp_max(MOST - 1).flatten()
+        logits = self.number(self.number_norm(hidden.float())).flatten(0, 1)
+        return (F.cross_entropy(logits, truth, reduction="none") * truth).sum() / truth.sum().clamp_min(1)
+
+    def progress(self, hidden: Tensor, said: Tensor) -> Tensor:
+        """hidden [B, T-1, C] of the text against `said` [B, T] of the token after each (`gaze.progress`)."""
+        truth = said[:, 1:].long()
+        return told(self.said(self.said_norm(hidden.float())), truth[..., None], (self.said.out_features,), truth >= 0)
 
 
 def moved(batch: Batch) -> Batch:
@@ -252,24 +264,32 @@ def middles_in_prefix(batch: Batch) -> tuple[Tensor, Tensor]:
     return whole, start + 14 * 15 + 1 + y * (14 * across + 1) + x
 
 
-#: Attention on the middle of a counted thing, for each 1 on the first token. The first token's share is then 1 / (1 + n/8),
-#: a smooth function of the number n that a softmax can have with fixed logits.
-PER_THING = 0.125
+def tally(
+    queries: Tensor, keys: Tensor, mask: Tensor, counted: Tensor, places: Tensor, scale: float, per_thing: float
+) -> tuple[Tensor, Tensor]:
+    """How badly a head counts, in two losses. It ought to have `per_thing` on each thing's middle for each 1 on the first token:
+    the first token's share is then 1 / (1 + n·per_thing), a function of the number n that a softmax can have with fixed logits.
 
-
-def tally(queries: Tensor, keys: Tensor, mask: Tensor, counted: Tensor, places: Tensor, scale: float) -> Tensor:
-    """How badly a head counts: the divergence of its attention from `PER_THING` on each thing's middle and 1 on the first token.
+    First the divergence of its attention from that: it says where to look, but one thing too many hardly changes it. Second how
+    far (in log space, where one of n is 1/n) all that is not on the first token is from n·per_thing: that is what is read out.
+    Both are weighted by n, since large numbers are hard to tell apart.
 
     queries [B, T, D] of text, keys [B, P+T, D], mask [B, T, P+T], counted [B, T-1, K] of `named`, places [B, K].
     """
-    logits = (queries[:, :-1] @ keys.mT).float() * scale
-    everything = logits.masked_fill(~mask[:, :-1], -1e9).logsumexp(-1)
+    logits = (
+        queries[:, :-1].float() @ keys.float().mT
+    ) * scale  # products in bfloat16 are off by more than a thing's share
+    logits = logits.masked_fill(~mask[:, :-1], -1e9)
+    first, rest = logits[..., 0], logits[..., 1:].logsumexp(-1)
     at = logits.gather(2, places[:, None].expand(-1, logits.shape[1], -1))
-    share = PER_THING * counted
+    share, number = per_thing * counted, counted.sum(-1)
     total = 1 + share.sum(-1)
-    wanted = (logits[..., 0] + (share * (at - math.log(PER_THING))).sum(-1)) / total
-    valid = counted.any(-1)
-    return ((everything - wanted - total.log()) * valid).sum() / valid.sum().clamp_min(1)
+    wanted = (first + (share * (at - math.log(per_thing))).sum(-1)) / total
+    away = torch.logaddexp(first, rest) - wanted - total.log()
+    error = rest - first - (per_thing * number.clamp_min(1)).log()
+    off = F.smooth_l1_loss(error, torch.zeros_like(error), reduction="none", beta=0.2)
+    weight = number / number.sum().clamp_min(1)
+    return (away * weight).sum(), (off * weight).sum()
 
 
 def pointing(queries: Tensor, keys: Tensor, shown: Tensor, scale: float) -> Tensor:

@@ -13,7 +13,7 @@ from random import Random
 import numpy as np
 import torch
 import torch.nn.functional as F
-from gaze import MAX_CHARS, MAX_ITEMS, coordinates, points
+from gaze import MAX_CHARS, MAX_ITEMS, coordinates, points, progress
 from names import HANZI, OBJECTS, SHAPES
 from questions import Asked, conversation
 from scenes import COLOUR_NAMES, EXAM_MIX, Item, Mix, Scene, make_scene, sizes_by_grid
@@ -22,11 +22,8 @@ from torch import Tensor
 from views import TILE, Layout, tiles_of
 
 TEXT = 288  # text tokens a row
-TILE_BUDGET, MAX_ROWS, MAX_TARGETS = (
-    160,
-    128,
-    168,
-)  # tiles and rows of a micro-batch; answer tokens a row that are trained on
+TILE_BUDGET, MAX_ROWS = 160, 128  # tiles and rows of a micro-batch
+COUNT_WEIGHT = 2.5  # of a counting answer's loss: it is one digit, and slow to learn
 #: Tile grids of pairs of pictures; few, since each costs a recorded step of its own (`step.py`).
 PAIRS = (
     ((2, 2), (1, 1)), ((1, 1), (2, 2)), ((2, 2), (2, 2)), ((3, 2), (2, 3)), ((1, 2), (2, 1)), ((3, 2), (1, 1)), ((1, 1), (2, 3)), ((2, 1), (3, 2)),
@@ -38,6 +35,11 @@ WHOLE, READABLE, LINE = 1, 2, 4  # the tile shows the whole picture; letters at 
 NUM_CLASSES = 1 + len(OBJECTS) + len(SHAPES) + 1
 LETTERS = {c: i + 1 for i, c in enumerate("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-" + HANZI)}
 NUM_LETTERS = len(LETTERS) + 1
+
+#: What a batch has for each text token, and as what.
+TEXT_KEYS = dict(
+    ids=np.int16, group=np.int16, place=np.int16, weight=np.float16, coord=np.int16, point=np.int16, said=np.int16
+)
 
 _TOK = build()
 _EOS, _BOS = _TOK.token_to_id(EOS), _TOK.token_to_id(BOS)
@@ -61,6 +63,7 @@ class Batch:
     weight: Tensor  # [R, B, T] float16   loss weight of this token as a target; 0 for questions
     coord: Tensor  # [R, B, T] int16   the coordinate that this token is, or -1
     point: Tensor  # [R, B, T] int16   what to look at to say this token, a code of `gaze`
+    said: Tensor  # [R, B, T] int16   how many things or characters were said before this token (`gaze.progress`), or -1
     boxes: Tensor  # [N, K, 4] float32   items in tile pixels
     spots: Tensor  # [N, K, 4] float32   the same in shares of the picture
     classes: Tensor  # [N, K] int16
@@ -76,6 +79,11 @@ class Batch:
     def is_sheet(self) -> bool:
         return self.layout == SHEET
 
+    @property
+    def room(self) -> int:
+        """Answer tokens that are trained on: a fixed share of the text, a little more than answers are on average."""
+        return self.ids[0].numel() * 7 // 12
+
     def map(self, move) -> Batch:
         """The same batch with `move` applied to every tensor. All sizes are known on the host, so nothing waits for the GPU."""
         arrays = (Tensor, np.ndarray)
@@ -87,11 +95,11 @@ class Batch:
 
         return Batch(**{k: each(v) for k, v in self.__dict__.items()})
 
-    def pick(self, r: int, targets: int) -> Batch:
+    def pick(self, r: int) -> Batch:
         """One set of questions, with a fixed number of targets: the first token, which has no weight, fills up."""
-        text = {k: getattr(self, k)[r : r + 1] for k in ("ids", "group", "place", "weight", "coord", "point")}
-        chosen = self.targets[r][:targets]
-        return replace(self, **text, targets=[F.pad(chosen, (0, targets - len(chosen)))], asked=[])
+        text = {k: getattr(self, k)[r : r + 1] for k in TEXT_KEYS}
+        chosen = self.targets[r][: self.room]
+        return replace(self, **text, targets=[F.pad(chosen, (0, self.room - len(chosen)))], asked=[])
 
     def tensors(self) -> list[Tensor]:
         """All tensors of a picked batch, in a fixed order."""
@@ -140,24 +148,27 @@ def encode_turns(asked: Asked, with_image: bool) -> tuple[list[int], list[bool]]
 
 def _fill(rng: Random, scenes: list[Scene], rows: dict[str, np.ndarray], ask=conversation) -> list[Asked]:
     """Write conversations into one row. What is too much is taken out by lot, so that long answers are not left out more often."""
-    made, total = [], 0
-    for _ in range(60):
+    made, total, room = [], 0, len(rows["ids"])
+    for _ in range(room // 4):
         asked = ask(rng, scenes)
         if asked is not None:
             made.append((asked, *encode_turns(asked, bool(scenes))))
             total += len(made[-1][1])
-        if total > TEXT:
+        if total > room:
             break
-    while total > TEXT:
+    while total > room:
         total -= len(made.pop(rng.randrange(len(made)))[1])
     at = 0
     for number, (asked, ids, answer) in enumerate(made, 1):
         end = at + len(ids)
         rows["ids"][at:end], rows["group"][at:end], rows["place"][at:end] = ids, number, range(len(ids))
-        rows["weight"][at:end] = np.array(answer) * sum(answer) ** -0.5
+        rows["weight"][at:end] = (
+            np.array(answer) * sum(answer) ** -0.5 * (COUNT_WEIGHT if asked.task == "counting" else 1)
+        )
         rows["coord"][at:end] = coordinates(ids, answer)
         if len(scenes) == 1:
             rows["point"][at:end] = points(asked.turns, ids, answer, scenes[0])
+            rows["said"][at:end] = progress(asked.turns, ids, answer, scenes[0])
         at = end
     return [asked for asked, _, _ in made]
 
@@ -183,9 +194,9 @@ def make_batch(
     plan = Layout(layout, (0,) * (len(layout) + 1))
     if room is None:
         room = np.empty((rows * plan.num_tiles, TILE, TILE, 3), np.uint8)
-    text_keys = dict(ids=np.int16, group=np.int16, place=np.int16, weight=np.float16, coord=np.int16, point=np.int16)
-    text = {k: np.zeros((sets, rows, TEXT), t) for k, t in text_keys.items()}
+    text = {k: np.zeros((sets, rows, text_room(layout)), t) for k, t in TEXT_KEYS.items()}
     text["coord"] -= 1
+    text["said"] -= 1
     items, kept = [], [[[] for _ in range(rows)] for _ in range(sets)]
     for b in range(rows):
         scenes = []
@@ -247,6 +258,11 @@ def draw_labels(items: list, most: int = MAX_ITEMS, most_chars: int = MAX_CHARS)
 def rows_for(layout: tuple[tuple[int, int], ...]) -> int:
     tiles = Layout(layout, (0,) * (len(layout) + 1)).num_tiles
     return min(MAX_ROWS, max(8, TILE_BUDGET // max(1, tiles) // 8 * 8))
+
+
+def text_room(layout: tuple[tuple[int, int], ...]) -> int:
+    """Text tokens a row. A large picture costs the tower as much as several small ones: it is asked twice as much."""
+    return 2 * TEXT if len(layout) == 1 and layout != ((1, 1),) else TEXT
 
 
 def pick_layout(rng: Random, progress: float, many_later: float) -> tuple[tuple[int, int], ...]:

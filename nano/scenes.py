@@ -11,6 +11,7 @@ import sys
 from dataclasses import dataclass
 from functools import lru_cache
 from random import Random
+from string import ascii_lowercase
 
 import draw
 from names import COLOURS, HANZI, OBJECTS, SHAPES, WORDS
@@ -83,11 +84,19 @@ class Mix:
     numbers: tuple[int, ...]  # how many equal things a "count" scene has
     longest: int = 10  # digits of a number
     wild: float = 0.0  # share of pictograms in other tones and aspects than their set's
+    letters: float = 0.0  # share of the words that are random letters
 
 
 EXAM_MIX = Mix((26, 24, 12, 24, 14), (0.42, 0.62, 0.72), (1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 8, 9))
 #: More of what is slow to learn: many equal things, and strings that no list of words helps to guess.
-TRAIN_MIX = Mix((20, 32, 7, 32, 9), (0.24, 0.49, 0.6), (1, 2, 3, 4, 5, 6, 7, 8, 9, 2, 3, 4, 5, 6, 7, 8, 9, 10), 12, 0.5)
+TRAIN_MIX = Mix(
+    (20, 32, 7, 32, 9),
+    (0.3, 0.52, 0.64),
+    (1, 2, 3, *range(4, 10), 3, *range(4, 10), *range(4, 11)),
+    12,
+    0.5,
+    letters=0.5,
+)
 
 
 def random_text(rng: Random, mix: Mix = EXAM_MIX) -> str:
@@ -95,7 +104,8 @@ def random_text(rng: Random, mix: Mix = EXAM_MIX) -> str:
     kind = rng.random()
     words, numbers, codes = mix.texts
     if kind < words:
-        word = rng.choice(WORDS)
+        listed = not mix.letters or rng.random() >= mix.letters
+        word = rng.choice(WORDS) if listed else "".join(rng.choices(ascii_lowercase, k=rng.randint(2, 10)))
         return rng.choice((word, word.upper(), word.upper(), word.capitalize()))
     if kind < numbers:
         return "".join(rng.choice("0123456789") for _ in range(rng.randint(1, mix.longest)))

@@ -14,7 +14,7 @@ import draw
 import numpy as np
 import torch
 from names import HANZI, OBJECTS, SHAPES, WORDS
-from pack import READABLE, SHEET, Batch, draw_labels, view_of
+from pack import READABLE, SHEET, TEXT_KEYS, Batch, draw_labels, view_of
 from scenes import COLOUR_NAMES, TRAIN_MIX, Item, Scene, make_scene, make_stamp, sizes_by_grid
 from views import TILE, TileMap, tiles_of
 
@@ -27,7 +27,7 @@ def _line(rng: Random) -> str:
     kind = rng.random()
     if kind < 0.55:
         return "".join(rng.choices(HANZI, k=rng.randint(1, 6)))
-    if kind < 0.85:
+    if kind < 0.92:
         return "".join(rng.choices(_LATIN, k=rng.randint(1, 9)))
     word = rng.choice(WORDS)
     return rng.choice((word, word.upper(), word.capitalize()))
@@ -97,7 +97,7 @@ def sheet_batch(seed: int, sets: int, room: np.ndarray | None = None, tiles: int
     empty = torch.zeros(sets, tiles, 0, dtype=torch.int16)
     return Batch(
         layout=SHEET, tiles=torch.from_numpy(room[:tiles]), prefix_text=torch.zeros(0, dtype=torch.int64),
-        ids=empty, group=empty, place=empty, weight=empty, coord=empty, point=empty,
+        **dict.fromkeys(TEXT_KEYS, empty),
         index=torch.zeros(0, dtype=torch.int64), targets=[torch.zeros(0, dtype=torch.int64)] * sets, asked=[],
         **{k: torch.from_numpy(v) for k, v in labels.items()},
     )  # fmt: skip

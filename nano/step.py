@@ -15,12 +15,12 @@ import torch
 from forward import NUMBER_IDS, PROBED, answer_loss, bell, look, run
 from heads import Heads
 from optim import DECAY, Optimizer
-from pack import MAX_TARGETS, Batch
+from pack import Batch
 from torch import Tensor
 
 from model import MLP, Experts, Gate, NanoVL2, gated, gated_experts, put_together, take_apart
 
-LOSSES = ("answer", "kind", "tint", "edge", "letter", "order", "line", "middle", "token", "spot", "token_order", "token_line", "name", "point", "tally", "number")  # fmt: skip
+LOSSES = ("answer", "kind", "tint", "edge", "letter", "order", "line", "middle", "token", "spot", "token_order", "token_line", "name", "point", "tally", "share", "number", "said")  # fmt: skip
 
 
 def gates(model: NanoVL2) -> list[Gate]:
@@ -102,12 +102,12 @@ class Trainer:
 
     def losses(self, batch: Batch, r: int) -> None:
         """Forward and backward."""
-        one = batch.pick(r, MAX_TARGETS * batch.ids.shape[1])
+        one = batch.pick(r)
         self._run(one.layout, one.tensors(), lambda inputs: self._losses(one.with_tensors(inputs)))
 
     def warm_up(self, batch: Batch) -> None:
         """Forward and backward without learning: what is compiled is compiled now."""
-        self._losses(batch.pick(0, MAX_TARGETS * batch.ids.shape[1]))
+        self._losses(batch.pick(0))
         self._clear()
 
     def step(self, batch: Batch, r: int, update: bool = True) -> None:

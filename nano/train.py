@@ -26,7 +26,7 @@ from feed import Feeder, Menu, Workers
 from forward import exactness
 from heads import Heads
 from optim import Optimizer
-from pack import Batch, make_batch
+from pack import TEXT, Batch, make_batch
 from safetensors.torch import load_file
 from sheets import sheet_batch
 from step import Trainer, compile_parts
@@ -36,7 +36,8 @@ from model import NanoVL2
 #: Weights of the training-only losses (`heads.py`) beside the answers' loss.
 AUX = {
     "kind": 0.6, "tint": 0.2, "edge": 0.6, "letter": 0.8, "order": 0.4, "line": 0.5,
-    "token": 0.4, "spot": 3.0, "middle": 0.1, "token_order": 0.3, "token_line": 0.4, "name": 0.3, "point": 0.5, "tally": 0.5, "number": 0.3,
+    "token": 0.4, "spot": 3.0, "middle": 0.1, "token_order": 0.3, "token_line": 0.4, "name": 0.3, "point": 0.5, "tally": 0.5, "share": 0.3,
+    "number": 0.4, "said": 0.2,
 }  # fmt: skip
 
 
@@ -53,14 +54,17 @@ def arguments() -> argparse.Namespace:
         "--eager", action="store_true", help="neither compile nor record the step (starts sooner, runs slower)"
     )
     p.add_argument(
-        "--many", type=float, default=0.5, help="share of micro-batches with several tiles, after the first eighth"
+        "--many", type=float, default=0.6, help="share of micro-batches with several tiles, after the first eighth"
     )
-    p.add_argument("--tower", type=float, default=0.17, help="share of the time that the tower learns alone, on sheets")
-    p.add_argument("--sheets", type=float, default=0.2, help="share of sheets among the micro-batches after that")
+    p.add_argument("--tower", type=float, default=0.1, help="share of the time that the tower learns alone, on sheets")
+    p.add_argument("--sheets", type=float, default=0.3, help="share of sheets among the micro-batches after that")
     p.add_argument(
         "--weights", nargs=2, metavar=("FOLDER", "AT"), help="go on from a checkpoint alone, as if AT (0-1) of the time had passed; "
         "the heads learn alone for the first 12 seconds",
     )  # fmt: skip
+    p.add_argument(
+        "--per-thing", type=float, default=0.125, help="what a counted thing gets for each 1 on the first token"
+    )
     p.add_argument("--hold", type=float, default=0.1, help="share of the time before the learning rate begins to fall")
     p.add_argument("--exam-scenes", type=int, default=1000, help="held-out scenes of the last examination")
     return p.parse_args()
@@ -125,7 +129,7 @@ def main() -> None:
     model = NanoVL2(CONFIG)
     initialise(model)
     model.to(device)
-    heads = Heads(CONFIG["vision_config"]["width"], CONFIG["language_config"]["hidden_size"]).to(device)
+    heads = Heads(CONFIG["vision_config"]["width"], CONFIG["language_config"]["hidden_size"], a.per_thing).to(device)
     optimizer = Optimizer(model, heads, a.muon_lr, a.adam_lr)
     trainer = Trainer(model, heads, optimizer, AUX, record=fast)
     ema = trainer.average
@@ -145,9 +149,10 @@ def main() -> None:
         trainer.refresh()
         elapsed = float(at) * a.minutes * 60
         settled = elapsed + 12
-    if fast:  # before the clock starts, and on two sizes, or the first would be taken for a constant
+    if fast:  # before the clock starts, and on several sizes, or the first would be taken for a constant
         compile_parts(trainer.work)
-        for batch in (final_exam[0], final_exam[-1], sheet_batch(20_000, 1, tiles=64)):
+        large = next(b for b in final_exam if b.ids.shape[2] > TEXT)
+        for batch in (final_exam[0], final_exam[-1], large, sheet_batch(20_000, 1, tiles=64)):
             trainer.warm_up(batch.to(device))
         torch.cuda.synchronize()
     workers.go()

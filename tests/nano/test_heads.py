@@ -7,9 +7,8 @@ import torch
 import torch.nn.functional as F
 from config import CONFIG, initialise
 from forward import PROBED, run, text_mask
-from gaze import ANY_COLOUR, CHARS, NAMES, points
+from gaze import ANY_COLOUR, CHARS, NAMES, SPELLED, points, progress
 from heads import (
-    PER_THING,
     Heads,
     covering,
     looked_for,
@@ -21,9 +20,12 @@ from heads import (
     pointing,
     tally,
 )
+from optim import Optimizer
 from pack import encode_turns, make_batch
+from scenes import TRAIN_MIX
 from sheets import sheet_batch
-from step import LOSSES
+from step import LOSSES, Trainer
+from train import AUX
 
 from model import NanoVL2
 
@@ -132,7 +134,8 @@ def test_middles_lie_in_the_prefix_where_the_layout_says(grid):
             assert tile == 0 if tiles == 1 else tile > 0
 
 
-def test_a_head_that_counts_costs_nothing():
+@pytest.mark.parametrize("per_thing", [0.125, 0.25])
+def test_a_head_that_counts_costs_nothing_and_one_thing_too_many_costs_a_share(per_thing):
     batch = next(
         b for b in (make_batch(((2, 1),), seed=s, rows=1, sets=1) for s in range(40)) if named(b, 0).sum(-1).max() > 3
     )
@@ -140,10 +143,49 @@ def test_a_head_that_counts_costs_nothing():
     mask = text_mask(batch.group[0].long(), p)[:, 0]
     wanted = torch.full((1, counted.shape[1] + 1, mask.shape[-1]), 1e-9)
     wanted[..., 0] = 1
-    wanted[:, :-1].scatter_add_(2, whole[:, None].expand(-1, counted.shape[1], -1), PER_THING * counted)
+    wanted[:, :-1].scatter_add_(2, whole[:, None].expand(-1, counted.shape[1], -1), per_thing * counted)
     keys = torch.eye(mask.shape[-1])[None]
-    assert abs(tally(wanted.log(), keys, mask, counted, whole, 1.0)) < 1e-4
-    assert tally(torch.zeros_like(wanted), keys, mask, counted, whole, 1.0) > 1
+    away, off = tally(wanted.log(), keys, mask, counted, whole, 1.0, per_thing)
+    assert abs(away) < 1e-4 and off < 1e-4
+    away, off = tally(torch.zeros_like(wanted), keys, mask, counted, whole, 1.0, per_thing)
+    assert away > 1 and off > 1
+    wanted[..., 5] = per_thing  # a thing that is none
+    away_more, off_more = tally(wanted.log(), keys, mask, counted, whole, 1.0, per_thing)
+    assert 0 < away_more < 0.3 and 0.02 < off_more < 0.6
+
+
+def test_how_much_of_a_list_or_a_text_was_said_is_counted_at_each_token():
+    from questions import Asked
+    from scenes import Item, Scene
+
+    red, cat = Item("shape", 0, colour="red"), Item("object", 0)
+    scene = Scene(0, make_batch_image(), [cat, cat, red, Item("text", text="A7")])
+    asked = Asked("naming", "en", (("What do you see?", "cat, cat, red circle, text"), ("Read the text.", "A7")))
+    ids, answer = encode_turns(asked, with_image=True)
+    said = progress(asked.turns, ids, answer, scene)
+    first = answer.index(True)
+    #                              cat ,  cat ,  red circle ,  text EOS
+    assert said[first : first + 9] == [0, 1, 1, 2, 2, 2, 3, 3, 4]
+    assert [s for s in said[first + 9 :] if s >= 0] == [SPELLED, SPELLED + 1, SPELLED + 2]
+    assert all(s < 0 for s, is_answer in zip(said, answer, strict=True) if not is_answer)
+
+
+def test_gradients_of_every_kind_of_micro_batch_are_finite_and_its_shapes_do_not_vary():
+    """On the GPU the step of a layout is recorded once, so other scenes must have the same shapes."""
+    torch.manual_seed(0)
+    model, heads = NanoVL2(CONFIG), Heads(256, 256, 0.25)
+    initialise(model)
+    trainer = Trainer(model, heads, Optimizer(model, heads), AUX, record=False)
+    trainer.set_rates(1.0, aux=1.0, drift=0.1, heads_only=False, tower_only=False)
+    for grids in (((1, 1),), ((2, 1),), ((1, 1), (1, 1))):
+        one, two = (make_batch(grids, seed, rows=1, sets=1, mix=TRAIN_MIX) for seed in (3, 9))
+        assert [t.shape for t in one.pick(0).tensors()] == [t.shape for t in two.pick(0).tensors()]
+        trainer.losses(two, 0)
+    losses = trainer.read_losses()
+    assert set(AUX) < set(losses) and all(0 <= v < 100 for v in losses.values())
+    assert min(losses[k] for k in ("tally", "share", "number", "said")) > 0
+    assert all(w.grad.isfinite().all() for w, _ in trainer.trained)
+    assert heads.said.weight.grad.abs().sum() > 0
 
 
 def test_labels_move_with_the_pixels():
