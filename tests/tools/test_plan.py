@@ -14,11 +14,12 @@ from golden_cases import load_variant
 from vl2.checkpoint.source import resolve_model
 from vl2.cli import execute
 from vl2.core.config import EngineConfig, HubOptions
+from vl2.core.gpu_memory import GRAPH_BYTES, RUNTIME_BYTES, usable_bytes
 from vl2.core.model_config import ModelConfig
 from vl2.core.quantization_default import with_quantization
 from vl2.engine.runner import Runner
 from vl2.model.vl2 import DeepseekVL2
-from vl2.tools.plan import RUNTIME_BYTES, Wanted, judge, make_plan
+from vl2.tools.plan import Wanted, judge, make_plan
 from vl2.tools.plan_devices import DEVICES, GIB, Device, find_devices
 from vl2.tools.plan_models import official_config, read_config
 from vl2.tools.plan_sizes import count_weights
@@ -110,8 +111,23 @@ def test_a_shorter_context_is_advised_when_it_helps() -> None:
     config, engine = official_config("tiny"), EngineConfig()
     whole = make_plan(config, Device("any", 100 * GIB), Wanted(), engine)
     room = whole.fixed_bytes + 3000 * whole.kv_bytes_per_token
-    verdict = judge(config, Device("small", int(room / engine.kv_memory_share)), Wanted(), engine)
+    verdict = judge(config, Device("small", room + GRAPH_BYTES), Wanted(), engine)
     assert not verdict.fits and verdict.advice == "--context 2048 fits"
+
+
+def test_a_card_keeps_room_for_graphs_however_small_it_is() -> None:
+    assert usable_bytes(80 * GIB, 0.9) == 72 * GIB
+    assert usable_bytes(8 * GIB, 0.9) == 8 * GIB - GRAPH_BYTES < 0.9 * 8 * GIB
+    assert usable_bytes(1 * GIB, 0.9) == 0
+
+
+MEASURED_ON_H100 = {"tiny": 24_565, "small": 41_501, "base": 64_181}  # MiB; bench/results/2026-11-27-plan-h100.jsonl
+
+
+@pytest.mark.parametrize("name", MEASURED_ON_H100)
+def test_the_whole_process_is_what_an_h100_showed(name: str) -> None:
+    plan = make_plan(official_config(name), find_devices("H100")[0], Wanted("bfloat16"), EngineConfig())
+    assert plan.total_bytes / 2**20 == pytest.approx(MEASURED_ON_H100[name], rel=0.05)
 
 
 def test_old_gpus_compute_in_float16() -> None:

@@ -9,6 +9,7 @@ import torch
 
 from vl2.core.config import EngineConfig
 from vl2.core.errors import SetupError
+from vl2.core.gpu_memory import usable_bytes
 from vl2.core.model_config import LanguageConfig
 from vl2.engine.host_memory import available_host_bytes
 from vl2.model.kv_pool import KVPool, kv_bytes_per_token
@@ -110,5 +111,5 @@ def num_kv_pages(
 def _free_bytes(config: EngineConfig, device: torch.device, workspace_bytes: int) -> int:
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
-        return int(free - (1 - config.kv_memory_share) * total) - workspace_bytes
+        return free - (total - usable_bytes(total, config.kv_memory_share)) - workspace_bytes
     return int(available_host_bytes() * CPU_MEMORY_SHARE / config.replicas)

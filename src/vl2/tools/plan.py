@@ -6,9 +6,10 @@ from dataclasses import dataclass, replace
 
 from vl2.core.config import EngineConfig
 from vl2.core.errors import SetupError
+from vl2.core.gpu_memory import GRAPH_BYTES, RUNTIME_BYTES, usable_bytes
 from vl2.core.model_config import ModelConfig
 from vl2.core.quantization_default import with_quantization
-from vl2.tools.plan_devices import GIB, Device
+from vl2.tools.plan_devices import Device
 from vl2.tools.plan_sizes import (
     BYTES_PER_NUMBER,
     count_weights,
@@ -18,8 +19,6 @@ from vl2.tools.plan_sizes import (
     vision_workspace_bytes,
 )
 
-RUNTIME_BYTES = int(0.8 * GIB)
-"""CUDA's context, cuBLAS and compiled kernels: gone before anything of ours is allocated."""
 SHORTEST_CONTEXT = 1024
 """A picture of one tile takes 421 tokens: less context than this is of no use."""
 
@@ -76,12 +75,13 @@ class Plan:
 
     @property
     def fixed_bytes(self) -> int:
-        """All but the pages."""
+        """All but the pages and what is recorded after they are made."""
         return RUNTIME_BYTES + self.weights_bytes + self.features_bytes + self.vision_bytes + self.step_bytes
 
     @property
     def total_bytes(self) -> int:
-        return self.fixed_bytes + self.kv_bytes
+        """Of the whole process, graphs included."""
+        return self.fixed_bytes + self.kv_bytes + GRAPH_BYTES
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +116,7 @@ def make_plan(config: ModelConfig, device: Device, wanted: Wanted, engine: Engin
         features_bytes=feature_bytes(config, dtype, engine.image_cache_tiles),
         vision_bytes=vision_workspace_bytes(config, dtype, engine.max_step_tiles),
         step_bytes=step_workspace_bytes(config, dtype, tokens=tokens, context=context, sequences=sequences),
-        usable_bytes=int(device.memory_bytes * engine.kv_memory_share),
+        usable_bytes=usable_bytes(device.memory_bytes, engine.kv_memory_share),
         page_size_tokens=engine.page_size_tokens,
         pages_by_memory=0,
     )
@@ -169,5 +169,4 @@ def _shown(config: ModelConfig) -> str:
     """Bits of the decoder's weights, as int4; empty: none are quantised."""
     if config.quantization is None:
         return ""
-    bits = {group.scheme.bits for group in config.quantization.groups}
-    return "int" + "/".join(str(number) for number in sorted(bits))
+    return "/".join(sorted({str(group.scheme) for group in config.quantization.groups}))

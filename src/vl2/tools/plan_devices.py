@@ -36,7 +36,7 @@ DEVICES = (
     _gpu("A40", 44.3),
     _gpu("L40S", 44.3),
     _gpu("A100-80GB", 79.1),
-    _gpu("H100", 79.1, measured_models=("tiny", "small")),
+    _gpu("H100", 79.1, measured_models=("tiny", "small", "base")),
     _gpu("H200", 139.7),
 )
 """Memory as `torch.cuda.mem_get_info` reports it in all, which is less than the name says: GiB, and ECC."""
