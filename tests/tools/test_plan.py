@@ -54,7 +54,7 @@ def test_weights_in_few_bits_are_those_of_the_model_on_a_gpu(
 ) -> None:
     """In the layout of the GPU's kernels, which a CPU's is not."""
     triton_backend = pytest.importorskip("vl2.ops.triton_backend")
-    monkeypatch.setattr("vl2.model.vl2.choose_backend", lambda _: triton_backend)
+    monkeypatch.setattr("vl2.model.vl2.choose_backend", lambda *_: triton_backend)
     config = with_quantization(official_config(name), bits)
     model = DeepseekVL2(config, 16, dtype=torch.bfloat16, device="meta")
     planned = count_weights(config).num_bytes("bfloat16", config.quantization)
@@ -147,7 +147,7 @@ def test_the_table_names_every_gpu_and_what_was_measured(capsys: pytest.CaptureF
     rows = {line.split()[0]: line for line in out.split("what to change\n")[1].splitlines()}
     assert code == 0 and set(rows) == {device.name for device in DEVICES}
     assert "int4" in rows["A100-40GB"] and "yes" in rows["A100-80GB"]
-    assert all("computed" in row for row in rows.values()), "nobody ran base yet"
+    assert {name for name, row in rows.items() if "measured" in row} == {"H100"}, "where somebody ran base"
     assert "measured" in run(capsys, "small", "--gpu", "h100")[1]
 
 
