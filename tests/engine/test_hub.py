@@ -200,3 +200,19 @@ async def test_a_choice_may_end_by_itself_while_a_front_end_closes_it(scene: Sce
     (await scene.there("b")).report(ended("b"))
     assert len(await second) == 1, "the hub still listens"
     first.cancel()
+
+
+async def test_what_is_no_message_hurts_nobody_else(scene: Scene) -> None:
+    scene.frontends[0]._socket.send(b"\xc1 not msgpack")
+    assert await scene.frontends[0].call("shout", b"a") == b"one: A"
+    assert await scene.frontends[1].call("shout", b"b") == b"two: B"
+
+
+async def test_a_front_end_that_cannot_read_the_hub_ends_its_answers_and_gives_up(scene: Scene) -> None:
+    answer = scene.ask(0, "r")
+    await scene.there("r")
+    scene.hub._socket.send_multipart([b"one", b"\xc1 not msgpack"])
+    with pytest.raises(EngineError, match="cannot be read"):
+        await answer
+    assert "cannot be read" in await scene.frontends[0].wait_failed()
+    assert scene.frontends[1].is_ready

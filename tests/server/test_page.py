@@ -75,8 +75,11 @@ async def test_a_file_that_has_not_changed_is_not_sent_again(connect: Connect) -
     assert (await client.get("/web/app.js", headers={"If-None-Match": '"older"'})).status_code == 200
 
 
-async def test_without_its_numbers_there_is_no_status_page(connect: Connect) -> None:
-    assert (await connect(admin_port=0).get("/status")).status_code == 404
+async def test_without_its_numbers_there_is_no_status_page_and_no_way_to_it(connect: Connect) -> None:
+    client = connect(admin_port=0)
+    assert (await client.get("/status")).status_code == 404
+    assert 'href="/status"' not in (await client.get("/")).text
+    assert 'href="/status"' in (await connect().get("/")).text
 
 
 def keys_of(name: str) -> list[str]:

@@ -87,22 +87,27 @@ class Hub:
     async def _receive(self) -> None:
         while True:
             name, data = await self._socket.recv_multipart()
-            frontend = name.decode()
-            match decode_to_hub(data):
-                case Hello():
-                    self._known.add(frontend)
-                    self._send(frontend, self._state())
-                case Submit() as request:
-                    self._submit(frontend, request)
-                case Drop(request_id):
-                    if (task := self._open.get((frontend, request_id))) is not None:
-                        task.cancel()
-                case CloseChoice(request_id, choice_idx):
-                    if (frontend, request_id) in self._open:
-                        with suppress(KeyError):  # it has just ended by itself
-                            self._group.close_choice(request_id, choice_idx)
-                case Call() as call:
-                    self._keep(self._answer_call(frontend, call))
+            try:
+                self._on_message(name.decode(), data)
+            except Exception:  # of one front-end; the others are to be served
+                log.exception("a message from front-end %r could not be read", name)
+
+    def _on_message(self, frontend: str, data: bytes) -> None:
+        match decode_to_hub(data):
+            case Hello():
+                self._known.add(frontend)
+                self._send(frontend, self._state())
+            case Submit() as request:
+                self._submit(frontend, request)
+            case Drop(request_id):
+                if (task := self._open.get((frontend, request_id))) is not None:
+                    task.cancel()
+            case CloseChoice(request_id, choice_idx):
+                if (frontend, request_id) in self._open:
+                    with suppress(KeyError):  # it has just ended by itself
+                        self._group.close_choice(request_id, choice_idx)
+            case Call() as call:
+                self._keep(self._answer_call(frontend, call))
 
     def _submit(self, frontend: str, request: Submit) -> None:
         key = (frontend, request.request_id)

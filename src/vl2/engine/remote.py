@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import itertools
+import logging
 from collections.abc import AsyncGenerator
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import msgspec
 import zmq
 import zmq.asyncio
 
-from vl2.core.errors import InvalidRequest, NotReady, SetupError, VL2Error
+from vl2.core.errors import EngineError, InvalidRequest, NotReady, SetupError, VL2Error
 from vl2.core.stats import EngineStats, ModelInfo, ReplicaStats, sum_stats
 from vl2.core.types import Prompt, QueueOptions, SamplingParams, TokenEvent
 from vl2.engine.hub import hub_address
@@ -30,6 +31,8 @@ from vl2.engine.hub_protocol import (
     decode_to_frontend,
 )
 from vl2.engine.protocol import Events, encode
+
+log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(slots=True)
@@ -145,20 +148,32 @@ class RemoteGroup:
         self._send(Call(NO_ANSWER, service, payload))
 
     async def _receive(self) -> None:
-        while True:
-            match decode_to_frontend(await self._socket.recv()):
-                case State(is_ready, failure, info):
-                    self.is_ready, self.failure, self.info = is_ready, failure, info or self.info
-                    self._news.set()
-                case Events(events):
-                    for event in events:
-                        if (stream := self._streams.get(event.request_id)) is not None:  # else it was closed meanwhile
-                            stream.events.put_nowait(event)
-                case Refused(request_id, failure):
-                    if (stream := self._streams.get(request_id)) is not None:
-                        stream.events.put_nowait(failure.error())
-                case Answered(call_id, payload, failure):
-                    self._settle(call_id, payload, failure.error() if failure is not None else None)
+        try:
+            while True:
+                self._on_message(await self._socket.recv())
+        except Exception as error:  # nothing that is waited for would come any more
+            log.exception("what the hub sends cannot be read")
+            self.is_ready, self.failure = False, f"what the hub sends cannot be read: {error}"
+            for stream in self._streams.values():
+                stream.events.put_nowait(EngineError(self.failure))
+            for call_id in self._calls:
+                self._settle(call_id, b"", EngineError(self.failure))
+            self._news.set()
+
+    def _on_message(self, data: bytes) -> None:
+        match decode_to_frontend(data):
+            case State(is_ready, failure, info):
+                self.is_ready, self.failure, self.info = is_ready, failure, info or self.info
+                self._news.set()
+            case Events(events):
+                for event in events:
+                    if (stream := self._streams.get(event.request_id)) is not None:  # else it was closed meanwhile
+                        stream.events.put_nowait(event)
+            case Refused(request_id, failure):
+                if (stream := self._streams.get(request_id)) is not None:
+                    stream.events.put_nowait(failure.error())
+            case Answered(call_id, payload, failure):
+                self._settle(call_id, payload, failure.error() if failure is not None else None)
 
     def _settle(self, call_id: int, payload: bytes, error: VL2Error | None) -> None:
         answer = self._calls.get(call_id)

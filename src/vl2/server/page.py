@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import re
 from importlib.resources import files
 
 from fastapi import APIRouter, Request
@@ -48,9 +49,16 @@ def _assets() -> dict[str, Asset]:
     return {entry.name: Asset(entry.name, entry.read_bytes()) for entry in folder.iterdir() if entry.is_file()}
 
 
+STATUS_LINK = re.compile(rb'<a id="to-status".*?</a>', re.DOTALL)
+
+
 def page_routes(*, has_chat: bool = True, has_status: bool = True) -> APIRouter:
+    """Without its status, because another port has that, the page does not lead to one."""
     router = APIRouter(include_in_schema=False)
     assets = _assets()
+    chat = assets["index.html"]
+    if not has_status:
+        chat = Asset("index.html", STATUS_LINK.sub(b"", chat.data))
 
     @router.get("/web/{name}")
     async def asset(name: str, request: Request) -> Response:
@@ -62,7 +70,7 @@ def page_routes(*, has_chat: bool = True, has_status: bool = True) -> APIRouter:
 
         @router.get("/")
         async def page(request: Request) -> Response:
-            return assets["index.html"].answer(request)
+            return chat.answer(request)
 
     if has_status:
 
