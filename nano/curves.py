@@ -34,7 +34,8 @@ def main(log: Path, out: Path) -> None:
         ("number", "the number, said at the name"),
         ("said", "how much was said"),
     ):
-        losses.plot(minutes, [e[key] for e in steps], label=name)
+        if key in steps[0]:  # logs of earlier runs have fewer
+            losses.plot(minutes, [e[key] for e in steps], label=name)
     losses.set(yscale="log", title="losses", xlabel="minutes on one GPU")
     for task in sorted({k for e in exams for k in e["exam"] if "/" not in k}):
         scores.plot(
