@@ -17,6 +17,7 @@ import torch
 
 from vl2.checkpoint.folder import read_model_config
 from vl2.core.model_config import ModelConfig
+from vl2.core.quantization import StoredScheme
 from vl2.core.quantization_default import default_quantization
 from vl2.model.vl2 import DeepseekVL2
 from vl2.model.weights import destinations
@@ -35,7 +36,7 @@ class Sizes:
 
 def sizes(config: ModelConfig, group_size: int = 128, head_bits: int = 16) -> Sizes:
     """Of a checkpoint in bfloat16 and of what `vl2 quantize --group …` makes of it."""
-    plan = default_quantization(config.language, 4, group_size, head_bits=head_bits)
+    plan = default_quantization(config.language, StoredScheme(4, group_size), head_bits=head_bits)
     model = DeepseekVL2(config, 1, dtype=torch.bfloat16, device="meta")
     totals = {name: [0.0, 0.0] for name in ("linears", "language", "checkpoint")}
     for name, target in destinations(model):

@@ -2,6 +2,7 @@
 
 import os
 
+import numpy as np
 import torch
 
 if not torch.cuda.is_available():
@@ -11,6 +12,7 @@ if not torch.cuda.is_available():
 
     patch_tensor = interpreter._patch_lang_tensor
     plain_dot = interpreter.InterpreterBuilder.create_dot
+    plain_convert = interpreter._convert_float
 
     def patch_tensor_for_numpy_2(tensor, scope):
         """Triton 3.6 turns arrays of one element into an int, which NumPy no longer does by itself."""
@@ -22,5 +24,12 @@ if not torch.cuda.is_available():
         a, b = (builder.cast_impl(x, tl.float32) if x.dtype == tl.bfloat16 else x for x in (a, b))
         return plain_dot(builder, a, b, *others)
 
+    def convert(x, source, target, rounding):
+        """Triton loses the carry where rounding to float8 reaches the next power of two."""
+        if target != tl.float8e4nv or source != tl.float32:
+            return plain_convert(x, source, target, rounding)
+        return torch.from_numpy(np.ascontiguousarray(x)).to(torch.float8_e4m3fn).view(torch.uint8).numpy()
+
+    interpreter._convert_float = convert
     interpreter._patch_lang_tensor = patch_tensor_for_numpy_2
     interpreter.InterpreterBuilder.create_dot = dot

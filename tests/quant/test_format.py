@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from tests.quant.checkpoints import NANO, write_checkpoint
 from vl2.checkpoint.folder import BlockReader, list_tensors, read_model_config
 from vl2.core.errors import CheckpointError, SetupError
-from vl2.core.quantization import WeightScheme, parse_quantization
+from vl2.core.quantization import StoredScheme, WeightScheme, parse_quantization
 from vl2.core.quantization_default import default_quantization, with_quantization
 from vl2.model.stored import WeightReader, group_tensors
 from vl2.model.vl2 import DeepseekVL2
@@ -104,7 +104,7 @@ def test_a_width_that_128_does_not_divide_gets_groups_of_64(int4: Path):
 
 
 def test_what_stays_in_16_bits(source: Path):
-    plan = default_quantization(read_model_config(source).language, 4, 128)
+    plan = default_quantization(read_model_config(source).language, StoredScheme(4, 128))
     kept = (
         "vision.blocks.0.attn.qkv", "projector.layers.0", "language.lm_head", "language.model.layers.1.mlp.gate",
         "language.model.layers.1.self_attn.kv_b_proj",

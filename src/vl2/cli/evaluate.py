@@ -30,7 +30,7 @@ from vl2.core.errors import SetupError
 )
 @click.option(
     "--quantization",
-    type=click.Choice(["auto", "int4", "int8"]),
+    type=click.Choice(["auto", "int4", "int8", "fp8"]),
     default="auto",
     show_default=True,
     help="With --against: of MODEL, as in `vl2 serve`; OTHER is taken as it is.",

@@ -77,8 +77,9 @@ class EngineConfig:
     )
     quantization: str = option(
         "auto",
-        "Bits of the decoder's weights. auto: as the checkpoint holds them; int4, int8: rounded while they are loaded.",
-        choices=("auto", "int4", "int8"),
+        "Bits of the decoder's weights. auto: as the checkpoint holds them; int4, int8, fp8: rounded while they are "
+        "loaded.",
+        choices=("auto", "int4", "int8", "fp8"),
     )
     max_context_tokens: int | None = option(
         None,

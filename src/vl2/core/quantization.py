@@ -16,15 +16,18 @@ from vl2.core.errors import CheckpointError
 
 @dataclass(frozen=True, slots=True)
 class WeightScheme:
-    """Symmetric integers: weight ≈ code · scale, with a scale for each `group_size` inputs of each output."""
+    """Symmetric: weight ≈ code · scale, with a scale for each `group_size` inputs of each output."""
 
     bits: int  # 4 or 8
     group_size: int | None  # None: one scale for all inputs of an output
+    is_float: bool = False  # codes are float8 (e4m3) instead of integers; 8 bits, a scale for each output
 
     def num_groups(self, in_width: int) -> int:
         return in_width // self.group_size if self.group_size else 1
 
     def __str__(self) -> str:
+        if self.is_float:
+            return "fp8 by rows"
         return f"int{self.bits} in groups of {self.group_size}" if self.group_size else f"int{self.bits} by rows"
 
 
@@ -37,12 +40,16 @@ class StoredScheme:
     is_symmetric: bool = True
     is_ordered: bool = True  # group g is inputs g · size …; else the checkpoint says each input's group
     is_float: bool = False  # float8 with scales
+    is_blocked: bool = False  # of float8: a scale for each block of outputs and inputs
 
     @property
     def computable(self) -> WeightScheme | None:
         """As we multiply with it; None: it is made 16 bits when it is loaded."""
-        is_plain = self.is_symmetric and self.is_ordered and not self.is_float and self.bits in (4, 8)
-        return WeightScheme(self.bits, self.group_size) if is_plain else None
+        is_plain = self.is_symmetric and self.is_ordered and not self.is_blocked and self.bits in (4, 8)
+        return WeightScheme(self.bits, self.group_size, self.is_float) if is_plain else None
+
+    def __str__(self) -> str:
+        return f"fp{self.bits}" if self.is_float else f"int{self.bits}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,6 +171,7 @@ def _compressed_tensors(section: Mapping[str, Any]) -> Quantization:
             is_symmetric=bool(weights.get("symmetric", True)),
             is_ordered=weights.get("actorder") not in ("group", "dynamic"),
             is_float=is_float,
+            is_blocked=strategy == "block",
         )
         groups.append(SchemeGroup(tuple(group["targets"]), scheme))
     return Quantization("compressed-tensors", tuple(groups), tuple(section.get("ignore") or ()))
@@ -199,4 +207,5 @@ def _gptq(section: Mapping[str, Any]) -> Quantization:
 def _fp8(section: Mapping[str, Any]) -> Quantization:
     ignored = section.get("ignored_layers") or section.get("modules_to_not_convert") or ()
     ignore = tuple(name for module in ignored for name in (module, f"re:{re.escape(module)}\\."))
-    return Quantization("fp8", (SchemeGroup(("Linear",), StoredScheme(8, is_float=True)),), ignore)
+    scheme = StoredScheme(8, is_float=True, is_blocked=section.get("weight_block_size") is not None)
+    return Quantization("fp8", (SchemeGroup(("Linear",), scheme),), ignore)

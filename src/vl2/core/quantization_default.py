@@ -2,8 +2,9 @@
 
 Kept: the vision tower and the projector (small, and every picture goes through them), the router (its choices are
 decisions, not sums), MLA's kv_b (absorbed into queries and results, and as long as the cache), embeddings, norms, and
-the vocabulary's projection, which may be 8 bits. All other linears of the decoder are quantised, in groups of 128
-inputs, or 64 where a width is no multiple of 128 (the dense layer of Tiny and Small).
+the vocabulary's projection, which may be 8 bits. All other linears of the decoder are quantised. Four bits are in
+groups of 128 inputs, or 64 where a width is no multiple of 128 (the dense layer of Tiny and Small); eight bits, whether
+integers or float8, have one scale for each output.
 """
 
 from __future__ import annotations
@@ -15,17 +16,17 @@ from vl2.core.model_config import LanguageConfig, ModelConfig
 from vl2.core.quantization import Quantization, SchemeGroup, StoredScheme
 
 ROUND_TO_NEAREST = "round-to-nearest"
-KEPT = ("re:.*vision\\..*", "re:.*projector\\..*", "re:.*\\.mlp\\.gate$", "re:.*\\.kv_b_proj$")
+KEPT = (
+    "re:.*vision\\..*", "re:.*projector\\..*", "re:.*\\.mlp\\.gate$", "re:.*\\.kv_b_proj$", "re:.*\\.embed_tokens$",
+)  # fmt: skip
 HEAD = "re:.*lm_head$"
 SMALLER_GROUPS = (64, 32)
-MODES = {"int4": (4, 128), "int8": (8, None)}
+MODES = {"int4": StoredScheme(4, 128), "int8": StoredScheme(8), "fp8": StoredScheme(8, is_float=True)}
 
 
-def default_quantization(
-    config: LanguageConfig, bits: int, group_size: int | None, *, head_bits: int = 16
-) -> Quantization:
+def default_quantization(config: LanguageConfig, usual: StoredScheme, *, head_bits: int = 16) -> Quantization:
     """Of a checkpoint in 16 bits. A linear whose width no group divides stays as it is."""
-    usual = StoredScheme(bits, group_size)
+    group_size = usual.group_size
     groups, ignore = {usual: ["Linear"]}, list(KEPT)
     for target, in_width in _sites(config).items():
         sizes = (None,) if group_size is None else (group_size, *(size for size in SMALLER_GROUPS if size < group_size))
@@ -33,7 +34,7 @@ def default_quantization(
         if not fitting:
             ignore.append(target)
         elif fitting[0] != group_size:
-            groups.setdefault(StoredScheme(bits, fitting[0]), []).append(target)
+            groups.setdefault(replace(usual, group_size=fitting[0]), []).append(target)
     if head_bits == 16:
         ignore.append(HEAD)
     else:
@@ -45,20 +46,20 @@ def default_quantization(
 def with_quantization(config: ModelConfig, mode: str, *, head_bits: int = 16) -> ModelConfig:
     """mode as in --quantization: auto is what the checkpoint says, else it is rounded to nearest while it is loaded.
 
-    head_bits  of the vocabulary's matrix then
+    head_bits  of the vocabulary's matrix then; beside float8 it stays in 16
 
     Raises: SetupError when the checkpoint is quantised otherwise.
     """
     if mode == "auto":
         return config
-    bits, group_size = MODES[mode]
+    wanted = MODES[mode]
     if config.quantization is None:
-        plan = default_quantization(config.language, bits, group_size, head_bits=head_bits)
+        plan = default_quantization(config.language, wanted, head_bits=16 if wanted.is_float else head_bits)
         return replace(config, quantization=plan)
-    found = {group.scheme.bits for group in config.quantization.groups}
-    if bits not in found:
+    found = sorted({str(group.scheme) for group in config.quantization.groups})
+    if str(wanted) not in found:
         raise SetupError(
-            f"--quantization {mode}, but this checkpoint is quantised already, to {sorted(found)} bits; leave it out"
+            f"--quantization {mode}, but this checkpoint is quantised already, to {', '.join(found)}; leave it out"
         )
     return config
 

@@ -168,8 +168,8 @@ def _precision(folder: Path, config: EngineConfig) -> str:
     wanted = PRECISIONS.get(config.dtype)
     if wanted is None:
         raise SetupError(f"--dtype {config.dtype} is not available with --engine onnx; use float32 or float16")
-    if config.quantization == "int4":
-        raise SetupError("--quantization int4 is not available with --engine onnx; use int8")
+    if config.quantization in ("int4", "fp8"):
+        raise SetupError(f"--quantization {config.quantization} is not available with --engine onnx; use int8")
     if config.quantization == "int8":
         wanted = "int8"
     if not is_bundle(folder):

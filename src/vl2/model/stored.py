@@ -16,7 +16,8 @@ import torch
 
 from vl2.checkpoint.folder import BlockReader, TensorInfo
 from vl2.core.errors import CheckpointError
-from vl2.core.quantization import Quantization, StoredScheme
+from vl2.core.quantization import Quantization, StoredScheme, WeightScheme
+from vl2.core.quantization_default import ROUND_TO_NEAREST
 from vl2.ops.quantized_weight.codes import dequantize_codes, unpack_codes
 
 TORCH_DTYPES = {
@@ -51,8 +52,17 @@ class StoredWeight:
         return self.parts.get(PACKED) or self.parts.get(GPTQ) or self.parts["weight"]
 
     @property
+    def scale(self) -> TensorInfo:
+        """Of float8."""
+        return self.parts.get("weight_scale_inv") or self.parts["weight_scale"]
+
+    @property
     def is_plain(self) -> bool:
         return set(self.parts) == {"weight"} and self.main.dtype != "F8_E4M3"
+
+    @property
+    def linear(self) -> str:
+        return self.name.removesuffix(".weight")
 
     @property
     def num_bytes(self) -> int:
@@ -97,8 +107,7 @@ def check_stored(stored: StoredWeight, shape: tuple[int, ...], quantization: Qua
 
 
 def _scheme_of(stored: StoredWeight, quantization: Quantization | None) -> StoredScheme:
-    linear = stored.name.removesuffix(".weight")
-    scheme = None if quantization is None else quantization.stored(linear)
+    scheme = None if quantization is None else quantization.stored(stored.linear)
     if scheme is None or scheme.is_float:
         raise CheckpointError(
             f"{stored.main.file}: {stored.main.name} is quantised, but config.json's quantization_config "
@@ -121,8 +130,19 @@ class WeightReader:
         shape = (rows, *info.shape[1:]) if info.shape else ()
         return torch.frombuffer(data, dtype=TORCH_DTYPES[info.dtype]).view(shape)
 
+    def rounded_to(self, stored: StoredWeight) -> WeightScheme | None:
+        """The float8 that a weight in 16 or 32 bits stands for once it is loaded, even where it is held in as many."""
+        is_linear = stored.is_plain and len(stored.main.shape) == 2
+        if not is_linear or self.quantization is None or self.quantization.method != ROUND_TO_NEAREST:
+            return None
+        scheme = self.quantization.scheme_of(stored.linear)
+        return scheme if scheme is not None and scheme.is_float else None
+
     def codes(self, stored: StoredWeight) -> tuple[torch.Tensor, torch.Tensor]:
-        """Of a computable scheme: codes [N, K] int8 and scales [N, G]."""
+        """Of a computable scheme: codes [N, K] int8 or float8 and scales [N, G]."""
+        if stored.main.dtype == "F8_E4M3":
+            scale = self.tensor(stored.scale).float().reshape(-1, 1)
+            return self.tensor(stored.main), scale.expand(stored.main.shape[0], 1)
         scheme = _scheme_of(stored, self.quantization)
         codes, scales, zeros = self._integers(stored, scheme)
         if zeros is not None and bool(zeros.any()):
@@ -147,8 +167,7 @@ class WeightReader:
         weight = self.tensor(stored.main)
         if stored.main.dtype != "F8_E4M3":
             return weight
-        info = stored.parts.get("weight_scale_inv") or stored.parts["weight_scale"]
-        return _scale_blocks(weight.float(), self.tensor(info).float())
+        return _scale_blocks(weight.float(), self.tensor(stored.scale).float())
 
     def _integers(
         self, stored: StoredWeight, scheme: StoredScheme

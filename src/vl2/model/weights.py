@@ -24,7 +24,7 @@ from vl2.model.moe import MLP, MoE, QuantizedMoE
 from vl2.model.stored import TORCH_DTYPES, StoredWeight, WeightReader, check_stored, group_tensors
 from vl2.model.vision import VisionBlock
 from vl2.model.vl2 import DeepseekVL2
-from vl2.ops.quantized_weight.codes import round_to_nearest
+from vl2.ops.quantized_weight.codes import dequantize_codes, round_to_nearest
 from vl2.ops.quantized_weight.weight import QuantizedLayout, QuantizedWeight
 from vl2.ops.saturate import to_dtype
 
@@ -84,7 +84,8 @@ def load_weights(model: DeepseekVL2, folder: Path, on_progress: Callable[[int, i
         reader = WeightReader(blocks, quantization)
         for stored in sorted(found.values(), key=lambda stored: (stored.main.file, stored.main.start)):
             target = targets[stored.name]
-            num_widened += not stored.is_plain and not isinstance(target, QuantizedPart)
+            is_quantized = not stored.is_plain or reader.rounded_to(stored) is not None
+            num_widened += is_quantized and not isinstance(target, QuantizedPart)
             fill(reader, stored, target, model.dtype)
             done += stored.num_bytes
             if on_progress is not None:
@@ -98,7 +99,13 @@ def load_weights(model: DeepseekVL2, folder: Path, on_progress: Callable[[int, i
 def fill(reader: WeightReader, stored: StoredWeight, target: Target, dtype: torch.dtype) -> None:
     """`dtype`: of new scales, and of what is computed with them."""
     if isinstance(target, torch.Tensor):
-        if stored.is_plain:
+        scheme = reader.rounded_to(stored)
+        if scheme is not None:
+            for first_row in range(0, len(target), ROWS_AT_ONCE):
+                rows = target[first_row : first_row + ROWS_AT_ONCE]
+                weight = reader.tensor(stored.main, first_row, len(rows))
+                rows.copy_(dequantize_codes(*round_to_nearest(weight, scheme, dtype)))
+        elif stored.is_plain:
             _copy(reader.reader, stored.main, target)
         else:
             target.copy_(to_dtype(reader.dense(stored), target.dtype))
@@ -112,7 +119,8 @@ def fill(reader: WeightReader, stored: StoredWeight, target: Target, dtype: torc
             target.store(*round_to_nearest(weight, scheme, dtype), first_row)
     else:
         codes, scales = reader.codes(stored)
-        target.store(codes.to(device), to_dtype(scales.to(device), dtype))
+        scales = scales.to(device)
+        target.store(codes.to(device), scales if codes.is_floating_point() else to_dtype(scales, dtype))
 
 
 @torch.no_grad()

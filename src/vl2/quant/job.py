@@ -16,7 +16,7 @@ from vl2.checkpoint.folder import BlockReader, TensorInfo, list_tensors, read_mo
 from vl2.core.config import ProcessorConfig
 from vl2.core.errors import SetupError
 from vl2.core.model_config import ModelConfig
-from vl2.core.quantization import Quantization
+from vl2.core.quantization import Quantization, StoredScheme
 from vl2.core.quantization_default import default_quantization
 from vl2.core.tiling import image_layout
 from vl2.model.decoder import DecoderLayer
@@ -69,7 +69,9 @@ def quantize(source: Path, name: str, out: Path, settings: Settings, progress: P
     config = read_model_config(source)
     if config.quantization is not None:
         raise SetupError(f"{source} is quantised already; name the checkpoint in 16 bits that it was made of")
-    plan = default_quantization(config.language, settings.bits, settings.group_size, head_bits=settings.head_bits)
+    plan = default_quantization(
+        config.language, StoredScheme(settings.bits, settings.group_size), head_bits=settings.head_bits
+    )
     samples, skipped = _read_samples(source, config, settings)
     job = _Job(source, config, plan, samples, settings)
     described = {

@@ -45,7 +45,7 @@ class Weights:
         return sum(linear.numbers for linear in self.linears) + self.plain + self.float32
 
     def num_bytes(self, dtype: str, quantization: Quantization | None = None) -> int:
-        """On a GPU: codes of few bits lie side by side, with one scale in `dtype` for each group."""
+        """On a GPU: codes of few bits lie side by side, with one scale in `dtype` (fp8: float32) for each group."""
         size = BYTES_PER_NUMBER[dtype]
         total = self.plain * size + self.float32 * FLOAT32_BYTES
         for linear in self.linears:
@@ -54,14 +54,14 @@ class Weights:
                 total += linear.numbers * size
             else:
                 scales = linear.count * linear.out_width * scheme.num_groups(linear.in_width)
-                total += linear.numbers * scheme.bits // 8 + scales * size
+                total += linear.numbers * scheme.bits // 8 + scales * (FLOAT32_BYTES if scheme.is_float else size)
         return total
 
 
 def _is_held(scheme: WeightScheme, in_width: int) -> bool:
     """As the GPU's kernels decide (ops/quantized_weight/triton_layout.py): they take 64 or 128 inputs at a time."""
     group = scheme.group_size or in_width
-    step = min(scheme.group_size or 128, 128)
+    step = min(scheme.group_size or (128 if in_width % 128 == 0 else 64), 128)
     return step >= 64 and in_width % group == 0 and group % step == 0
 
 

@@ -3,6 +3,9 @@
 What differs from `kernel.py`: a block's rows lie side by side, so the copy engine (TMA) brings tiles of rows and of
 weights to shared memory without a thread computing addresses; programs stay and take one tile after the other; the
 shared experts, which every token takes, are two plain matrix products.
+
+float8 weights are multiplied with float8 rows, both with a scale for each row, which are multiplied onto the sums; then
+shared experts are further ones, and the inner rows are rounded between the two products.
 """
 
 from __future__ import annotations
@@ -17,6 +20,8 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from vl2.ops.experts.align import align
 from vl2.ops.experts.kernel_common import GROUP_BLOCKS, Tile, block_and_tile, swiglu, swish, weighted_sum
 from vl2.ops.experts.weights import ExpertWeights
+from vl2.ops.float8.kernel import round_rows
+from vl2.ops.quantized_experts.weights import QuantizedExperts
 from vl2.ops.saturate import saturate
 from vl2.ops.saturate_kernel import to_dtype
 
@@ -25,6 +30,7 @@ ALIGNMENT = 16
 
 
 TILE = Tile(128, 128, 64, 256, 64, 8, 3)
+FLOAT8_TILE = Tile(128, 128, 128, 128, 128, 8, 3)
 
 
 def can_lay_out(x: torch.Tensor, experts: ExpertWeights) -> bool:
@@ -37,31 +43,58 @@ def mix_many(
     x: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor, experts: ExpertWeights, tile: Tile = TILE
 ) -> torch.Tensor:
     """`Backend.mix_experts` (ops/backend.py) of 16-bit rows."""
-    num_tokens, width = x.shape
-    num_routed, num_active, inner = len(experts.down), ids.shape[1], experts.down.shape[2]
-    blocks = align(ids, num_routed, 0, tile.block_m)
+    results = _results(x, ids, (experts.gate_up, None), (experts.down, None), 0, tile)
+    return weighted_sum(results, weights, _shared(x, experts))
+
+
+def mix_many_float8(
+    x: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor, experts: QuantizedExperts, tile: Tile = FLOAT8_TILE
+) -> torch.Tensor:
+    """`Backend.mix_quantized_experts` (ops/backend.py) of float8 weights; 16-bit rows are rounded to it."""
+    gate_up, down = ((weight.codes, weight.scales) for weight in (experts.gate_up, experts.down))
+    return weighted_sum(_results(x, ids, gate_up, down, experts.num_shared, tile), weights, None)
+
+
+def _results(
+    x: torch.Tensor,
+    ids: torch.Tensor,
+    gate_up: tuple[torch.Tensor, torch.Tensor | None],
+    down: tuple[torch.Tensor, torch.Tensor | None],
+    num_shared: int,
+    tile: Tile,
+) -> torch.Tensor:
+    """[T · (A + S), C] of each token's pairs. float8 weights [E + S, Out, In] have scales [E + S, 1, Out]."""
+    (up_weights, up_scales), (down_weights, down_scales) = gate_up, down
+    (num_tokens, width), inner, num_active = x.shape, down_weights.shape[2], ids.shape[1] + num_shared
+    blocks = align(ids, len(down_weights) - num_shared, num_shared, tile.block_m)
     num_blocks, num_pairs = len(blocks.experts), num_tokens * num_active
-    rows = torch.empty(num_blocks * tile.block_m, width, dtype=x.dtype, device=x.device)
+    tokens, scales = (x, x) if up_scales is None else round_rows(x)
+    rows = torch.empty(num_blocks * tile.block_m, width, dtype=tokens.dtype, device=x.device)
     block_r = 16
     _lay_out[(len(rows) // block_r,)](
-        x, rows, blocks.pairs, blocks.experts, num_pairs, width, x.stride(0), NUM_ACTIVE=num_active,
+        tokens, rows, blocks.pairs, blocks.experts, num_pairs, width, tokens.stride(0), NUM_ACTIVE=num_active,
         BLOCK_M=tile.block_m, BLOCK_R=block_r, BLOCK_C=min(1024, triton.next_power_of_2(width)), num_warps=8,
     )  # fmt: skip
     hidden = torch.empty(len(rows), inner, dtype=x.dtype, device=x.device)
-    options = dict(BLOCK_M=tile.block_m, GROUP=GROUP_BLOCKS, num_warps=tile.num_warps, num_stages=tile.num_stages)
+    options = dict(
+        BLOCK_M=tile.block_m, GROUP=GROUP_BLOCKS, HAS_SCALES=up_scales is not None, num_warps=tile.num_warps,
+        num_stages=tile.num_stages,
+    )  # fmt: skip
     num_tiles = num_blocks * triton.cdiv(inner, tile.up_n)
     _gate_up[(min(num_tiles, num_programs(x.device)),)](
-        box(rows, tile.block_m, tile.up_k), box(experts.gate_up.flatten(0, 1), tile.up_n, tile.up_k), hidden,
-        blocks.experts, num_blocks, width, inner, BLOCK_N=tile.up_n, BLOCK_K=tile.up_k, **options,
+        box(rows, tile.block_m, tile.up_k), box(up_weights.flatten(0, 1), tile.up_n, tile.up_k), hidden, scales,
+        x if up_scales is None else up_scales, blocks.pairs, blocks.experts, num_blocks, num_pairs, width, inner,
+        NUM_ACTIVE=num_active, BLOCK_N=tile.up_n, BLOCK_K=tile.up_k, **options,
     )  # fmt: skip
+    hidden, scales = (hidden, x) if down_scales is None else round_rows(hidden)
     results = torch.empty(num_pairs, width, dtype=x.dtype, device=x.device)
     num_tiles = num_blocks * triton.cdiv(width, tile.down_n)
     _down[(min(num_tiles, num_programs(x.device)),)](
-        box(hidden, tile.block_m, tile.down_k), box(experts.down.flatten(0, 1), tile.down_n, tile.down_k), results,
-        blocks.pairs, blocks.experts, num_blocks, num_pairs, width, inner, BLOCK_N=tile.down_n, BLOCK_K=tile.down_k,
-        **options,
+        box(hidden, tile.block_m, tile.down_k), box(down_weights.flatten(0, 1), tile.down_n, tile.down_k), results,
+        scales, x if down_scales is None else down_scales, blocks.pairs, blocks.experts, num_blocks, num_pairs, width,
+        inner, BLOCK_N=tile.down_n, BLOCK_K=tile.down_k, **options,
     )  # fmt: skip
-    return weighted_sum(results, weights, _shared(x, experts))
+    return results
 
 
 def _shared(x: torch.Tensor, experts: ExpertWeights) -> torch.Tensor | None:
@@ -103,13 +136,14 @@ def _lay_out(
         tl.store(target + columns, row, mask=columns < width)
 
 
-@triton.jit(do_not_specialize=["num_blocks"])
+@triton.jit(do_not_specialize=["num_blocks", "num_pairs"])
 def _gate_up(
-    rows, gate_up, hidden, block_experts, num_blocks, width, inner,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP: tl.constexpr,
+    rows, gate_up, hidden, token_scales, scales, pairs, block_experts, num_blocks, num_pairs, width, inner,
+    NUM_ACTIVE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP: tl.constexpr,
+    HAS_SCALES: tl.constexpr,
 ):  # fmt: skip
     """rows [B · M, C], gate_up [E · 2F, C] → hidden [B · M, F]. A tile may reach into other rows of weights than its
-    own: those columns are not stored.
+    own: those columns are not stored. float8: token_scales [T], scales [E · 2F].
     """
     num_tiles = tl.cdiv(inner, BLOCK_N)
     for number in range(tl.program_id(0), num_blocks * num_tiles, tl.num_programs(0)):
@@ -120,19 +154,25 @@ def _gate_up(
             gate, up = tl.zeros((BLOCK_M, BLOCK_N), tl.float32), tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
             for k in range(0, width, BLOCK_K):
                 a = rows.load([block * BLOCK_M, k])
-                gate = tl.dot(a, gate_up.load([first, k]).T, gate)
-                up = tl.dot(a, gate_up.load([first + inner, k]).T, up)
+                gate = tl.dot(a, gate_up.load([first, k]).T, gate, max_num_imprecise_acc=BLOCK_K)
+                up = tl.dot(a, gate_up.load([first + inner, k]).T, up, max_num_imprecise_acc=BLOCK_K)
             m, column = block * BLOCK_M + tl.arange(0, BLOCK_M), tile * BLOCK_N + tl.arange(0, BLOCK_N)
+            if HAS_SCALES:
+                pair, at_column = tl.load(pairs + m), scales + expert * 2 * inner + column
+                token_scale = tl.load(token_scales + pair // NUM_ACTIVE, mask=pair < num_pairs, other=0.0)[:, None]
+                gate *= token_scale * tl.load(at_column, mask=column < inner, other=0.0)[None, :]
+                up *= token_scale * tl.load(at_column + inner, mask=column < inner, other=0.0)[None, :]
             at = hidden + m.to(tl.int64)[:, None] * inner + column[None, :]
             tl.store(at, swish(gate, up, hidden.dtype.element_ty), mask=(column < inner)[None, :])
 
 
 @triton.jit(do_not_specialize=["num_blocks", "num_pairs"])
 def _down(
-    hidden, down, results, pairs, block_experts, num_blocks, num_pairs, width, inner,
+    hidden, down, results, row_scales, scales, pairs, block_experts, num_blocks, num_pairs, width, inner,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP: tl.constexpr,
+    HAS_SCALES: tl.constexpr,
 ):  # fmt: skip
-    """hidden [B · M, F], down [E · C, F] → results [pairs, C]."""
+    """hidden [B · M, F], down [E · C, F] → results [pairs, C]. float8: row_scales [B · M], scales [E · C]."""
     num_tiles = tl.cdiv(width, BLOCK_N)
     for number in range(tl.program_id(0), num_blocks * num_tiles, tl.num_programs(0)):
         block, tile = block_and_tile(number, num_blocks, num_tiles, GROUP)
@@ -141,9 +181,13 @@ def _down(
             first = expert * width + tile * BLOCK_N
             total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
             for k in range(0, inner, BLOCK_K):
-                total = tl.dot(hidden.load([block * BLOCK_M, k]), down.load([first, k]).T, total)
-            pair = tl.load(pairs + block * BLOCK_M + tl.arange(0, BLOCK_M))
-            column = tile * BLOCK_N + tl.arange(0, BLOCK_N)
+                a, b = hidden.load([block * BLOCK_M, k]), down.load([first, k]).T
+                total = tl.dot(a, b, total, max_num_imprecise_acc=BLOCK_K)
+            m, column = block * BLOCK_M + tl.arange(0, BLOCK_M), tile * BLOCK_N + tl.arange(0, BLOCK_N)
+            pair = tl.load(pairs + m)
+            if HAS_SCALES:
+                scale = tl.load(scales + expert * width + column, mask=column < width, other=0.0)
+                total *= tl.load(row_scales + m)[:, None] * scale[None, :]
             at = results + pair.to(tl.int64)[:, None] * width + column[None, :]
             tl.store(
                 at, to_dtype(total, results.dtype.element_ty), mask=(pair < num_pairs)[:, None] & (column < width)[None]

@@ -12,6 +12,7 @@ from vl2.ops.chain import chained, wait_for_last
 from vl2.ops.experts.align import Blocks, align
 from vl2.ops.experts.kernel import mix_experts
 from vl2.ops.experts.kernel_common import GROUP_BLOCKS, block_and_tile, precision, rows_of_block, swish, weighted_sum
+from vl2.ops.experts.kernel_many import mix_many_float8
 from vl2.ops.experts.weights import ExpertWeights
 from vl2.ops.quantized_experts.weights import QuantizedExperts
 from vl2.ops.quantized_linear.kernel import dequantize, has_asm
@@ -35,9 +36,9 @@ class Tile:
 
 
 FEW, SOME, MANY = (
-    Tile(16, 32, 32, False, 4, 5),
-    Tile(32, 64, 64, False, 4, 4),
-    Tile(128, 64, 128, True, 4, 3),
+    Tile(16, 64, 64, False, 4, 4),
+    Tile(32, 64, 64, False, 4, 3),
+    Tile(128, 128, 128, True, 8, 3),
 )
 FLOAT32 = Tile(16, 32, 32, False, 4, 2)
 FEW_PAIRS, SOME_PAIRS = 16, 64
@@ -62,11 +63,15 @@ def mix_quantized_experts(
     rounding: RowRounding = RowRounding(),
 ) -> torch.Tensor:
     """`Backend.mix_quantized_experts` (ops/backend.py)."""
-    if len(x) >= DEQUANTIZE_TOKENS and x.dtype != torch.float32:
-        return mix_written_out(x, ids, weights, experts)
     num_experts = len(experts.gate_up.codes)
+    is_float8 = experts.gate_up.scheme.is_float and experts.down.scheme.is_float
     num_pairs = len(x) * (ids.shape[1] + experts.num_shared)
-    return mix_with_tile(x, ids, weights, experts, choose_tile(num_pairs, num_experts, x.dtype))
+    if len(x) >= DEQUANTIZE_TOKENS and x.dtype != torch.float32 and not is_float8:
+        return mix_written_out(x, ids, weights, experts)
+    tile = choose_tile(num_pairs, num_experts, x.dtype)
+    if tile is MANY and is_float8:
+        return mix_many_float8(x, ids, weights, experts)
+    return mix_with_tile(x, ids, weights, experts, tile)
 
 
 def mix_written_out(
@@ -105,7 +110,7 @@ def mix_with_tile(
 
 
 def _settings(weight: QuantizedWeight, x: torch.Tensor, tile: Tile) -> dict[str, object]:
-    step = step_of(weight.scheme)
+    step = step_of(weight.scheme, weight.in_width)
     return dict(
         GROUP_STEPS=(weight.scheme.group_size or weight.in_width) // step, STEP=step, BITS=weight.scheme.bits,
         SCALES_FIRST=tile.scales_first, BLOCK_M=tile.block_m, GROUP=GROUP_BLOCKS, HAS_ASM=has_asm(x.device),
@@ -136,8 +141,8 @@ def _gate_up(
     scales_at = scales + expert.to(tl.int64) * (width // STEP // GROUP_STEPS) * 2 * inner + column
     gate, up = tl.zeros((BLOCK_N, BLOCK_M), tl.float32), tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
     for step in range(width // STEP):
-        gates = tl.load(gates_at + step * WORDS, mask=is_column[:, None], other=0)
-        ups = tl.load(ups_at + step * WORDS, mask=is_column[:, None], other=0)
+        gates = tl.load(gates_at + step * WORDS, mask=is_column[:, None], other=0.0)
+        ups = tl.load(ups_at + step * WORDS, mask=is_column[:, None], other=0.0)
         gate_scale = tl.load(scales_at + step // GROUP_STEPS * 2 * inner, mask=is_column, other=0.0)
         up_scale = tl.load(scales_at + step // GROUP_STEPS * 2 * inner + inner, mask=is_column, other=0.0)
         inputs = inputs_at + step * STEP
@@ -169,7 +174,7 @@ def _down(
     scales_at = scales + expert.to(tl.int64) * (inner // STEP // GROUP_STEPS) * width + column
     total = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
     for step in range(inner // STEP):
-        words = tl.load(words_at + step * WORDS, mask=is_column[:, None], other=0)
+        words = tl.load(words_at + step * WORDS, mask=is_column[:, None], other=0.0)
         scale = tl.load(scales_at + step // GROUP_STEPS * width, mask=is_column, other=0.0)
         total = add_step(
             total, words, scale, inputs_at + step * STEP, is_pair, WORDS, BITS, SCALES_FIRST, HAS_ASM, PRECISION

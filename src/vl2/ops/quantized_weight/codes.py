@@ -1,4 +1,4 @@
-"""Integer codes of weights: rounding to them, packing them as checkpoints do, and what they stand for.
+"""Codes of weights, integers or float8: rounding to them, packing them as checkpoints do, and what they stand for.
 
 Packed as compressed-tensors' `pack-quantized` has it: code + 2^(bits - 1), the first input in an int32's lowest bits.
 """
@@ -10,6 +10,7 @@ import math
 import torch
 
 from vl2.core.quantization import WeightScheme
+from vl2.ops.saturate import FLOAT8, FLOAT8_MAX, to_dtype
 
 
 def pack_codes(codes: torch.Tensor, bits: int) -> torch.Tensor:
@@ -28,8 +29,12 @@ def unpack_codes(packed: torch.Tensor, bits: int) -> torch.Tensor:
     return unsigned.view(torch.int8) - (1 << (bits - 1)) if bits == 4 else (unsigned ^ 0x80).view(torch.int8)
 
 
+FLOAT8_SPREAD = FLOAT8_MAX / 4
+"""Standard deviation of drawn float8 codes: of normal numbers, one in 16,000 is cut off."""
+
+
 def dequantize_codes(codes: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
-    """codes [..., N, K] int8, scales [..., N, G] → [..., N, K], multiplied in the scales' dtype."""
+    """codes [..., N, K] int8 or float8, scales [..., N, G] → [..., N, K], multiplied in the scales' dtype."""
     grouped = codes.unflatten(-1, (scales.shape[-1], -1))
     return grouped.to(scales.dtype).mul_(scales.unsqueeze(-1)).flatten(-2)
 
@@ -50,17 +55,20 @@ def fit_scales(weight: torch.Tensor, scheme: WeightScheme, dtype: torch.dtype) -
     """Scales with which the largest weight of a group is the last code: [..., N, K] → [..., N, G] `dtype`.
 
     A group of zeros has the scale 1. The divisor is half the range, as compressed-tensors takes it: the largest
-    positive weight may fall half a step short.
+    positive weight may fall half a step short. Of float8 it is the largest number.
     """
     groups = scheme.num_groups(weight.shape[-1])
     largest = weight.float().unflatten(-1, (groups, -1)).abs().amax(-1)
-    scales = (largest / ((2**scheme.bits - 1) / 2)).to(dtype)
+    scales = (largest / (FLOAT8_MAX if scheme.is_float else (2**scheme.bits - 1) / 2)).to(dtype)
     return torch.where(scales == 0, torch.ones_like(scales), scales)
 
 
 def round_to_nearest(
     weight: torch.Tensor, scheme: WeightScheme, dtype: torch.dtype
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(codes [..., N, K] int8, scales [..., N, G] `dtype`) of [..., N, K]."""
+    """(codes [..., N, K] int8 or float8, scales [..., N, G] `dtype`, of float8 float32) of [..., N, K]."""
+    if scheme.is_float:
+        scales = fit_scales(weight, scheme, torch.float32)
+        return to_dtype(weight.float() / scales, FLOAT8), scales
     scales = fit_scales(weight, scheme, dtype)
     return round_to_codes(weight, scales, scheme.bits), scales

@@ -20,7 +20,9 @@ GROUP_SIZES = (32, 64, 128, 256)
 
 
 def holds(scheme: WeightScheme, out_width: int, in_width: int) -> bool:
-    """`QuantizedLayout.holds`."""
+    """`QuantizedLayout.holds`. No CPU multiplies float8: what it stands for is held in 16 or 32 bits."""
+    if scheme.is_float:
+        return False
     if scheme.bits == 8:
         return scheme.group_size is None
     group = scheme.group_size

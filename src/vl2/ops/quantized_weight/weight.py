@@ -48,11 +48,11 @@ class QuantizedLayout(Protocol):
     def empty(
         self, shape: tuple[int, ...], scheme: WeightScheme, dtype: torch.dtype, device: torch.device | str
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Uninitialised codes and scales of [(E,) N, K] weights; scales in the activations' `dtype`."""
+        """Uninitialised codes and scales of [(E,) N, K] weights; scales in `dtype`, of float8 in float32."""
         ...
 
     def store(self, weight: QuantizedWeight, codes: torch.Tensor, scales: torch.Tensor) -> None:
-        """Fill one matrix, or rows of it, from codes [N, K] int8 and scales [N, G]."""
+        """Fill one matrix, or rows of it, from codes [N, K] int8 or float8 and scales [N, G]."""
         ...
 
     def draw(self, weight: QuantizedWeight, std: float, generator: torch.Generator) -> None:
