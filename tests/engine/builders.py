@@ -62,11 +62,14 @@ def sequence(
     )
 
 
-def scheduler(*, pages: int = 100, slots: int = 8, sequences: int = 8, tokens: int = 64, tiles: int = 4) -> Scheduler:
+def scheduler(
+    *, pages: int = 100, slots: int = 8, sequences: int = 8, tokens: int = 64, tiles: int = 4, replays: bool = False
+) -> Scheduler:
     return Scheduler(
         PagePool(pages, PAGE_SIZE),
         TileCache(slots),
         Pacer(tokens, tiles),
         max_sequences=sequences,
         eos_token_id=EOS_ID,
+        replays=replays,
     )

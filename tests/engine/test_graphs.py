@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -12,7 +14,9 @@ from vl2.engine.decode_graphs import DecodeGraphs
 from vl2.engine.device_rows import DeviceRows
 from vl2.engine.engine import Engine
 from vl2.engine.prompt_graphs import PromptGraphs
-from vl2.ops import triton_backend
+from vl2.model.linear import Linear
+from vl2.ops import exact_backend, triton_backend
+from vl2.ops.rows import RowRounding
 
 
 class Replayed:
@@ -31,19 +35,26 @@ def capture(work, memory: object) -> tuple:
     return graph, graph.results
 
 
-def with_graphs(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> Engine:
+def with_graphs(engine: Engine, monkeypatch: pytest.MonkeyPatch, *, is_exact: bool = False) -> Engine:
+    """The engine as it is on a GPU, deterministic or not."""
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
     for module in ("decode_graphs", "prompt_graphs"):
         monkeypatch.setattr(f"vl2.engine.{module}.capture", capture)
-    runner, kernels = engine.runner, triton_backend
+    runner, kernels = engine.runner, exact_backend if is_exact else triton_backend
+    rounding = RowRounding(is_exact=is_exact)
     for module in runner.model.modules():
         if isinstance(getattr(module, "ops", None), type(kernels)):
             module.ops = kernels
+        if isinstance(module, Linear):
+            module.multiply = kernels.linear
+    runner.model.set_rounding(rounding)
+    runner.shape = replace(runner.shape, rounding=rounding)
+    engine.scheduler.replays = is_exact
     runner.rows = DeviceRows(engine.scheduler.max_sequences, 4, torch.device("cpu"))  # pages a sequence
     with torch.inference_mode():
-        runner.decode_graphs = DecodeGraphs(runner.model, runner.pool, runner.rows, 2)
+        runner.decode_graphs = DecodeGraphs(runner.model, runner.pool, runner.rows, 2, rounding)
         runner.prompt_graphs = PromptGraphs(
-            runner.model, runner.features, runner.pool, runner.rows, max_sequences=2, max_tokens=32
+            runner.model, runner.features, runner.pool, runner.rows, max_sequences=2, max_tokens=32, rounding=rounding
         )
     return engine
 
@@ -57,3 +68,15 @@ def test_prompts_and_answers_in_graphs_give_the_official_tokens(name: str, secon
     answers = greedy(engine, {key: case_prompt(case) for key, case in cases.items()}, max_tokens=3)
     for key, case in cases.items():
         assert [token_id for token_id, _ in answers[key]] == case.greedy_tokens[:3]
+
+
+def test_kernels_of_the_deterministic_mode_give_the_official_tokens_after_a_preemption_too(monkeypatch):
+    variant = load_variant("mla-greedy")
+    engine = build_engine(variant.name, max_sequences=2, max_step_tokens=32, prefix_cache=False)
+    engine, kinds = with_graphs(engine, monkeypatch, is_exact=True), set()
+    launch = engine.runner.launch
+    monkeypatch.setattr(engine.runner, "launch", lambda batch: kinds.add(batch.is_decode) or launch(batch))
+    case = variant.case("text")
+    answer = greedy(engine, {"only": case_prompt(case)}, preempt_every=4, max_tokens=3)["only"]
+    assert engine.scheduler.counts.preemptions and kinds == {True, False}
+    assert [token_id for token_id, _ in answer] == case.greedy_tokens[:3]

@@ -158,6 +158,45 @@ def test_an_answer_can_be_the_prefix_of_the_next_turn():
     assert lengths(s.schedule()) == [4]
 
 
+def test_where_answers_are_computed_otherwise_than_prompts_a_step_is_of_one_kind():
+    s = scheduler(tokens=4, replays=True)
+    s.add(sequence(text_prompt(1, 2), max_tokens=5))
+    take(s, s.schedule())
+    s.add(sequence(text_prompt(*range(9)), max_tokens=2))
+    seen = []
+    while s.has_work:
+        batch = s.schedule()
+        seen.append((batch.is_decode, lengths(batch)))
+        take(s, batch)
+    decode, prompt = (True, [1]), False
+    prompts = [(prompt, [4]), decode, (prompt, [4]), decode, (prompt, [1])]
+    assert seen[:6] == [decode, *prompts], "one token of a prompt is a prompt"
+
+
+def test_where_answers_are_computed_otherwise_than_prompts_a_preempted_one_is_generated_again():
+    s = scheduler(replays=True)
+    seq = sequence(text_prompt(1, 2, 3, 4), max_tokens=8)
+    s.add(seq)
+    for _ in range(3):
+        take(s, s.schedule())  # 1 2 3 4 | 7 7 7
+    s.preempt(seq)
+    seen = []
+    while len(seq.token_ids) < 8:
+        batch = s.schedule()
+        seen.append(([chunk.start for chunk in batch.chunks], batch.is_decode, len(batch.sampled)))
+        take(s, batch)
+    assert seen == [([4], True, 0), ([5], True, 0), ([6], True, 1)], "the prompt's page is known, its token was kept"
+
+
+def test_where_answers_are_computed_otherwise_than_prompts_only_prompts_are_shared():
+    s = scheduler(replays=True)
+    s.add(sequence(text_prompt(1, 2, 3), max_tokens=6))
+    while s.has_work:
+        take(s, s.schedule())  # 1 2 3 | 7 7 7 7 7 7
+    s.add(sequence(text_prompt(1, 2, 3, 7, 7, 7, 2, 2), max_tokens=1))
+    assert lengths(s.schedule()) == [8]
+
+
 def test_equal_ids_over_other_pictures_are_no_known_prefix():
     s = scheduler()
     for picture in (b"cat", b"dog", b"cat"):

@@ -27,12 +27,13 @@ class Traffic(RuleBasedStateMachine):
         tokens=st.integers(1, 30),
         tiles=st.integers(1, 4),
         overlaps=st.booleans(),
+        replays=st.booleans(),
     )
-    def start(self, pages: int, slots: int, sequences: int, tokens: int, tiles: int, overlaps: bool) -> None:
+    def start(self, overlaps: bool, replays: bool, **limits: int) -> None:
         self.overlaps = overlaps  # a step is sent off before the tokens of the one before it are back
         self.in_flight: tuple[StepBatch, StepOutput] | None = None
-        self.limits = {"tokens": tokens, "tiles": tiles, "sequences": sequences}
-        self.scheduler: Scheduler = scheduler(pages=pages, slots=slots, sequences=sequences, tokens=tokens, tiles=tiles)
+        self.limits = limits
+        self.scheduler: Scheduler = scheduler(**limits, replays=replays)
         self.endings: Counter[str] = Counter()
         self.asked: dict[str, Sequence] = {}
         self.clock_s = 0.0
@@ -94,8 +95,11 @@ class Traffic(RuleBasedStateMachine):
 
     def check(self, chunks: list[Chunk]) -> None:
         assert len(chunks) <= self.limits["sequences"]
-        prefill = [chunk for chunk in chunks if not chunk.sequence.is_decoding]
+        prefill = [chunk for chunk in chunks if not chunk.decodes]
         assert sum(chunk.length for chunk in prefill) <= self.limits["tokens"]
+        if self.scheduler.replays:
+            assert len(prefill) in (0, len(chunks)), "a step is of one kind"
+            assert all(chunk.end <= chunk.sequence.num_prompt_tokens for chunk in prefill)
         for chunk in chunks:
             seq = chunk.sequence
             assert chunk.start == seq.num_computed and chunk.end <= len(seq.token_ids)

@@ -89,7 +89,7 @@ def pack_step(chunks: list[Chunk], shape: BatchShape) -> PackedStep:
         unknown=np.asarray(unknown, np.int64).reshape(-1, 2),
         image_rows=np.concatenate(image_rows),
         image_sources=np.concatenate(image_sources),
-        block_tables=_block_tables([chunk.sequence for chunk in chunks]),
+        block_tables=block_tables([chunk.sequence for chunk in chunks]),
         last_chunks=last,
         logit_rows=np.asarray(logit_rows),
     )
@@ -105,6 +105,8 @@ def step_inputs(step: PackedStep, shape: BatchShape, rows: DeviceRows | None = N
         ids[unknown[:, 0]] = rows.last_tokens[unknown[:, 1]]
     multiple, is_exact = shape.rounding.multiple, shape.rounding.is_exact
     longest = max(chunk.length for chunk in step.shapes)
+    if is_exact:  # a prompt's single token is not computed as one that decodes
+        longest = max(longest, 2)
     every = AttentionBatch(
         chunks=tuple(step.shapes),
         block_tables=tables,
@@ -113,7 +115,7 @@ def step_inputs(step: PackedStep, shape: BatchShape, rows: DeviceRows | None = N
         max_query_rows=longest,
         row_multiple=multiple,
         is_fresh=step.is_fresh,
-        num_decodes=count_decodes(step.shapes) if longest > 1 else 0,
+        num_decodes=count_decodes(step.shapes) if longest > 1 and not is_exact else 0,
         has_fixed_splits=is_exact,
     )
     last_tables = tables if len(step.last_chunks) == len(step.shapes) else tables[step.last_chunks]
@@ -139,7 +141,7 @@ def chunk_lengths(shapes: list[ChunkShape]) -> tuple[np.ndarray, np.ndarray]:
     return np.asarray([0, *ends], np.int32), np.asarray([shape.context_length for shape in shapes], np.int32)
 
 
-def _block_tables(sequences: list[Sequence]) -> np.ndarray:
+def block_tables(sequences: list[Sequence]) -> np.ndarray:
     """[S, most pages], padded with page 0, which attention never reads beyond a sequence's length."""
     tables = np.zeros((len(sequences), max(len(sequence.pages) for sequence in sequences)), np.int32)
     for row, sequence in zip(tables, sequences, strict=True):

@@ -13,6 +13,7 @@ from vl2.engine.batch import sampling_arrays
 from vl2.engine.capture import capture
 from vl2.engine.device_rows import DeviceRows
 from vl2.engine.scheduler import Chunk
+from vl2.engine.sequence import UNKNOWN
 from vl2.engine.staging import StaticInputs
 from vl2.model.kv_pool import KVPool
 from vl2.model.step import QueryRows, StepInputs
@@ -35,8 +36,15 @@ def graph_sizes(max_sequences: int) -> list[int]:
 class DecodeGraphs:
     """Captured at the start, from the largest to the smallest, so that all share the largest one's memory."""
 
-    def __init__(self, model: DeepseekVL2, pool: KVPool, rows: DeviceRows, max_sequences: int) -> None:
-        self.model, self.pool, self.rows = model, pool, rows
+    def __init__(
+        self,
+        model: DeepseekVL2,
+        pool: KVPool,
+        rows: DeviceRows,
+        max_sequences: int,
+        rounding: RowRounding = RowRounding(),
+    ) -> None:
+        self.model, self.pool, self.rows, self.rounding = model, pool, rows, rounding
         self.graphs: dict[int, tuple[StaticInputs, torch.cuda.CUDAGraph, torch.Tensor, torch.Tensor]] = {}
         started_s, memory = time.monotonic(), torch.cuda.graph_pool_handle()
         for size in reversed(graph_sizes(max_sequences)):
@@ -48,9 +56,13 @@ class DecodeGraphs:
     def run(self, chunks: list[Chunk]) -> tuple[torch.Tensor, torch.Tensor]:
         """One token of each sequence: logits [S, V] float32 and sampled tokens [S], valid until the next run.
 
-        The sampled tokens are also kept in the device's rows, where the next step finds them.
+        The sampled tokens are also kept in the device's rows, where the next step finds them; those that the host
+        knows are written there first, for the device may have sampled another.
         """
         self.rows.enter([chunk.sequence for chunk in chunks])
+        if known := [chunk for chunk in chunks if chunk.sequence.token_ids[chunk.start] != UNKNOWN]:
+            ids = [chunk.sequence.token_ids[chunk.start] for chunk in known]
+            self.rows.keep_tokens([chunk.sequence for chunk in known], torch.tensor(ids, device=self.rows.device))
         size = min(size for size in self.graphs if size >= len(chunks))
         inputs, graph, logits, tokens = self.graphs[size]
         inputs.fill(self._arrays(chunks, size))
@@ -82,7 +94,10 @@ class DecodeGraphs:
             self.pool.page_size,
         )
         row_starts = torch.arange(len(t["rows"]) + 1, dtype=torch.int32, device=start.positions.device)
-        queries = QueryRows(None, AttentionBatch((), start.block_tables, row_starts, t["contexts"], max_query_rows=1))
+        batch = AttentionBatch(
+            (), start.block_tables, row_starts, t["contexts"], 1, has_fixed_splits=self.rounding.is_exact
+        )
+        queries = QueryRows(None, batch)
         nothing = start.positions[:0]
         step = StepInputs(
             token_ids=nothing,  # already looked up
@@ -93,7 +108,7 @@ class DecodeGraphs:
             num_logits=len(row_starts) - 1,
             image_rows=nothing,
             image_sources=nothing,
-            rounding=RowRounding(),
+            rounding=self.rounding,
         )
         logits = decoder.logits(decoder(start.embeds, step, self.pool))
         tokens = ops.sample(logits, SamplingRows.of(t))

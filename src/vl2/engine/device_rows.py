@@ -18,9 +18,8 @@ class DeviceRows:
         self._entered = [0] * num_rows  # the admission that each row was written for
 
     def enter(self, sequences: list[Sequence]) -> None:
-        """Write the rows of sequences that begin to decode: their pages, and the last token where the host knows it.
-
-        From then on a decoding step adds the page that it writes to, and the token that it samples, by itself.
+        """Write the pages of sequences that begin to decode. From then on a decoding step adds the page that it writes
+        to by itself.
         """
         new = [s for s in sequences if self._entered[s.row] != s.admission]
         if not new:
@@ -31,9 +30,6 @@ class DeviceRows:
             self._entered[sequence.row] = sequence.admission
         rows = torch.tensor([s.row for s in new], device=self.device)
         self.block_tables[rows] = torch.from_numpy(tables).to(self.device)
-        known = [s for s in new if s.knows_last_token]
-        if known:
-            self.keep_tokens(known, torch.tensor([s.token_ids[-1] for s in known], device=self.device))
 
     def keep_tokens(self, sequences: list[Sequence], tokens: torch.Tensor) -> None:
         """tokens [L] int64: what was sampled for each of the sequences."""

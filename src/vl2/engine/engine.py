@@ -53,9 +53,11 @@ class Engine:
                 config.max_step_tiles,
                 unnoticed_step_s=GPU_STEP_S if self.runner.overlaps else 0.0,
                 step_sizes=self.runner.step_sizes,
+                mixes=not self.runner.replays,
             ),
             max_sequences=config.max_sequences,
             eos_token_id=self.runner.model_config.language.eos_token_id,
+            replays=self.runner.replays,
         )
         language = self.runner.model_config.language
         self.grammars = Grammars(folder, language.vocab_size, language.eos_token_id)

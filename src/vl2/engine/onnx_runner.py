@@ -52,6 +52,7 @@ class OnnxRunner:
     """Owns the network, and the features of encoded tiles."""
 
     step_sizes: tuple[int, ...] = ()
+    replays = False
 
     def __init__(self, folder: Path, config: EngineConfig, on_progress: Progress | None = None) -> None:
         """`folder`: an exported model, or a checkpoint, which is exported first. Raises: SetupError."""

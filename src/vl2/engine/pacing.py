@@ -72,12 +72,15 @@ class Pacer:
         *,
         unnoticed_step_s: float = 0.0,
         step_sizes: Sequence[int] = (),
+        mixes: bool = True,
     ) -> None:
         """The maxima are for a step in which nothing decodes; they bound its memory.
 
         unnoticed_step_s  no step need be shorter
         step_sizes        numbers of tokens that a step is filled up to; a budget makes it fill one of them by itself
+        mixes             whether answers' tokens are in the same step as prompts
         """
+        self._mixes = mixes
         self._max_prefill_tokens, self._max_tiles = max_prefill_tokens, max_tiles
         self._min_prefill_tokens = min(MIN_PREFILL_TOKENS, max_prefill_tokens)
         self._unnoticed_step_s, self._step_sizes = unnoticed_step_s, sorted(step_sizes)
@@ -90,8 +93,17 @@ class Pacer:
             return self._max_prefill_tokens
         if not self._decode_s or not self._prefill:
             return self._min_prefill_tokens
-        affordable = self._whole_step(self._prefill.affordable(self._spare_s(num_decodes)), num_decodes)
+        beside = num_decodes if self._mixes else 0
+        affordable = self._whole_step(self._prefill.affordable(self._spare_s(num_decodes)), beside)
         return max(min(affordable, self._max_prefill_tokens), self._min_prefill_tokens)
+
+    def allows(self, before: int, more: int, num_decodes: int) -> bool:
+        """Whether so many `more` prompt tokens may be computed after those `before`, while answers stand still."""
+        if not before:
+            return True
+        if not self._decode_s or not self._prefill:
+            return False
+        return before + more <= self._prefill.affordable(self._spare_s(num_decodes))
 
     def tiles(self, num_decodes: int) -> int:
         """Tiles for the next step: beside running answers one, whose gap is then at most longer by that one, or what

@@ -2,7 +2,9 @@
 
 A step is filled up to one of a few numbers of tokens, and to few or to all sequences that may run. MLA takes a prompt
 out of the latent space, which a graph can do where nothing lies before the prompts (a fresh step); its other steps, and
-what is larger than the largest graph, keep the GPU busy long enough and are launched piece by piece.
+what is larger than the largest graph, keep the GPU busy long enough and are launched piece by piece. Where a row's bits
+must not depend on the step (`rounding.is_exact`), prompts are computed in one way only: no step holds anything that
+decodes, and MLA's have a graph only if they are fresh.
 """
 
 from __future__ import annotations
@@ -50,10 +52,11 @@ class Kind:
     num_tokens: int
 
 
-def graph_kinds(is_mla: bool, max_tokens: int) -> list[Kind]:
+def graph_kinds(is_mla: bool, max_tokens: int, is_exact: bool = False) -> list[Kind]:
     few = [Kind(True, False, size) for size in FEW_SIZES + LARGE_SIZES]
     many = [Kind(False, False, size) for size in MANY_SIZES + LARGE_SIZES]
-    kinds = [kind for kind in few + many if not is_mla or kind.num_tokens <= MAX_ABSORBED_TOKENS]
+    largest_absorbed = 0 if is_exact else MAX_ABSORBED_TOKENS
+    kinds = [kind for kind in few + many if not is_mla or kind.num_tokens <= largest_absorbed]
     kinds += [Kind(True, True, size) for size in FEW_SIZES] if is_mla else []
     return [kind for kind in kinds if kind.num_tokens <= max_tokens]
 
@@ -70,13 +73,14 @@ class PromptGraphs:
         *,
         max_sequences: int,
         max_tokens: int,
+        rounding: RowRounding = RowRounding(),
     ) -> None:
-        self.model, self.features, self.pool, self.rows = model, features, pool, rows
+        self.model, self.features, self.pool, self.rows, self.rounding = model, features, pool, rows, rounding
         self.num_sequences = {True: min(FEW_SEQUENCES, max_sequences), False: max_sequences}
         self.is_mla = model.config.language.mla is not None
         self._graphs: dict[Kind, Graph] = {}
         started_s, memory = time.monotonic(), torch.cuda.graph_pool_handle()
-        for kind in sorted(graph_kinds(self.is_mla, max_tokens), key=lambda kind: -kind.num_tokens):
+        for kind in sorted(graph_kinds(self.is_mla, max_tokens, rounding.is_exact), key=lambda kind: -kind.num_tokens):
             inputs = StaticInputs(self._arrays(kind), model.device)
             graph, results = capture(partial(self._step, inputs.tensors, kind), memory)
             self._graphs[kind] = inputs, graph, *results
@@ -141,11 +145,11 @@ class PromptGraphs:
         embeds = torch.where(t["is_image"].unsqueeze(1), self.features[t["sources"]], embeds)
         every = AttentionBatch(
             (), t["tables"], t["starts"], t["contexts"], max_query_rows=len(ids), is_fresh=kind.is_fresh,
-            may_decode=not self.is_mla,
+            may_decode=not self.is_mla and not self.rounding.is_exact, has_fixed_splits=self.rounding.is_exact,
         )  # fmt: skip
         one_row = torch.arange(len(t["logit_rows"]) + 1, dtype=torch.int32, device=ids.device)
         last_tables = t["tables"][t["logit_chunks"]]
-        last = AttentionBatch((), last_tables, one_row, t["logit_contexts"], max_query_rows=1)
+        last = AttentionBatch((), last_tables, one_row, t["logit_contexts"], 1, has_fixed_splits=self.rounding.is_exact)
         step = StepInputs(
             token_ids=ids,
             positions=t["positions"],
@@ -155,7 +159,7 @@ class PromptGraphs:
             num_logits=len(t["logit_rows"]),
             image_rows=ids[:0],  # already looked up
             image_sources=ids[:0],
-            rounding=RowRounding(),
+            rounding=self.rounding,
         )
         logits = decoder.logits(decoder(embeds, step, self.pool))
         tokens = self.model.ops.sample(logits, SamplingRows.of(t))

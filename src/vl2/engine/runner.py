@@ -59,7 +59,15 @@ class Runner:
         else:
             torch.cuda.set_device(self.device)
         self.max_context_tokens = config.max_context_tokens or model_config.language.max_position_embeddings
-        self.model = DeepseekVL2(model_config, self.max_context_tokens, dtype=self.dtype, device=self.device)
+        wanted, is_quantized = config.deterministic, model_config.quantization is not None
+        self.is_deterministic = self.device.type == "cpu" and not is_quantized if wanted is None else wanted
+        self.model = DeepseekVL2(
+            model_config,
+            self.max_context_tokens,
+            dtype=self.dtype,
+            device=self.device,
+            is_deterministic=self.is_deterministic,
+        )
         if config.random_weights:
             draw_weights(self.model)
         else:
@@ -74,8 +82,6 @@ class Runner:
         num_pages = num_kv_pages(config, model_config.language, self.dtype, self.device, workspace)
         page_size = config.page_size_tokens
         self.pool = KVPool(model_config.language, num_pages, page_size, dtype=self.dtype, device=self.device)
-        wanted, is_quantized = config.deterministic, model_config.quantization is not None
-        self.is_deterministic = self.device.type == "cpu" and not is_quantized if wanted is None else wanted
         row_multiple = self._choose_row_multiple() if self.is_deterministic else 1
         is_compiled_by_size = self.device.type == "cpu" and self.dtype != torch.float32
         rounding = RowRounding(
@@ -124,6 +130,11 @@ class Runner:
         return self.rows is not None
 
     @property
+    def replays(self) -> bool:
+        """Whether generated tokens are computed otherwise than prompts, and that must not show."""
+        return self.is_deterministic and self.device.type == "cuda"
+
+    @property
     def step_sizes(self) -> list[int]:
         """Numbers of tokens that a step with prompts is filled up to."""
         return self.prompt_graphs.sizes if self.prompt_graphs is not None else []
@@ -139,8 +150,9 @@ class Runner:
     @torch.inference_mode()
     def _capture_graphs(self) -> None:
         assert self.rows is not None
-        self.decode_graphs = DecodeGraphs(self.model, self.pool, self.rows, self.config.max_sequences)
-        self.vision_graphs = VisionGraphs(self.model, self.features, self.config.max_step_tiles)
+        rounding = self.shape.rounding
+        self.decode_graphs = DecodeGraphs(self.model, self.pool, self.rows, self.config.max_sequences, rounding)
+        self.vision_graphs = VisionGraphs(self.model, self.features, self.config.max_step_tiles, rounding.is_exact)
         self.prompt_graphs = PromptGraphs(
             self.model,
             self.features,
@@ -148,6 +160,7 @@ class Runner:
             self.rows,
             max_sequences=self.config.max_sequences,
             max_tokens=self.config.max_step_tokens,
+            rounding=rounding,
         )
 
     @torch.inference_mode()
@@ -175,6 +188,9 @@ class Runner:
         """Logits [L, V] of the sequences whose next token is wanted, and those tokens if they were drawn with them."""
         if self.decode_graphs is not None and batch.is_decode:
             logits, tokens = self.decode_graphs.run(batch.chunks)
+            if len(batch.sampled) < len(batch.chunks):  # others are generated again, after a preemption
+                wanted = [row for row, chunk in enumerate(batch.chunks) if chunk.is_last]
+                logits, tokens = logits[wanted], tokens[wanted]
             return logits, tokens if batch.needs_only_draws else None
         step = pack_step(batch.chunks, self.shape)
         ran = self.prompt_graphs.run(batch, step) if self.prompt_graphs is not None else None
@@ -231,14 +247,16 @@ class Runner:
         self.features[:-2].unflatten(0, (self.num_tile_slots, -1))[torch.tensor(slots, device=self.device)] = encoded
 
     def _choose_row_multiple(self) -> int:
-        """What this processor's GEMMs need for a row's bits not to depend on the batch.
+        """What this processor's GEMMs need for a row's bits not to depend on the batch; on a GPU that is a matter of
+        the kernels (ops/exact_backend.py).
 
         Raises: SetupError when that cannot be had.
         """
-        is_cpu = self.device.type == "cpu"
-        multiple = (
-            find_row_multiple(self.model.gemm_shapes(), frozenset((self.dtype, torch.float32))) if is_cpu else None
-        )
+        if self.device.type == "cuda":
+            if self.model_config.quantization is not None:
+                raise SetupError("--deterministic on a GPU needs weights of 16 or 32 bits; use --quantization auto")
+            return 1
+        multiple = find_row_multiple(self.model.gemm_shapes(), frozenset((self.dtype, torch.float32)))
         if multiple is None:
             raise SetupError(
                 f"--deterministic is not available on {self.device} in {self.dtype}: its matrix products give a row "

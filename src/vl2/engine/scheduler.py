@@ -3,6 +3,10 @@
 A step is a list of `Chunk`s. A chunk of one token is decoding, a longer one is prefill or a part of it: one case.
 Running sequences come first, in the order in which they are to be served; prompts fill what the pacer allows beside.
 
+Where generated tokens are computed otherwise than prompts (`replays`: the deterministic mode of a GPU), that would show
+in the last bits: there a step is of one kind, a preempted answer is generated again token by token, and only what
+prompts computed is shared.
+
 A step ends twice. `advance` takes it as done when it is on its way to the device, so that the next one can be planned;
 `update` takes its tokens when they are back, which may be after the next one was sent off.
 """
@@ -38,6 +42,11 @@ class Chunk:
     def end(self) -> int:
         return self.start + self.length
 
+    @property
+    def decodes(self) -> bool:
+        """Whether it is one generated token."""
+        return self.length == 1 and self.start >= self.sequence.num_prompt_tokens
+
 
 @dataclass(frozen=True, slots=True)
 class TileJob:
@@ -58,14 +67,14 @@ class StepBatch:
 
     @property
     def load(self) -> StepLoad:
-        num_decodes = sum(chunk.sequence.is_decoding for chunk in self.chunks)
+        num_decodes = sum(chunk.decodes for chunk in self.chunks)
         num_tokens = sum(chunk.length for chunk in self.chunks)
         return StepLoad(num_decodes, num_tokens - num_decodes, len(self.tile_jobs))
 
     @property
     def is_decode(self) -> bool:
         """Whether every chunk is one generated token."""
-        return all(chunk.length == 1 and chunk.sequence.is_decoding for chunk in self.chunks)
+        return all(chunk.decodes for chunk in self.chunks)
 
     @property
     def needs_only_draws(self) -> bool:
@@ -120,9 +129,17 @@ class Scheduler:
     """
 
     def __init__(
-        self, pages: PagePool, tiles: TileCache, pacer: Pacer, *, max_sequences: int, eos_token_id: int
+        self,
+        pages: PagePool,
+        tiles: TileCache,
+        pacer: Pacer,
+        *,
+        max_sequences: int,
+        eos_token_id: int,
+        replays: bool = False,
     ) -> None:
-        self.pages, self.tiles, self.pacer = pages, tiles, pacer
+        self.pages, self.tiles, self.pacer, self.replays = pages, tiles, pacer, replays
+        self._prompt_tokens = 0  # computed since an answer's token was, where a step is of one kind
         self.max_sequences, self.eos_token_id = max_sequences, eos_token_id
         self.waiting: list[Sequence] = []
         self.running: list[Sequence] = []
@@ -152,15 +169,44 @@ class Scheduler:
 
     def schedule(self) -> StepBatch:
         """Chunks and tiles of the next step; empty when there is nothing to do."""
-        decoding = [sequence for sequence in self.running if sequence.is_decoding and not sequence.is_full]
-        prefilling = [sequence for sequence in self.running if not sequence.is_decoding]
-        num_decodes = len(decoding)
+        num_decodes = len(self._decoding())
         budget = StepBudget(self.pacer.prefill_tokens(num_decodes), self.pacer.tiles(num_decodes))
-        for sequence in decoding:
+        if self.replays:
+            self._schedule_one_kind(num_decodes, budget)
+        else:
+            self._plan_answers(budget)
+            self._plan_prompts(budget)
+        return budget.batch
+
+    def _schedule_one_kind(self, num_decodes: int, budget: StepBudget) -> None:
+        """Prompts for as long as answers may stand still, then one token of each answer."""
+        if not num_decodes or self.pacer.allows(self._prompt_tokens, budget.prefill_tokens, num_decodes):
+            self._plan_prompts(budget)
+        if budget.batch.chunks:
+            self._prompt_tokens += budget.batch.load.num_prefill_tokens
+        else:
+            self._plan_answers(budget)
+            self._prompt_tokens = 0
+
+    def _plan_answers(self, budget: StepBudget) -> None:
+        for sequence in self._decoding():
             if sequence in self.running and self._make_room(sequence):
-                budget.batch.chunks.append(Chunk(sequence, sequence.num_computed, 1, is_last=True))
-        for sequence in prefilling:
-            if sequence in self.running:
+                start = sequence.num_computed
+                budget.batch.chunks.append(Chunk.of(sequence, start, start + 1))
+
+    def _decoding(self) -> list[Sequence]:
+        return [sequence for sequence in self.running if self._decodes(sequence) and not sequence.is_full]
+
+    def _decodes(self, sequence: Sequence) -> bool:
+        """Whether its next chunk is one generated token."""
+        if self.replays:
+            return sequence.num_computed >= sequence.num_prompt_tokens
+        return sequence.is_decoding
+
+    def _plan_prompts(self, budget: StepBudget) -> None:
+        """Those that run, then those that wait, in order."""
+        for sequence in self.running:
+            if not self._decodes(sequence):
                 self._plan(sequence, budget)
         while budget.prefill_tokens > 0 and self.waiting and len(self.running) < self.max_sequences:
             sequence = self.waiting[0]
@@ -169,7 +215,6 @@ class Scheduler:
             self.waiting.pop(0)
             _insert(self.running, sequence)
             self._plan(sequence, budget)
-        return budget.batch
 
     def advance(self, batch: StepBatch) -> None:
         """A step is on its way: what it computes counts as computed, what it samples is expected."""
@@ -234,7 +279,8 @@ class Scheduler:
     def _admit(self, sequence: Sequence) -> bool:
         """Pages for all its tokens, known ones where the cache has them; the last token is always computed anew."""
         num_tokens = len(sequence.token_ids)
-        keys = sequence.page_keys.upto(sequence.token_ids, num_tokens - 1) if sequence.page_keys else []
+        num_shared = min(num_tokens - 1, self._num_sharable(sequence))
+        keys = sequence.page_keys.upto(sequence.token_ids, num_shared) if sequence.page_keys else []
         sequence.pages = self.pages.match(keys)
         num_known = len(sequence.pages) * self.pages.page_size
         if not self.pages.grow(sequence.pages, num_tokens):
@@ -261,13 +307,17 @@ class Scheduler:
     def _plan(self, sequence: Sequence, budget: StepBudget) -> None:
         """The longest chunk that fits the budget and whose pictures this step's tile batch completes."""
         start = sequence.num_computed
-        end = min(len(sequence.token_ids), start + budget.prefill_tokens)
+        end = min(self._num_sharable(sequence), start + budget.prefill_tokens)
         for index, span in sequence.spans_within(start, end):
             if not self._encode(sequence, index, budget):
                 end = max(start, span.start)
                 break
         if end > start:
             budget.add_prefill(Chunk.of(sequence, start, end))
+
+    def _num_sharable(self, sequence: Sequence) -> int:
+        """Tokens that are computed as prompts are."""
+        return sequence.num_prompt_tokens if self.replays else len(sequence.token_ids)
 
     def _encode(self, sequence: Sequence, index: int, budget: StepBudget) -> bool:
         """Pin the span's slots and plan what is not encoded yet; True when all of it will be there."""
@@ -289,7 +339,7 @@ class Scheduler:
         sequence = chunk.sequence
         if sequence.page_keys is None:
             return
-        keys = sequence.page_keys.upto(sequence.token_ids, chunk.end)
+        keys = sequence.page_keys.upto(sequence.token_ids, min(chunk.end, self._num_sharable(sequence)))
         for page_idx in range(chunk.start // self.pages.page_size, len(keys)):
             self.pages.publish(sequence.pages[page_idx], keys[page_idx])
 

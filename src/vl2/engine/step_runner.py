@@ -40,6 +40,11 @@ class StepRunner(Protocol):
         ...
 
     @property
+    def replays(self) -> bool:
+        """Whether generated tokens are computed otherwise than prompts, and that must not show (`Scheduler`)."""
+        ...
+
+    @property
     def step_sizes(self) -> Sequence[int]:
         """Numbers of tokens that a step with prompts is filled up to; empty: any number will do."""
         ...

@@ -12,7 +12,6 @@ from vl2.model.linear import Place, QuantizedLinear, RMSNorm, empty
 from vl2.model.moe import MLP, MoE, make_moe
 from vl2.model.step import QueryRows, StepInputs
 from vl2.ops.backend import Backend
-from vl2.ops.logits import project_logits
 from vl2.ops.rope.table import RopeTable, rope_table
 from vl2.ops.rows import pad_rows
 
@@ -107,7 +106,7 @@ class Decoder(nn.Module):
         return self.norm.add(x, delta)[1]
 
     def logits(self, hidden: torch.Tensor, is_exact: bool = True) -> torch.Tensor:
-        """hidden [L, C] → [L, V] float32, see `project_logits`."""
+        """hidden [L, C] → [L, V] float32, see `ops/logits.py`."""
         if isinstance(self.lm_head, QuantizedLinear):
             return self.ops.quantized_logits(hidden, self.lm_head.weight, is_exact)
-        return project_logits(hidden, self.lm_head, is_exact)
+        return self.ops.logits(hidden, self.lm_head, is_exact)

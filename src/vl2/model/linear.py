@@ -28,6 +28,7 @@ class Linear(nn.Module):
     """y = x Wᵀ + b; float16 results saturate. Row counts are rounded up to `row_multiple` (ops/rows.py)."""
 
     row_multiple = 1
+    multiply = staticmethod(multiply)  # or the backend's (model/vl2.py)
 
     def __init__(
         self, in_width: int, out_width: int, *, bias: bool = False, dtype: torch.dtype, device: torch.device | str
@@ -38,9 +39,9 @@ class Linear(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.row_multiple == 1:
-            return saturate(multiply(x, self.weight, self.bias))
+            return saturate(self.multiply(x, self.weight, self.bias))
         rows = x.flatten(0, -2)
-        out = multiply(pad_rows(rows, round_up(len(rows), self.row_multiple)), self.weight, self.bias)[: len(rows)]
+        out = self.multiply(pad_rows(rows, round_up(len(rows), self.row_multiple)), self.weight, self.bias)[: len(rows)]
         return saturate(out).view(*x.shape[:-1], -1)
 
 

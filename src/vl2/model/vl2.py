@@ -21,10 +21,16 @@ from vl2.ops.rows import RowRounding
 
 class DeepseekVL2(nn.Module):
     def __init__(
-        self, config: ModelConfig, max_positions: int, *, dtype: torch.dtype, device: torch.device | str
+        self,
+        config: ModelConfig,
+        max_positions: int,
+        *,
+        dtype: torch.dtype,
+        device: torch.device | str,
+        is_deterministic: bool = False,
     ) -> None:
         super().__init__()
-        self.ops = ops = choose_backend(torch.device(device))
+        self.ops = ops = choose_backend(torch.device(device), is_deterministic)
         self.config, self.dtype, self.device = config, dtype, torch.device(device)
         self.vision = VisionTower(config.vision, ops, dtype=dtype, device=device)
         self.projector = Projector(config.projector, dtype=dtype, device=device)
@@ -33,6 +39,9 @@ class DeepseekVL2(nn.Module):
         self.view_separator = empty(width, dtype=dtype, device=device)
         place = Place(config.quantization, "language")
         self.decoder = Decoder(config.language, max_positions, ops, place, dtype=dtype, device=device)
+        for module in self.modules():
+            if isinstance(module, Linear):
+                module.multiply = ops.linear
 
     def encode_tiles(self, tiles: torch.Tensor) -> torch.Tensor:
         """tiles [N, side, side, 3] uint8 → [N, Q, C] model dtype."""

@@ -63,6 +63,13 @@ class Backend(Protocol):
         """
         ...
 
+    def linear(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+        """x Wᵀ + b: [..., In] → [..., Out] x's dtype, not saturated.
+
+        weight  [Out, In], on a CPU packed or not (ops/linear.py)
+        """
+        ...
+
     def linear_gelu(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
         """gelu(x Wᵀ + b), the tanh form: [..., In] → [..., Out]."""
         ...
@@ -165,6 +172,10 @@ class Backend(Protocol):
         """
         ...
 
+    def logits(self, hidden: torch.Tensor, weight: torch.Tensor, is_exact: bool = True) -> torch.Tensor:
+        """hidden [L, C], weight [V, C] → [L, V] float32, not rounded to the model's dtype (ops/logits.py)."""
+        ...
+
     def quantized_linear(
         self,
         x: torch.Tensor,
@@ -228,12 +239,14 @@ class Backend(Protocol):
         ...
 
 
-def choose_backend(device: torch.device) -> Backend:
-    """Kernels on CUDA, else torch."""
+def choose_backend(device: torch.device, is_deterministic: bool = False) -> Backend:
+    """Kernels on CUDA, of which a row's bits depend on the number of rows or not; else torch, where that is a matter
+    of `RowRounding`.
+    """
     if device.type == "cuda":
-        from vl2.ops import triton_backend  # imports Triton, which a CPU does not need
+        from vl2.ops import exact_backend, triton_backend  # import Triton, which a CPU does not need
 
-        return triton_backend
+        return exact_backend if is_deterministic else triton_backend
     from vl2.ops import torch_backend
 
     return torch_backend

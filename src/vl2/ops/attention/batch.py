@@ -38,7 +38,7 @@ class AttentionBatch:
     is_fresh: bool = False  # every chunk starts at position 0: the step's own rows are all of the context
     num_decodes: int = 0  # leading chunks of one row each
     may_decode: bool = False  # the host does not know how many chunks of one row lead: kernels look for themselves
-    has_fixed_splits: bool = False  # a row's bits depend on its own context alone, at a cost for few rows
+    has_fixed_splits: bool = False  # a row's bits depend on its own context alone: no choice by rows, at some cost
 
     @property
     def num_rows(self) -> int | None:
@@ -48,21 +48,19 @@ class AttentionBatch:
     def split(self) -> tuple[AttentionBatch, AttentionBatch]:
         """(the leading decodes, the rest); rows of both are counted from the step's first row on."""
         num = self.num_decodes
-        decodes, rest = (
-            replace(
-                self,
-                chunks=self.chunks[own],
-                block_tables=self.block_tables[own],
-                query_starts=starts,
-                context_lengths=self.context_lengths[own],
-                num_decodes=0,
-            )
-            for own, starts in (
-                (slice(0, num), self.query_starts[: num + 1]),
-                (slice(num, None), self.query_starts[num:]),
-            )
+        return replace(self.part(0, num), max_query_rows=1), self.part(num, len(self.block_tables))
+
+    def part(self, begin: int, end: int) -> AttentionBatch:
+        """Chunks begin … end - 1; their rows are counted from the step's first row on."""
+        own = slice(begin, end)
+        return replace(
+            self,
+            chunks=self.chunks[own],
+            block_tables=self.block_tables[own],
+            query_starts=self.query_starts[begin : end + 1],
+            context_lengths=self.context_lengths[own],
+            num_decodes=0,
         )
-        return replace(decodes, max_query_rows=1), rest
 
     @classmethod
     def of(cls, chunks: Sequence[ChunkShape], block_tables: torch.Tensor, row_multiple: int = 1) -> AttentionBatch:

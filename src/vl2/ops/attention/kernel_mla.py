@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 import triton
 
 from vl2.ops.attention.batch import AttentionBatch
@@ -12,6 +14,7 @@ from vl2.ops.attention.kernel import LOG2_E, Splits, block, chunks, counts, num_
 from vl2.ops.attention.kernel_expanded import gather_rows, prefill_expanded
 from vl2.ops.attention.kernel_latent import decode_latent, expand_splits, prefill_latent
 from vl2.ops.chain import chained
+from vl2.ops.exact_linear.kernel import linear as exact_linear
 from vl2.ops.rope.kernel import absorb_queries, expand_values
 from vl2.ops.rope.table import RopeTable
 from vl2.ops.saturate import saturate
@@ -44,6 +47,10 @@ def attend_mla(
         return out
     if batch.max_query_rows <= 1:
         _decode(q, layer, batch, out)
+        return out
+    if batch.has_fixed_splits:  # one form for all prompts, however long their chunks are
+        for part, num_keys in _parts(num_rows, batch):
+            _prefill_expanded(q, layer, part, num_keys, out, exact_linear)
         return out
     num, (decodes, rest) = batch.num_decodes, batch.split() if batch.num_decodes else (batch, batch)
     if num_keys := _num_expanded_keys(num_rows, num, rest):
@@ -101,10 +108,11 @@ def _decode(q: torch.Tensor, layer: Layer, batch: AttentionBatch, out: torch.Ten
     tile, block_h = tile_for("decode_latent", q.dtype), min(block(heads), 32)
     head_blocks = triton.cdiv(heads, block_h)
     splits = Splits.of(q, batch, tile, head_blocks, layer.pool.shape[1], rank)
-    has_adder = num_rows <= FEW_ROWS and splits.count > 1
+    is_exact = batch.has_fixed_splits
+    has_adder = num_rows <= FEW_ROWS and splits.count > 1 and not is_exact
     attended = q.new_empty(0 if has_adder else num_rows, heads, rank)
     decode_latent[head_blocks, splits.count, num_rows](
-        absorb_queries(q, layer.keys), q, layer.rope.cos, layer.rope.sin, layer.pool, attended,
+        absorb_queries(q, layer.keys, is_exact), q, layer.rope.cos, layer.rope.sin, layer.pool, attended,
         *splits.arguments(batch), layer.scale, *counts(batch, splits), **layer.sizes, BLOCK_H=block_h,
         SPLIT=splits.size, LAST_ADDS=splits.last_adds and not has_adder, HAS_ADDER=has_adder, **tile.options,
         **chained(q.device),
@@ -112,7 +120,7 @@ def _decode(q: torch.Tensor, layer: Layer, batch: AttentionBatch, out: torch.Ten
     values = layer.values
     if not has_adder:
         splits.combine(attended, batch)
-        expand_values(attended, values, out)
+        expand_values(attended, values, out, is_exact)
         return
     block_d = min(32, block(layer.value))
     expand_splits[triton.cdiv(layer.value, block_d), heads, num_rows](
@@ -141,12 +149,34 @@ def _num_expanded_keys(num_rows: int, num_decodes: int, batch: AttentionBatch) -
     return sum(contexts) if pays and sum(contexts) <= max(MAX_KEYS, num_rows) else 0
 
 
-def _prefill_expanded(q: torch.Tensor, layer: Layer, batch: AttentionBatch, num_keys: int, out: torch.Tensor) -> None:
+def _parts(num_rows: int, batch: AttentionBatch) -> Iterator[tuple[AttentionBatch, int]]:
+    """Chunks one after the other and how many positions they see, about as many as may be expanded at once."""
+    if batch.is_fresh:
+        yield batch, num_rows
+        return
+    assert batch.chunks, "in a graph the host does not know what these chunks see"
+    begin, num_keys, most = 0, 0, max(MAX_KEYS, num_rows)
+    for idx, chunk in enumerate(batch.chunks):
+        if num_keys and num_keys + chunk.context_length > most:
+            yield batch.part(begin, idx), num_keys
+            begin, num_keys = idx, 0
+        num_keys += chunk.context_length
+    yield batch.part(begin, len(batch.chunks)), num_keys
+
+
+def _prefill_expanded(
+    q: torch.Tensor,
+    layer: Layer,
+    batch: AttentionBatch,
+    num_keys: int,
+    out: torch.Tensor,
+    multiply: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] = F.linear,
+) -> None:
     """Take all positions of these chunks out of the latent space, one after the other, and attend to them there."""
     fresh = batch.is_fresh
     ends = batch.query_starts[1:] if fresh else batch.context_lengths.cumsum(0, dtype=torch.int32)
     rows = _gather(layer.pool, batch, ends, num_keys)
-    keys_values = saturate(torch.mm(rows[:, : layer.rank], layer.kv_b.t()))
+    keys_values = saturate(multiply(rows[:, : layer.rank], layer.kv_b))
     num_rows, heads, width = q.shape
     nope, value, tile = layer.nope, layer.value, tile_for("prefill_expanded", q.dtype)
     prefill_expanded[heads, num_tiles(num_rows, batch, tile.block_m)](

@@ -49,14 +49,27 @@ def mix_experts(
     rounding: RowRounding = RowRounding(),
 ) -> torch.Tensor:
     """`Backend.mix_experts` (ops/backend.py)."""
+    num_routed, num_shared = len(experts.gate_up), count_shared(experts)
+    tile = choose_tile(len(x) * (ids.shape[1] + num_shared), num_routed + num_shared, x.dtype)
+    if tile is MANY and can_lay_out(x, experts):
+        return mix_many(x, ids, weights, experts)
+    return mix_sorted(x, ids, weights, experts, tile)
+
+
+def count_shared(experts: ExpertWeights) -> int:
+    """Shared experts of a routed one's width."""
+    return 0 if experts.shared_gate_up is None else len(experts.shared_gate_up) // experts.gate_up.shape[1]
+
+
+def mix_sorted(
+    x: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor, experts: ExpertWeights, tile: Tile
+) -> torch.Tensor:
+    """`Backend.mix_experts` with tiles of this size."""
     num_tokens, width = x.shape
     num_routed, inner = experts.gate_up.shape[0], experts.gate_up.shape[1] // 2
     shared_up, shared_down = experts.shared_gate_up, experts.shared_down
-    num_shared = 0 if shared_up is None else shared_up.shape[0] // 2 // inner
+    num_shared = count_shared(experts)
     num_active = ids.shape[1] + num_shared
-    tile = choose_tile(num_tokens * num_active, num_routed + num_shared, x.dtype)
-    if tile is MANY and can_lay_out(x, experts):
-        return mix_many(x, ids, weights, experts)
     is_single = num_tokens == 1
     blocks = Blocks(ids, ids) if is_single else align(ids, num_routed, num_shared, tile.block_m)
     num_blocks = num_active if is_single else len(blocks.experts)

@@ -21,17 +21,40 @@ def route(
     if config.num_groups > 1 and config.topk_method != "greedy":
         ids, weights = reference.route(x, weight, bias, config)
         return ids.contiguous(), weights.contiguous()
-    num_tokens, num_experts, num_active = len(x), config.num_experts, config.num_active
-    logits = router_logits(x, weight)
-    ids = torch.empty(num_tokens, num_active, dtype=torch.int32, device=x.device)
-    weights = torch.empty(num_tokens, num_active, dtype=torch.float32, device=x.device)
+    return choose(router_logits(x, weight), bias, config)
+
+
+def choose(logits: torch.Tensor, bias: torch.Tensor | None, config: MoEConfig) -> tuple[torch.Tensor, torch.Tensor]:
+    """logits [T, E] float32 → ids and weights as of `Backend.route`."""
+    num_tokens, num_experts, num_active = len(logits), config.num_experts, config.num_active
+    ids = torch.empty(num_tokens, num_active, dtype=torch.int32, device=logits.device)
+    weights = torch.empty(num_tokens, num_active, dtype=torch.float32, device=logits.device)
     _choose[(num_tokens,)](
         logits, bias if bias is not None else logits, ids, weights, num_experts, config.routed_scaling_factor,
         NUM_ACTIVE=num_active, HAS_BIAS=bias is not None, IS_SOFTMAX=config.scoring_func == "softmax",
         NORMS=config.norm_topk_prob and num_active > 1, BLOCK_E=triton.next_power_of_2(num_experts), num_warps=1,
-        **chained(x.device),
+        **chained(logits.device),
     )  # fmt: skip
     return ids, weights
+
+
+def exact_route(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, config: MoEConfig
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`route` whose rows have the same bits however many there are: one kernel with one tile for all of them."""
+    assert config.num_groups == 1 or config.topk_method == "greedy"
+    (num_tokens, width), num_experts = x.shape, len(weight)
+    logits = torch.empty(num_tokens, num_experts, dtype=torch.float32, device=x.device)
+    arguments = x, weight, logits, num_tokens, width, num_experts, x.stride(0)
+    if x.dtype == torch.bfloat16:
+        _many_logits[triton.cdiv(num_tokens, 32), triton.cdiv(num_experts, 16)](
+            *arguments, BLOCK_T=32, BLOCK_E=16, BLOCK_C=128, num_warps=4, num_stages=4
+        )
+    else:
+        _few_logits[triton.cdiv(num_tokens, 4), triton.cdiv(num_experts, 4)](
+            *arguments, BLOCK_T=4, BLOCK_E=4, BLOCK_C=512, num_warps=4, **chained(x.device)
+        )
+    return choose(logits, bias, config)
 
 
 def router_logits(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:

@@ -129,7 +129,7 @@ def _absorb_queries(
 ):  # fmt: skip
     """BLOCK_M queries of one head times BLOCK_R columns of its key matrix."""
     head = tl.program_id(1)
-    rows, dims = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_D)
+    rows, dims = tl.program_id(2) * BLOCK_M + tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_D)
     ranks = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
     is_row, row_heads = (rows < num_rows)[:, None], (rows * HEADS + head)[:, None]
     wait_for_last(CHAINED)
@@ -140,21 +140,22 @@ def _absorb_queries(
     tl.store(out + row_heads * RANK + ranks[None, :], latent, mask=is_row & (ranks < RANK)[None, :])
 
 
-def absorb_queries(q: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
+def absorb_queries(q: torch.Tensor, keys: torch.Tensor, is_exact: bool = False) -> torch.Tensor:
     """MLA: take queries into the latent space.
 
-    q        [Q, H, Dn + Dr]: the last part is left out
-    keys     [H, Dn, R], may be strided: kv_b's key half
-    Returns  [Q, H, R]
+    q         [Q, H, Dn + Dr]: the last part is left out
+    keys      [H, Dn, R], may be strided: kv_b's key half
+    is_exact  a row's bits must not depend on the number of rows: one kernel for all numbers
+    Returns   [Q, H, R]
     """
     assert q.is_contiguous() and keys.stride(2) == 1
     (num_rows, heads, width), (dim, rank) = q.shape, keys.shape[1:]
     out = torch.empty(num_rows, heads, rank, dtype=q.dtype, device=q.device)
-    if num_rows > FEW_ROWS:
+    if num_rows > FEW_ROWS and not is_exact:
         torch.bmm(q[:, :, :dim].transpose(0, 1), keys, out=out.transpose(0, 1))
         return saturate(out)
     block_r = 32
-    _absorb_queries[triton.cdiv(rank, block_r), heads](
+    _absorb_queries[triton.cdiv(rank, block_r), heads, triton.cdiv(num_rows, FEW_ROWS)](
         q, keys, out, num_rows, keys.stride(0), keys.stride(1),
         HEADS=heads, DIM=dim, WIDTH=width, RANK=rank, BLOCK_M=FEW_ROWS, BLOCK_D=max(16, triton.next_power_of_2(dim)),
         BLOCK_R=block_r, num_warps=4, **chained(q.device),
@@ -185,18 +186,21 @@ def _expand_values(
     tl.store(out + row_heads * DIM + dims[None, :], to_dtype(acc, out.dtype.element_ty), mask=is_row & is_dim)
 
 
-def expand_values(latent: torch.Tensor, values: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+def expand_values(
+    latent: torch.Tensor, values: torch.Tensor, out: torch.Tensor | None = None, is_exact: bool = False
+) -> torch.Tensor:
     """MLA: take attention's results out of the latent space.
 
-    latent   [Q, H, R]
-    values   [H, Dv, R], may be strided: kv_b's value half
-    Returns  [Q, H · Dv] values' dtype: `out`, where it is given
+    latent    [Q, H, R]
+    values    [H, Dv, R], may be strided: kv_b's value half
+    is_exact  a row's bits must not depend on the number of rows: one tile for all numbers
+    Returns   [Q, H · Dv] values' dtype: `out`, where it is given
     """
     assert latent.is_contiguous() and values.stride(2) == 1
     (num_rows, heads, rank), dim = latent.shape, values.shape[1]
     if out is None:
         out = torch.empty(num_rows, heads * dim, dtype=values.dtype, device=latent.device)
-    block_m, block_d = _tile(num_rows, values.dtype)
+    block_m, block_d = _tile(1 if is_exact else num_rows, values.dtype)
     block_d = min(block_d, max(16, triton.next_power_of_2(dim)))
     if num_rows:
         _expand_values[triton.cdiv(num_rows, block_m), triton.cdiv(dim, block_d), heads](

@@ -1,0 +1,57 @@
+"""Experts whose rows have the same bits however many there are.
+
+A pair of token and expert is summed over the inner width in one order in each of the tiles of `kernel.py`, if the GPU's
+instructions for few and for many rows add up alike; that is tried once. Shared experts are always further experts:
+as matrix products of their own, as `kernel_many.py` has them, their two results would not be rounded one by one.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+
+import torch
+
+from vl2.ops.experts.kernel import FEW, MANY, SOME, choose_tile, count_shared, mix_sorted
+from vl2.ops.experts.kernel_common import Tile
+from vl2.ops.experts.weights import ExpertWeights
+from vl2.ops.rows import RowRounding
+
+log = logging.getLogger(__name__)
+
+
+def mix_experts(
+    x: torch.Tensor,
+    ids: torch.Tensor,
+    weights: torch.Tensor,
+    experts: ExpertWeights,
+    rounding: RowRounding = RowRounding(),
+) -> torch.Tensor:
+    """`Backend.mix_experts` (ops/backend.py)."""
+    num_experts = len(experts.gate_up) + count_shared(experts)
+    tile = choose_tile(len(x) * (ids.shape[1] + count_shared(experts)), num_experts, x.dtype)
+    if x.dtype != torch.float32 and tile not in agreeing_tiles(x.device, x.dtype):
+        tile = SOME
+    return mix_sorted(x, ids, weights, experts, tile)
+
+
+@functools.cache
+def agreeing_tiles(device: torch.device, dtype: torch.dtype) -> tuple[Tile, ...]:
+    """Those that give the same bits as `SOME`, tried on so many sums that another order must show in some of them."""
+    generator, rows, width, num_experts = torch.Generator(device).manual_seed(0), 400, 512, 4
+
+    def draw(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator, device=device)
+
+    up, down = draw(num_experts, 2 * width, width), draw(num_experts, width, width)
+    experts = ExpertWeights((up / width**0.5).to(dtype), down.to(dtype), None, None)
+    x, ids = draw(rows, width).to(dtype), draw(rows, num_experts).argsort(1)[:, :2].int()
+    weights = torch.ones(rows, 2, device=device)
+    expected = mix_sorted(x, ids, weights, experts, SOME)
+    agreeing = [SOME]
+    for tile in (FEW, MANY):
+        if torch.equal(mix_sorted(x, ids, weights, experts, tile), expected):
+            agreeing.append(tile)
+        else:
+            log.warning("deterministic: this GPU adds up otherwise in experts' tiles of %s, which are not used", tile)
+    return tuple(agreeing)
