@@ -2,6 +2,7 @@
 
     python nano/evalset.py                       # write nano/evalset.jsonl anew (the tracked file)
     python nano/evalset.py --pictures FOLDER     # draw the pictures that its questions name
+    python nano/evalset.py --first-seed 300000 --file OTHER.jsonl    # other scenes: to choose between candidates
 
 A picture's name is its seed, so the file is all that has to be kept. `vl2 evaluate` asks the questions through HTTP.
 """
@@ -39,9 +40,9 @@ def name(seed: int) -> str:
     return f"scene-{seed}.png"
 
 
-def single_questions() -> list[dict]:
+def single_questions(seed: int = FIRST_SEED) -> list[dict]:
     """Scene after scene, each asked the tasks that it suits, until every quota is full; languages alternate."""
-    rng, left, out, seed = Random(2), dict(QUOTA), [], FIRST_SEED
+    rng, left, out = Random(2), dict(QUOTA), []
     languages = dict.fromkeys(QUOTA, 0)
     numbers = dict.fromkeys(map(str, range(1, 10)), PER_NUMBER)
     while any(left.values()):
@@ -65,8 +66,8 @@ def single_questions() -> list[dict]:
     return out
 
 
-def which_questions() -> list[dict]:
-    rng, out, seed = Random(3), [], FIRST_SEED + 50_000
+def which_questions(seed: int = FIRST_SEED + 50_000) -> list[dict]:
+    rng, out = Random(3), []
     while len(out) < WHICH:
         number = rng.choice((2, 2, 3))
         scenes = [make_scene(seed + k) for k in range(number)]
@@ -95,16 +96,21 @@ def draw_one(target: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pictures", type=Path)
+    parser.add_argument("--file", type=Path, default=FILE)
+    parser.add_argument("--first-seed", type=int, default=FIRST_SEED, help="of the scenes, below 1,000,000")
     parser.add_argument(
         "--first", type=int, help="only the pictures of so many questions, spread evenly as `vl2 evaluate --first` does"
     )
     a = parser.parse_args()
     if a.pictures is None:
-        rows = [dict(id=i, **q) for i, q in enumerate(single_questions() + which_questions())]
-        FILE.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows), encoding="utf-8")
+        rows = [
+            dict(id=i, **q)
+            for i, q in enumerate(single_questions(a.first_seed) + which_questions(a.first_seed + 50_000))
+        ]
+        a.file.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows), encoding="utf-8")
         return
     a.pictures.mkdir(parents=True, exist_ok=True)
-    rows = [json.loads(line) for line in FILE.read_text(encoding="utf-8").splitlines()]
+    rows = [json.loads(line) for line in a.file.read_text(encoding="utf-8").splitlines()]
     if a.first:
         rows = [rows[i * len(rows) // a.first] for i in range(a.first)]
     with ProcessPoolExecutor() as pool:
