@@ -8,7 +8,6 @@ from torch import nn
 from vl2.model.attention import MLA
 from vl2.model.linear import Linear
 from vl2.model.moe import MoE
-from vl2.model.vl2 import DeepseekVL2
 from vl2.ops.linear import can_pack, pack
 
 SMALL_MATRIX = 2**19
@@ -24,16 +23,18 @@ class PackedMatrices(nn.ParameterList):
 
 
 @torch.inference_mode()
-def pack_weights(model: DeepseekVL2) -> None:
+def pack_weights(model: nn.Module) -> None:
     """Pack what can be packed. Afterwards the weights can be multiplied with, but neither read nor changed.
 
+    model  a DeepseekVL2, or its decoder alone
+
     Embeddings and the vocabulary's matrix, of which rows are looked up, are left alone. MLA's kv_b, whose halves are
-    multiplied by head, becomes float32
-    where it is small: a bfloat16 product by head takes torch 25 µs and more, a small float32 one 7.
+    multiplied by head, becomes float32 where it is small: a bfloat16 product by head takes torch 25 µs and more, a
+    small float32 one 7.
     """
-    if not can_pack(model.decoder.embed_tokens):
+    if not can_pack(next(model.parameters())):
         return
-    by_head = {layer.attention.kv_b for layer in model.decoder.layers if isinstance(layer.attention, MLA)}
+    by_head = {module.kv_b for module in model.modules() if isinstance(module, MLA)}
     for module in model.modules():
         if module in by_head:
             if module.weight.numel() <= SMALL_MATRIX:

@@ -1,0 +1,62 @@
+"""Which build of the library this processor can run. No torch here."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import platform
+from ctypes import c_int32, c_int64, c_void_p
+from pathlib import Path
+
+from vl2.ops.native.structures import STRUCTURES
+
+FOLDER = Path(__file__).parent
+CPUINFO = Path("/proc/cpuinfo")
+
+AVX2 = frozenset("avx2 fma f16c bmi1 bmi2 movbe".split())
+AVX512 = AVX2 | frozenset("avx512f avx512bw avx512cd avx512dq avx512vl".split())
+X86_64: tuple[tuple[str, frozenset[str]], ...] = (
+    ("x86-64-v4-bf16", AVX512 | {"avx512_bf16"}),
+    ("x86-64-v4", AVX512),
+    ("x86-64-v3", AVX2),
+)
+"""(variant, words of /proc/cpuinfo that it needs), the fastest first. hatch_build.py builds all of a machine's kind."""
+
+
+def library_path(variant: str) -> Path:
+    return FOLDER / f"vl2-{variant}.so"
+
+
+def variants() -> list[str]:
+    """Those that this processor can run, the fastest first."""
+    machine = platform.machine()
+    if machine == "aarch64":
+        return ["aarch64"]
+    words = set(CPUINFO.read_text().split()) if machine == "x86_64" and CPUINFO.exists() else set()
+    return [name for name, needed in X86_64 if needed <= words]
+
+
+def find() -> tuple[Path | None, str]:
+    """(the library, its variant), or (None, why there is none)."""
+    runnable = variants()
+    if not runnable:
+        return None, "this processor is too old for it"
+    for name in runnable:
+        if library_path(name).exists():
+            return library_path(name), name
+    return None, "it was not built: install vl2 where a C compiler or the package ziglang can be had"
+
+
+@functools.cache
+def load(path: Path) -> ctypes.CDLL:
+    """Raises: OSError where it cannot be loaded, or belongs to another version of these files."""
+    library = ctypes.CDLL(str(path))
+    library.vl2_sizes.argtypes, library.vl2_sizes.restype = (c_void_p,), None
+    sizes = (c_int64 * len(STRUCTURES))()
+    library.vl2_sizes(sizes)
+    if list(sizes) != [ctypes.sizeof(structure) for structure in STRUCTURES]:
+        raise OSError(f"{path} is of another version; install vl2 again")
+    library.vl2_engine_new.argtypes, library.vl2_engine_new.restype = (c_void_p, c_int32), c_void_p
+    library.vl2_engine_free.argtypes, library.vl2_engine_free.restype = (c_void_p,), None
+    library.vl2_step.argtypes, library.vl2_step.restype = (c_void_p, c_void_p), None
+    return library

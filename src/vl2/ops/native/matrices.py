@@ -1,0 +1,61 @@
+"""Torch's weights as the library reads them: where they lie, in the layout that they have."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+
+import torch
+
+from vl2.ops.linear import pack
+from vl2.ops.native.structures import BFLOAT16_BLOCKS, BFLOAT16_ROWS, FLOAT32_ROWS, Matrix
+
+BLOCKS = (64, 48, 32, 16)
+FILLINGS = (64, 32, 16, 2)
+"""Of rows, and of the numbers in one, to whole multiples: what oneDNN is known to choose."""
+
+
+def describe(weight: torch.Tensor, bias: torch.Tensor | None = None) -> Matrix | None:
+    """weight [Out, In] plain or packed (ops/linear.py), bias [Out] float32; None: a layout that is not known here.
+
+    Both must stay where they are as long as the description is used.
+    """
+    out_width, in_width = weight.shape
+    matrix = Matrix(out_width=out_width, in_width=in_width, padded_in=in_width)
+    if weight.is_mkldnn:
+        found = packed_layout(out_width, in_width)
+        if found is None:
+            return None
+        matrix.block, matrix.padded_in = found
+        matrix.layout, matrix.data = BFLOAT16_BLOCKS, torch.ops.mkldnn.data_ptr(weight)
+    else:
+        assert weight.is_contiguous() and weight.dtype in (torch.float32, torch.bfloat16)
+        matrix.layout = FLOAT32_ROWS if weight.dtype == torch.float32 else BFLOAT16_ROWS
+        matrix.data = weight.data_ptr()
+    if bias is not None:
+        assert bias.is_contiguous() and bias.dtype == torch.float32
+        matrix.bias = bias.data_ptr()
+    return matrix
+
+
+@functools.cache
+def packed_layout(out_width: int, in_width: int) -> tuple[int, int] | None:
+    """(block, `in_width` filled up) of what `pack` makes of a matrix; None: another layout than BFLOAT16_BLOCKS.
+
+    oneDNN does not tell, so a matrix of this shape is packed and looked at.
+    """
+    numbers = torch.arange(out_width * in_width, dtype=torch.int64) * 2654435761 >> 16 & 0x3FFF  # finite and unlike
+    plain = numbers.to(torch.int16).view(out_width, in_width)
+    packed = pack(plain.view(torch.bfloat16))
+    size = torch.ops.mkldnn._nbytes(packed)
+    lying = torch.frombuffer(bytearray(ctypes.string_at(torch.ops.mkldnn.data_ptr(packed), size)), dtype=torch.int16)
+    for block in BLOCKS:
+        for filling in FILLINGS:
+            rows, width = -(-out_width // block) * block, -(-in_width // filling) * filling
+            if rows * width != lying.numel():
+                continue
+            filled = torch.zeros(rows, width, dtype=torch.int16)
+            filled[:out_width, :in_width] = plain
+            if torch.equal(filled.view(rows // block, block, width // 2, 2).transpose(1, 2).flatten(), lying):
+                return block, width
+    return None

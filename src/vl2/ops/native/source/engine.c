@@ -1,0 +1,68 @@
+#include "engine.h"
+
+#include <stdlib.h>
+
+#include "attention.h"
+
+static int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
+
+/* The next `count` numbers of 4 bytes; without an arena only counts. */
+static void *take(Engine *engine, int64_t *used, int64_t count) {
+    float *taken = engine->arena == NULL ? NULL : engine->arena + *used;
+    *used += (count + 15) / 16 * 16;
+    return taken;
+}
+
+static int64_t lay_out(Engine *engine) {
+    const Model *model = engine->model;
+    int64_t used = 0, rows = model->max_rows, pairs = rows * model->num_active, all = pairs + rows;
+    int64_t head_width = larger(model->head_dim, larger(model->nope_dim + model->rope_dim, model->value_dim));
+    int64_t queries = (model->heads + 2 * model->kv_heads) * head_width;
+    int64_t widest = larger(larger(model->hidden, model->widest), larger(queries, model->q_rank));
+    int64_t stride = operand_stride(widest);
+    engine->x = take(engine, &used, rows * model->hidden);
+    engine->normed = take(engine, &used, all * widest);
+    engine->q = take(engine, &used, rows * larger(queries, model->q_rank));
+    engine->latent = take(engine, &used, rows * (model->rank + model->rope_dim));
+    engine->attended = take(engine, &used, rows * queries);
+    engine->inner = take(engine, &used, all * 2 * model->widest);
+    engine->outer = take(engine, &used, all * model->hidden);
+    engine->scores = take(engine, &used, (rows + 2) * model->num_experts);
+    engine->weights = take(engine, &used, pairs);
+    engine->scratch = take(engine, &used, pool_threads(engine->pool) * attention_scratch(model));
+    engine->operand = (Operand){take(engine, &used, all * stride), stride, model->is_bfloat16};
+    engine->shared_operand = (Operand){take(engine, &used, rows * stride), stride, model->is_bfloat16};
+    engine->router_operand = (Operand){take(engine, &used, rows * stride), stride, 0};
+    engine->ids = take(engine, &used, pairs);
+    engine->pairs = take(engine, &used, pairs);
+    engine->pair_rows = take(engine, &used, pairs);
+    engine->expert_starts = take(engine, &used, model->num_experts + 2);
+    engine->rows = take(engine, &used, rows);
+    int64_t most = model->num_experts + 2; /* products at once */
+    engine->products = (Products){.starts = take(engine, &used, 2 * most)};
+    engine->products.products = take(engine, &used, most * (int64_t)(sizeof(Product) / sizeof(float)));
+    return used;
+}
+
+EXPORT void vl2_engine_free(Engine *engine) {
+    if (engine == NULL) return;
+    if (engine->pool != NULL) pool_free(engine->pool);
+    free(engine->arena);
+    free(engine);
+}
+
+/* `model` and all that it points to must stay. NULL: not enough memory. */
+EXPORT Engine *vl2_engine_new(const Model *model, int32_t threads) {
+    Engine *engine = calloc(1, sizeof *engine);
+    if (engine == NULL) return NULL;
+    engine->model = model;
+    engine->pool = pool_new(threads);
+    if (engine->pool != NULL) engine->arena = aligned_alloc(64, (size_t)lay_out(engine) * sizeof(float));
+    if (engine->arena == NULL) {
+        vl2_engine_free(engine);
+        return NULL;
+    }
+    lay_out(engine);
+    for (int32_t row = 0; row < model->max_rows; row++) engine->rows[row] = row;
+    return engine;
+}

@@ -1,0 +1,49 @@
+/* y = x Wᵀ (+ b) for a few rows x: a weight is read once for up to ROWS_AT_ONCE rows, sums are float32. */
+#pragma once
+
+#include "simd.h"
+
+enum { ROWS_AT_ONCE = 8 };
+
+typedef enum {
+    FLOAT32_ROWS = 0,    /* [out, in] float32 */
+    BFLOAT16_ROWS = 1,   /* [out, in] bfloat16 */
+    BFLOAT16_BLOCKS = 2, /* [out / block, in / 2, block, 2] bfloat16, filled up with zeros: oneDNN's layout */
+} Layout;
+
+/* A weight where torch holds it. All fields are read by Python too (ops/native/structures.py). */
+typedef struct {
+    const void *data;
+    const float *bias; /* [out] or NULL */
+    int64_t out_width, in_width;
+    int64_t padded_in; /* of BFLOAT16_BLOCKS: in_width as it is filled up */
+    int32_t layout, block;
+} Matrix;
+
+/* Rows x as products read them, `stride` floats (4 bytes) apart. For a float32 weight they are floats. For a bfloat16
+ * one they are rounded to bfloat16, and lie in pairs where the processor multiplies such, else as floats with all even
+ * elements first, then all odd ones. */
+typedef struct {
+    float *data;
+    int64_t stride;
+    int32_t is_bfloat16;
+} Operand;
+
+/* Floats that an operand's row of `width` numbers takes: it may be filled up to 64 numbers. */
+INLINE int64_t operand_stride(int64_t width) { return (width + 63) / 64 * 64; }
+
+void operand_store(const Operand *operand, int64_t row, const float *values, int64_t width);
+
+/* Rows of one product: row i is operand row in_rows[i], its result goes to out + out_rows[i] · out_stride. */
+typedef struct {
+    const Matrix *weight;
+    const Operand *operand;
+    float *out;
+    int64_t out_stride;
+    const int32_t *in_rows, *out_rows;
+    int64_t num_rows;
+} Product;
+
+/* A product is done in pieces, of some columns of y each. */
+int64_t product_pieces(const Product *product);
+void product_piece(const Product *product, int64_t piece);

@@ -1,0 +1,93 @@
+/* Vectors of floats, in the vector extension that gcc and clang share; bfloat16 is handled as pairs in 32 bits. */
+#pragma once
+
+#include <stdint.h>
+#include <string.h>
+
+#if defined(__AVX512F__)
+#define LANES 16
+#else
+#define LANES 8
+#endif
+
+#if defined(__AVX512BF16__)
+#include <immintrin.h>
+#define HAS_BF16_DOT 1
+#else
+#define HAS_BF16_DOT 0
+#endif
+
+#define INLINE static inline __attribute__((always_inline))
+#define UNROLL _Pragma("GCC unroll 16")
+
+typedef float Floats __attribute__((vector_size(LANES * 4)));
+typedef uint32_t Words __attribute__((vector_size(LANES * 4)));
+
+INLINE Floats load_floats(const float *from) {
+    Floats values;
+    memcpy(&values, from, sizeof values);
+    return values;
+}
+
+INLINE Words load_words(const uint32_t *from) {
+    Words values;
+    memcpy(&values, from, sizeof values);
+    return values;
+}
+
+INLINE void store_floats(float *to, Floats values) { memcpy(to, &values, sizeof values); }
+
+/* Both halves of pairs of bfloat16: the element at the lower address, and the one behind it. */
+INLINE Floats first_of_pairs(Words pairs) { return (Floats)(pairs << 16); }
+INLINE Floats second_of_pairs(Words pairs) { return (Floats)(pairs & 0xffff0000u); }
+
+/* By halves: lane by lane it would take longer than a row's products. */
+INLINE float sum_floats(Floats values) {
+    typedef float Eight __attribute__((vector_size(32)));
+    typedef float Four __attribute__((vector_size(16)));
+    Eight eight[LANES / 8];
+    memcpy(eight, &values, sizeof values);
+    if (LANES == 16) eight[0] += eight[LANES / 8 - 1];
+    Four four[2];
+    memcpy(four, eight, sizeof four);
+    four[0] += four[1];
+    return (four[0][0] + four[0][2]) + (four[0][1] + four[0][3]);
+}
+
+INLINE float from_bits(uint32_t bits) {
+    float value;
+    memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
+INLINE uint32_t to_bits(float value) {
+    uint32_t bits;
+    memcpy(&bits, &value, sizeof bits);
+    return bits;
+}
+
+INLINE float from_bf16(uint16_t value) { return from_bits((uint32_t)value << 16); }
+
+/* To the nearest, ties to even; NaN stays NaN. */
+INLINE uint16_t to_bf16(float value) {
+    uint32_t bits = to_bits(value);
+    uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+    return (uint16_t)(value != value ? 0x7fc0u : rounded);
+}
+
+/* e^x to about 1e-7 of it: 2^n by the exponent's bits, and a polynomial on [-ln 2 / 2, ln 2 / 2] (Cephes' expf).
+ * Plain arithmetic, so that compilers make vectors of it. Below -87 the result is that of -87, above 88 that of 88. */
+INLINE float exponential(float x) {
+    x = x < -87.0f ? -87.0f : x;
+    x = x > 88.0f ? 88.0f : x;
+    float n = __builtin_rintf(x * 1.44269504088896341f);
+    float r = __builtin_fmaf(n, 2.12194440e-4f, __builtin_fmaf(n, -0.693359375f, x)); /* ln 2 in two parts */
+    float p = 1.9875691500e-4f;
+    p = p * r + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * r * r + r + 1.0f;
+    return p * from_bits((uint32_t)((int32_t)n + 127) << 23);
+}

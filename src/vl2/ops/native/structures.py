@@ -1,0 +1,58 @@
+"""The structures of source/model.h and source/product.h, field by field."""
+
+from __future__ import annotations
+
+from ctypes import Structure, c_float, c_int32, c_int64, c_void_p
+from typing import Any
+
+FLOAT32_ROWS, BFLOAT16_ROWS, BFLOAT16_BLOCKS = range(3)
+"""Layouts of a matrix (source/product.h)."""
+
+
+def _fields(kind: type, names: str) -> list[tuple[str, Any]]:
+    return [(name, kind) for name in names.split()]
+
+
+class Matrix(Structure):
+    _fields_ = [
+        *_fields(c_void_p, "data bias"),
+        *_fields(c_int64, "out_width in_width padded_in"),
+        *_fields(c_int32, "layout block"),
+    ]
+
+
+class Layer(Structure):
+    _fields_ = [
+        *_fields(c_void_p, "attention_norm mlp_norm"),
+        *_fields(Matrix, "qkv q_a q_b kv_a kv_b"),
+        *_fields(c_void_p, "q_norm kv_norm"),
+        *_fields(Matrix, "o_proj gate_up down router"),
+        *_fields(c_void_p, "router_bias expert_gate_up expert_down pool"),
+    ]
+
+
+class Model(Structure):
+    _fields_ = [
+        *_fields(c_int64, "num_layers hidden vocabulary heads kv_heads head_dim"),
+        *_fields(c_int64, "rank q_rank nope_dim rope_dim value_dim"),
+        *_fields(c_int64, "num_experts num_active num_groups num_active_groups widest"),
+        *_fields(c_int64, "page_size num_slots max_rows max_context"),
+        *_fields(c_int32, "is_bfloat16 choice scoring normalises"),
+        *_fields(c_float, "eps inner_eps scale routed_scale"),
+        *_fields(c_void_p, "embeddings cos sin final_norm"),
+        *_fields(Matrix, "lm_head"),
+        *_fields(c_void_p, "layers"),
+    ]
+
+
+class Step(Structure):
+    _fields_ = [
+        *_fields(c_int64, "rows"),
+        *_fields(c_void_p, "token_ids positions tables"),
+        *_fields(c_int64, "table_width"),
+        *_fields(c_void_p, "logits"),
+    ]
+
+
+STRUCTURES = (Matrix, Layer, Model, Step)
+"""In the order of `vl2_sizes`."""

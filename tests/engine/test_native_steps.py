@@ -1,0 +1,75 @@
+"""The engine decodes by the native library where that is there, and as before where it is not."""
+
+from __future__ import annotations
+
+import pytest
+
+from golden_cases import load_variant
+from tests.ops.native.libraries import needs_library
+from tests.parity.steps import build_engine, case_prompt, greedy
+from vl2.engine import native_steps
+from vl2.ops.native import library
+
+pytestmark = pytest.mark.cpu_only
+
+
+def golden(name: str) -> tuple[dict, dict]:
+    cases = load_variant(name).cases
+    return {case.name: case_prompt(case) for case in cases}, {case.name: case.greedy_tokens for case in cases}
+
+
+def tokens(answers: dict[str, list]) -> dict[str, list[int]]:
+    return {name: [token_id for token_id, _ in answer] for name, answer in answers.items()}
+
+
+@needs_library
+@pytest.mark.parametrize("name", ["mha-greedy", "mla-qlora"])
+def test_generated_tokens_are_decoded_natively(name: str, monkeypatch: pytest.MonkeyPatch):
+    engine, (prompts, expected) = build_engine(name, deterministic=False, threads=2), golden(name)
+    steps = engine.runner.native_steps
+    assert steps is not None
+    sizes, run = [], steps.run
+    monkeypatch.setattr(steps, "run", lambda chunks: sizes.append(len(chunks)) or run(chunks))
+    assert tokens(greedy(engine, prompts)) == expected
+    assert max(sizes) >= 4 and len(sizes) >= 14, "all but first tokens, and those beside other prompts"
+
+
+@needs_library
+def test_more_sequences_than_it_takes_are_decoded_by_torch(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(native_steps, "MAX_ROWS", 2)
+    engine, (prompts, expected) = build_engine("mha-greedy", deterministic=False), golden("mha-greedy")
+    assert tokens(greedy(engine, prompts)) == expected
+
+
+@pytest.mark.parametrize("name", ["mha-greedy", "mla-noaux"])
+def test_without_a_library_torch_decodes(name: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture):
+    monkeypatch.setattr(library, "library_path", lambda variant: library.FOLDER / "none.so")
+    with caplog.at_level("INFO"):
+        engine = build_engine(name, deterministic=False)
+    assert engine.runner.native_steps is None and "without the native library: it was not built" in caplog.text
+    prompts, expected = golden(name)
+    assert tokens(greedy(engine, prompts)) == expected
+
+
+def test_an_old_processor_has_no_build_that_it_can_run(monkeypatch: pytest.MonkeyPatch, tmp_path):
+    cpuinfo = tmp_path / "cpuinfo"
+    cpuinfo.write_text("flags : fpu sse2 avx")
+    monkeypatch.setattr(library, "CPUINFO", cpuinfo)
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    assert library.find() == (None, "this processor is too old for it")
+
+
+def test_the_fastest_build_that_runs_is_taken(monkeypatch: pytest.MonkeyPatch, tmp_path):
+    cpuinfo = tmp_path / "cpuinfo"
+    cpuinfo.write_text("flags : " + " ".join(library.AVX512))
+    monkeypatch.setattr(library, "CPUINFO", cpuinfo)
+    monkeypatch.setattr(library, "FOLDER", tmp_path)
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    for variant in ("x86-64-v3", "x86-64-v4", "x86-64-v4-bf16"):
+        (tmp_path / f"vl2-{variant}.so").touch()
+    assert library.find()[1] == "x86-64-v4"
+
+
+def test_the_deterministic_mode_does_not_decode_natively():
+    """A prompt's rows come from torch's products: a sequence that is computed anew must get the same bits."""
+    assert build_engine("mha-greedy").runner.native_steps is None

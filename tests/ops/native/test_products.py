@@ -1,0 +1,141 @@
+"""The library's products and router, in every build that this processor can run, against torch."""
+
+from __future__ import annotations
+
+import ctypes
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.ops.native.libraries import every_build, fastest, needs_library
+from vl2.core.model_config import SCORING_FUNCS, TOPK_METHODS, MoEConfig
+from vl2.ops.gate.reference import route
+from vl2.ops.linear import can_pack, pack
+from vl2.ops.native import structures
+from vl2.ops.native.library import load
+from vl2.ops.native.matrices import describe, packed_layout
+
+pytestmark = [pytest.mark.cpu_only, needs_library]
+SHAPES = [(64, 64), (100, 90), (160, 512), (1, 7), (131, 257)]
+
+
+@pytest.fixture(autouse=True)
+def seed() -> None:
+    torch.manual_seed(0)
+
+
+def multiply(
+    library: Path, weight: torch.Tensor, x: torch.Tensor, bias: torch.Tensor | None = None, threads: int = 2
+) -> torch.Tensor:
+    out = torch.full((len(x), len(weight)), float("nan"))
+    matrix = describe(weight, bias)
+    assert matrix is not None
+    run = ctypes.CDLL(str(library)).vl2_multiply
+    rows = ctypes.c_int64(len(x))
+    pointers = (ctypes.c_void_p(tensor.data_ptr()) for tensor in (x, out))
+    x_pointer, out_pointer = pointers
+    assert run(ctypes.byref(matrix), x_pointer, rows, out_pointer, ctypes.c_int32(threads)) == 0
+    return out
+
+
+@every_build
+@pytest.mark.parametrize("layout", ["float32", "bfloat16", "packed"])
+@pytest.mark.parametrize(("out_width", "in_width"), SHAPES)
+def test_products_of_a_few_rows_keep_float32_sums(library: Path, layout: str, out_width: int, in_width: int):
+    dtype = torch.float32 if layout == "float32" else torch.bfloat16
+    weight, bias = torch.randn(out_width, in_width).to(dtype), torch.randn(out_width)
+    if layout == "packed" and not can_pack(weight):
+        pytest.skip("this processor has no bfloat16 products")
+    lying = pack(weight) if layout == "packed" else weight
+    for rows in (1, 2, 3, 4, 5, 6, 7, 8, 11):
+        x = torch.randn(rows, in_width).to(dtype).float()
+        expected = x.double() @ weight.double().T + bias
+        got = multiply(library, lying, x, bias)
+        assert torch.allclose(got.double(), expected, atol=2e-6 * in_width, rtol=1e-5)
+
+
+@every_build
+def test_a_bfloat16_weight_meets_rows_rounded_to_bfloat16(library: Path):
+    weight, x = torch.randn(33, 66).bfloat16(), torch.randn(2, 66)
+    assert torch.equal(multiply(library, weight, x), multiply(library, weight, x.bfloat16().float()))
+
+
+@every_build
+def test_a_row_has_the_same_bits_alone_and_among_others_on_any_number_of_threads(library: Path):
+    for weight in (torch.randn(200, 130), torch.randn(200, 130).bfloat16(), torch.randn(200, 128).bfloat16()):
+        lying = pack(weight) if can_pack(weight) and weight.shape[1] == 128 else weight
+        x = torch.randn(16, weight.shape[1])
+        together = multiply(library, lying, x, threads=1)
+        for rows in (1, 3, 8, 13):
+            assert torch.equal(multiply(library, lying, x[:rows], threads=4), together[:rows])
+
+
+def test_threads_that_come_and_go_lose_no_piece():
+    """As many threads as a busy machine would never run at once; what is not written stays NaN."""
+    weight, x = torch.randn(640, 16), torch.randn(1, 16)
+    expected = multiply(fastest(), weight, x, threads=1)
+    assert all(torch.equal(multiply(fastest(), weight, x, threads=8), expected) for _ in range(200))
+
+
+def test_the_packed_layout_is_found_by_looking():
+    if not can_pack(torch.zeros(1, dtype=torch.bfloat16)):
+        pytest.skip("this processor has no bfloat16 products")
+    found = packed_layout(100, 90)
+    assert found is not None and found[0] % 16 == 0 and found[1] >= 90
+
+
+def test_a_layout_that_is_not_known_is_not_read(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("vl2.ops.native.matrices.BLOCKS", (56,))
+    weight = torch.zeros(57, 31, dtype=torch.bfloat16)  # a shape that no other test has asked for
+    if not can_pack(weight):
+        pytest.skip("this processor has no bfloat16 products")
+    assert describe(pack(weight)) is None
+
+
+def moe(topk_method: str, scoring_func: str) -> MoEConfig:
+    return MoEConfig(
+        num_experts=12,
+        num_active=5,
+        expert_width=8,
+        shared_width=0,
+        topk_method=topk_method,
+        scoring_func=scoring_func,
+        num_groups=1 if topk_method == "greedy" else 4,
+        num_active_groups=1 if topk_method == "greedy" else 2,
+        norm_topk_prob=scoring_func == "sigmoid",
+        routed_scaling_factor=2.5,
+        first_dense_layers=0,
+        layer_freq=1,
+    )
+
+
+@every_build
+@pytest.mark.parametrize("scoring_func", SCORING_FUNCS)
+@pytest.mark.parametrize("topk_method", TOPK_METHODS)
+def test_the_router_chooses_as_the_reference_does(library: Path, topk_method: str, scoring_func: str):
+    config = moe(topk_method, scoring_func)
+    x = torch.randn(200, 12)
+    x[::3] = x[::3].round()  # ties, which go to the lower id
+    x[0] = 0.0
+    bias = torch.randn(12).round() if topk_method == "noaux_tc" else None
+    model = structures.Model(
+        num_experts=config.num_experts,
+        num_active=config.num_active,
+        num_groups=config.num_groups,
+        num_active_groups=config.num_active_groups,
+        choice=TOPK_METHODS.index(topk_method),
+        scoring=SCORING_FUNCS.index(scoring_func),
+        normalises=config.norm_topk_prob,
+        routed_scale=config.routed_scaling_factor,
+    )
+    expected_ids, expected_weights = route(x, torch.eye(12), bias, config)
+    run = load(library).vl2_route
+    for row, ids, weights in zip(x, expected_ids, expected_weights, strict=True):
+        scores, spare = row.clone(), torch.empty(24)
+        got_ids, got_weights = torch.empty(5, dtype=torch.int32), torch.empty(5)
+        tensors = (scores, spare, got_ids, got_weights)
+        bias_pointer = ctypes.c_void_p(None if bias is None else bias.data_ptr())
+        run(ctypes.byref(model), bias_pointer, *(ctypes.c_void_p(tensor.data_ptr()) for tensor in tensors))
+        assert got_ids.tolist() == ids.tolist()
+        assert torch.allclose(got_weights, weights, rtol=1e-5)
