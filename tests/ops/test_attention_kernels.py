@@ -8,6 +8,7 @@ import torch
 from vl2.ops.attention import reference
 from vl2.ops.attention.batch import AttentionBatch, ChunkShape
 from vl2.ops.rope.table import rope_table
+from vl2.ops.saturate import FLOAT8
 
 kernel = pytest.importorskip("vl2.ops.attention.kernel", reason="Triton is not installed")
 kernel_mla = pytest.importorskip("vl2.ops.attention.kernel_mla", reason="Triton is not installed")
@@ -101,6 +102,19 @@ def test_attend_heads_equals_the_reference(shapes, heads, kv_heads, dim, dtype, 
     assert out.dtype == dtype
     torch.testing.assert_close(out[:-SPARE_ROWS], expected[:-SPARE_ROWS], **TOLERANCES[dtype])
     assert not out[-SPARE_ROWS:].any()
+
+
+@pytest.mark.parametrize("shapes", [DECODE, MIXED], ids=["decode", "mixed"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_a_cache_in_float8_is_read_by_all_kernels(shapes, dtype, device, monkeypatch):
+    q, pool, batch = head_case(shapes, 6, 2, 16, dtype, device)
+    pool = pool.to(FLOAT8)
+    out, expected = (ops.attend_heads(q, pool, batch, 0.2) for ops in (kernel, reference))
+    torch.testing.assert_close(out[:-SPARE_ROWS], expected[:-SPARE_ROWS], **TOLERANCES[dtype])
+    for min_rows in (1, 1000):  # expanded, absorbed
+        monkeypatch.setattr(kernel_mla, "MIN_ROWS", min_rows)
+        q, kv_b, pool, *others = latent_case(shapes, 3, 24, dtype, device)
+        check_latent((q, kv_b, pool.to(FLOAT8), *others))
 
 
 @pytest.mark.parametrize("last_adds", [False, True])

@@ -5,6 +5,7 @@ import torch
 
 from vl2.ops.rope import reference
 from vl2.ops.rope.table import rope_table
+from vl2.ops.saturate import FLOAT8
 
 kernel = pytest.importorskip("vl2.ops.rope.kernel", reason="Triton is not installed")
 
@@ -57,6 +58,20 @@ def test_write_latent_norms_rotates_and_writes_its_slots_alone(rank, rope, dtype
     for ops, pool in zip((kernel, reference), pools, strict=True):
         ops.write_latent(wide[:, 5:], weight, 1e-6, table, positions, slots, pool)
     assert_close(*pools)
+
+
+def test_a_cache_in_float8_is_written_rounded(device):
+    table, (positions, slots) = rope_table(8, 1000, 1e4, None, device), step_of(ROWS, device)
+    qkv = torch.randn(ROWS, 6 * 8, device=device)
+    qkv[0] = 1000.0  # beyond what float8 holds
+    pools = [poisoned(2, NUM_PAGES, PAGE_SIZE, 2, 8, dtype=FLOAT8, device=device) for _ in range(2)]
+    rows = [poisoned(NUM_PAGES, PAGE_SIZE, 24, dtype=FLOAT8, device=device) for _ in range(2)]
+    for ops, pool, latent in zip((kernel, reference), pools, rows, strict=True):
+        ops.write_heads(qkv, table, positions, slots, pool)
+        ops.write_latent(qkv[:, :24], torch.ones(16, device=device), 1e-6, table, positions, slots, latent)
+    for own, expected in ((pools[0], pools[1]), (rows[0], rows[1])):
+        torch.testing.assert_close(own.float(), expected.float(), equal_nan=True, atol=2**-9, rtol=2**-3)
+        assert float(expected.float().nan_to_num().abs().max()) <= 448
 
 
 @DTYPES

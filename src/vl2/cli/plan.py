@@ -18,6 +18,7 @@ NOTHING_FITS = 1
 FIELDS = {field.name: field for field in dataclasses.fields(EngineConfig)}
 DTYPES = FIELDS["dtype"].metadata["choices"]
 QUANTIZATIONS = FIELDS["quantization"].metadata["choices"]
+KV_DTYPES = FIELDS["kv_dtype"].metadata["choices"]
 
 
 @click.command("plan")
@@ -36,6 +37,13 @@ QUANTIZATIONS = FIELDS["quantization"].metadata["choices"]
     show_default=True,
     help="Bits of the decoder's weights, as in `vl2 serve`.",
 )
+@click.option(
+    "--kv-dtype",
+    type=click.Choice(KV_DTYPES),
+    default="auto",
+    show_default=True,
+    help="Number format of the KV cache, as in `vl2 serve`.",
+)
 @click.option("--context", type=int, metavar="N", help="Longest prompt + answer, tokens. Default: what the model can.")
 @click.option(
     "--concurrency", type=int, default=1, show_default=True, metavar="N", help="Answers of that length at once."
@@ -48,6 +56,7 @@ def command(
     memory_gib: float | None,
     dtype: str,
     quantization: str,
+    kv_dtype: str,
     context: int | None,
     concurrency: int,
     is_json: bool,
@@ -67,7 +76,7 @@ def command(
     check_options(dataclasses.replace(engine, max_sequences=concurrency))
     config = read_config(model, hub)
     devices = _devices(gpu, memory_gib)
-    wanted = Wanted(dtype, quantization, context, concurrency)
+    wanted = Wanted(dtype, quantization, context, concurrency, kv_dtype)
     verdicts = [judge(config, device, wanted, engine) for device in devices]
     if is_json:
         click.echo(json.dumps({"model": model, "devices": [_as_json(model, verdict) for verdict in verdicts]}))

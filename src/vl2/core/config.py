@@ -81,6 +81,11 @@ class EngineConfig:
         "loaded.",
         choices=("auto", "int4", "int8", "fp8"),
     )
+    kv_dtype: str = option(
+        "auto",
+        "Number format of the KV cache. auto: that of --dtype; fp8: half or a quarter of the memory, rounded.",
+        choices=("auto", "fp8"),
+    )
     max_context_tokens: int | None = option(
         None,
         "Longest prompt + answer, at most (and by default) what the model was trained for: 4096.",

@@ -7,6 +7,8 @@ import torch
 from vl2.core.errors import SetupError
 from vl2.core.stats import DeviceMemory
 from vl2.engine.instructions import cpu_words
+from vl2.ops.float8.support import has_float8
+from vl2.ops.saturate import FLOAT8
 
 
 def choose_device(name: str, num_replicas: int = 1, replica_idx: int = 0) -> torch.device:
@@ -35,6 +37,18 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
     return torch.bfloat16 if _cpu_computes_bfloat16() else torch.float32
+
+
+def choose_kv_dtype(name: str, dtype: torch.dtype, device: torch.device) -> torch.dtype:
+    """Of the KV cache; auto: the model's. Raises: SetupError."""
+    if name == "auto":
+        return dtype
+    if not has_float8(device):
+        raise SetupError(
+            f"--kv-dtype fp8 needs a GPU that computes with float8, as L4, L40S or H100, which "
+            f"{torch.cuda.get_device_name(device)} does not; leave it out"
+        )
+    return FLOAT8
 
 
 def _cpu_computes_bfloat16() -> bool:

@@ -11,6 +11,7 @@ from vl2.core.config import EngineConfig
 from vl2.core.errors import SetupError
 from vl2.core.gpu_memory import usable_bytes
 from vl2.core.model_config import LanguageConfig
+from vl2.engine.device import choose_kv_dtype
 from vl2.engine.host_memory import available_host_bytes
 from vl2.model.kv_pool import KVPool, kv_bytes_per_token
 from vl2.model.step import QueryRows, StepInputs
@@ -33,7 +34,8 @@ def measure_workspace(model: DeepseekVL2, config: EngineConfig) -> int:
     tiles = torch.zeros(config.max_step_tiles, geometry.side, geometry.side, 3, dtype=torch.uint8, device=device)
     step = _largest_step(model, config)
     num_pages = step.queries.sequences.block_tables.shape[1]
-    pool = KVPool(model.config.language, num_pages, config.page_size_tokens, dtype=model.dtype, device=device)
+    kv_dtype = choose_kv_dtype(config.kv_dtype, model.dtype, device)
+    pool = KVPool(model.config.language, num_pages, config.page_size_tokens, dtype=kv_dtype, device=device)
     table = model.feature_table(1)
     hidden = torch.zeros(config.max_sequences, model.config.language.hidden_size, dtype=model.dtype, device=device)
     rows = (torch.ones(config.max_sequences, device=device), torch.zeros(len(hidden), dtype=torch.int32, device=device))
@@ -87,7 +89,8 @@ def num_kv_pages(
 ) -> int:
     """Pages of the pool: `kv_cache_tokens` where given, else what memory allows; no more than all sequences can use.
 
-    `workspace_bytes` is what the largest step needs beside the weights, which are loaded by now.
+    dtype            of the cache
+    workspace_bytes  what the largest step needs beside the weights, which are loaded by now
 
     Raises: SetupError when not even one longest sequence fits.
     """

@@ -169,6 +169,8 @@ def _precision(folder: Path, config: EngineConfig) -> str:
     wanted = PRECISIONS.get(config.dtype)
     if wanted is None:
         raise SetupError(f"--dtype {config.dtype} is not available with --engine onnx; use float32 or float16")
+    if config.kv_dtype != "auto":
+        raise SetupError(f"--kv-dtype {config.kv_dtype} is not available with --engine onnx; leave it out")
     if config.quantization in ("int4", "fp8"):
         raise SetupError(f"--quantization {config.quantization} is not available with --engine onnx; use int8")
     if config.quantization == "int8":

@@ -16,13 +16,12 @@ from vl2.core.quantization_default import with_quantization
 from vl2.core.stats import DeviceMemory, ModelInfo
 from vl2.engine.batch import BatchShape, pack_step, sampling_inputs, sampling_rows, step_inputs
 from vl2.engine.decode_graphs import DecodeGraphs
-from vl2.engine.device import choose_device, choose_dtype, device_memory, gpu_uuid
+from vl2.engine.device import choose_device, choose_dtype, choose_kv_dtype, device_memory, gpu_uuid
 from vl2.engine.device_rows import DeviceRows
 from vl2.engine.flying import FlyingStep
 from vl2.engine.grammar import late_chunks
 from vl2.engine.huge_pages import collapse_pages
 from vl2.engine.memory import measure_workspace, num_kv_pages
-from vl2.engine.native_steps import choose_native_steps
 from vl2.engine.pending import FinishedStep, PendingStep
 from vl2.engine.picture_rows import max_span_tiles, tile_pixels
 from vl2.engine.prompt_graphs import PromptGraphs
@@ -80,9 +79,10 @@ class Runner:
         self.num_tile_slots = max(config.image_cache_tiles, max_span_tiles(model_config))
         self.features = self.model.feature_table(self.num_tile_slots)
         workspace = measure_workspace(self.model, config) if self.device.type == "cuda" else 0
-        num_pages = num_kv_pages(config, model_config.language, self.dtype, self.device, workspace)
+        kv_dtype = choose_kv_dtype(config.kv_dtype, self.dtype, self.device)
+        num_pages = num_kv_pages(config, model_config.language, kv_dtype, self.device, workspace)
         page_size = config.page_size_tokens
-        self.pool = KVPool(model_config.language, num_pages, page_size, dtype=self.dtype, device=self.device)
+        self.pool = KVPool(model_config.language, num_pages, page_size, dtype=kv_dtype, device=self.device)
         row_multiple = self._choose_row_multiple() if self.is_deterministic else 1
         is_compiled_by_size = self.device.type == "cpu" and self.dtype != torch.float32
         rounding = RowRounding(
@@ -100,13 +100,12 @@ class Runner:
         self.fingerprint = b"random weights" if config.random_weights else fingerprint_weights(folder)
         if is_quantized:
             self.fingerprint += f" {model_config.quantization}".encode()
+        if kv_dtype != self.dtype:
+            self.fingerprint += f" cache in {config.kv_dtype}".encode()
         is_gpu = self.device.type == "cuda"
         self.vision_clock = VisionClock((lambda: torch.cuda.Event(enable_timing=True)) if is_gpu else None)
         self.rows: DeviceRows | None = None
         self.decode_graphs: DecodeGraphs | None = None
-        self.native_steps = choose_native_steps(
-            self.model, self.pool, is_deterministic=self.is_deterministic, num_threads=torch.get_num_threads()
-        )
         self.vision_graphs: VisionGraphs | None = None
         self.prompt_graphs: PromptGraphs | None = None
         if self.device.type == "cuda":
@@ -196,8 +195,6 @@ class Runner:
                 wanted = [row for row, chunk in enumerate(batch.chunks) if chunk.is_last]
                 logits, tokens = logits[wanted], tokens[wanted]
             return logits, tokens if batch.needs_only_draws else None
-        if self.native_steps is not None and self.native_steps.takes(batch):
-            return self.native_steps.run(batch.chunks), None
         step = pack_step(batch.chunks, self.shape)
         ran = self.prompt_graphs.run(batch, step) if self.prompt_graphs is not None else None
         if ran is not None:

@@ -31,6 +31,7 @@ class Wanted:
     quantization: str = "auto"
     context_tokens: int | None = None  # None: what the model was trained for
     concurrency: int = 1  # sequences of full length that must fit at the same time
+    kv_dtype: str = "auto"
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +113,7 @@ def make_plan(config: ModelConfig, device: Device, wanted: Wanted, engine: Engin
         context_tokens=context,
         max_sequences=sequences,
         weights_bytes=count_weights(config).num_bytes(dtype, config.quantization),
-        kv_bytes_per_token=kv_bytes_per_token(config.language, dtype),
+        kv_bytes_per_token=kv_bytes_per_token(config.language, dtype if wanted.kv_dtype == "auto" else wanted.kv_dtype),
         features_bytes=feature_bytes(config, dtype, engine.image_cache_tiles),
         vision_bytes=vision_workspace_bytes(config, dtype, engine.max_step_tiles),
         step_bytes=step_workspace_bytes(config, dtype, tokens=tokens, context=context, sequences=sequences),

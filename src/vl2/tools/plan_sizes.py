@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from vl2.core.model_config import LanguageConfig, ModelConfig, ProjectorConfig, VisionConfig
 from vl2.core.quantization import Quantization, WeightScheme
 
-BYTES_PER_NUMBER = {"float32": 4, "bfloat16": 2, "float16": 2}
+BYTES_PER_NUMBER = {"float32": 4, "bfloat16": 2, "float16": 2, "fp8": 1}  # the last of the KV cache alone
 FLOAT32_BYTES = 4
 LAYERS = "language.model.layers"
 

@@ -18,7 +18,7 @@ def fuse_heads(q: torch.Tensor, pool: torch.Tensor, batch: AttentionBatch, scale
     out = torch.zeros_like(q)
     for block_table, chunk in zip(batch.block_tables, batch.chunks, strict=True):
         rows = slice(chunk.start, chunk.start + chunk.length)
-        keys, values = (gather(half, block_table, chunk.context_length) for half in pool)
+        keys, values = (gather(half, block_table, chunk.context_length, q.dtype) for half in pool)
         out[rows] = _attend(q[rows], keys, values, chunk, scale)
     return out
 
@@ -40,7 +40,7 @@ def fuse_mla(
     out = q.new_zeros(len(q), heads, value_dim)
     for block_table, chunk in zip(batch.block_tables, batch.chunks, strict=True):
         rows = slice(chunk.start, chunk.start + chunk.length)
-        latent, key = gather(pool, block_table, chunk.context_length).split((rank, width - nope), dim=-1)
+        latent, key = gather(pool, block_table, chunk.context_length, q.dtype).split((rank, width - nope), -1)
         expanded = F.linear(latent, kv_b.to(q.dtype)).unflatten(-1, (heads, -1))
         keys = torch.cat((expanded[..., :nope], key.unsqueeze(1).expand(-1, heads, -1)), dim=-1)
         # Torch's fused attention knows one width of heads only.
@@ -51,10 +51,10 @@ def fuse_mla(
     return out.flatten(1)
 
 
-def gather(pool: torch.Tensor, block_table: torch.Tensor, context_length: int) -> torch.Tensor:
-    """The rows of a sequence: pool [pages, page size, ...] → [context, ...]."""
+def gather(pool: torch.Tensor, block_table: torch.Tensor, context_length: int, dtype: torch.dtype) -> torch.Tensor:
+    """The rows of a sequence: pool [pages, page size, ...], float8 or dtype → [context, ...] dtype."""
     num_pages = -(-context_length // pool.shape[1])
-    return pool.index_select(0, block_table[:num_pages]).flatten(0, 1)[:context_length]
+    return pool.index_select(0, block_table[:num_pages]).flatten(0, 1)[:context_length].to(dtype)
 
 
 def _attend(q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, chunk: ChunkShape, scale: float) -> torch.Tensor:

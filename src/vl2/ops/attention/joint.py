@@ -32,7 +32,7 @@ def can_join(batch: AttentionBatch, pool: torch.Tensor) -> bool:
 def join_heads(q: torch.Tensor, pool: torch.Tensor, batch: AttentionBatch, scale: float) -> torch.Tensor:
     """`Backend.attend_heads` (ops/backend.py)."""
     hidden = _hidden(batch)
-    keys, values = (_gather(half, batch, hidden).transpose(1, 2) for half in pool)
+    keys, values = (_gather(half, batch, hidden, q.dtype).transpose(1, 2) for half in pool)
     out = F.scaled_dot_product_attention(
         q[: len(batch.chunks)].unsqueeze(2),
         keys,
@@ -58,7 +58,7 @@ def join_mla(
     nope = q.shape[2] - (pool.shape[2] - rank)
     per_head = kv_b.unflatten(0, (heads, -1))
     hidden = _hidden(batch)
-    rows = _gather(pool, batch, hidden).float()
+    rows = _gather(pool, batch, hidden, torch.float32)
     queries = absorb_queries(q[:count].to(kv_b.dtype), per_head[:, :nope], rope, positions[:count])
     scores = torch.bmm(queries.float(), rows.transpose(1, 2)).mul_(scale)
     if hidden is not None:
@@ -67,13 +67,13 @@ def join_mla(
     return pad_rows(expand_values(latent, per_head[:, nope:], q.dtype), len(q))
 
 
-def _gather(pool: torch.Tensor, batch: AttentionBatch, hidden: torch.Tensor | None) -> torch.Tensor:
-    """pool [pages, page size, ...] → [S, longest context, ...], zero where hidden: what lies there is of others."""
+def _gather(pool: torch.Tensor, batch: AttentionBatch, hidden: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor:
+    """pool [pages, page size, ...] → [S, longest context, ...] dtype, zero where hidden: that is of others."""
     longest = max(chunk.context_length for chunk in batch.chunks)
     tables = batch.block_tables[:, : -(-longest // pool.shape[1])]
     if hidden is not None:
         tables = tables.masked_fill(hidden[:, :: pool.shape[1]], 0)  # any page will do
-    rows = pool.index_select(0, tables.flatten()).view(len(tables), -1, *pool.shape[2:])[:, :longest]
+    rows = pool.index_select(0, tables.flatten()).view(len(tables), -1, *pool.shape[2:])[:, :longest].to(dtype)
     return rows if hidden is None else rows.masked_fill_(hidden.view(*hidden.shape, *(1,) * (rows.dim() - 2)), 0)
 
 

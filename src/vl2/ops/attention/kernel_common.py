@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 
 from vl2.ops.chain import wait_for_last
+from vl2.ops.float8.kernel_common import from_float8
 from vl2.ops.saturate_kernel import to_dtype
 
 FLOOR = tl.constexpr(-1e30)
@@ -27,15 +28,18 @@ def page_slots(block_table, positions, seen, PAGE_SIZE: tl.constexpr):
 
 @triton.jit
 def load_rows(
-    pool, offsets, columns, is_seen, WIDTH: tl.constexpr, BLOCK: tl.constexpr, IS_MASKED: tl.constexpr = True
-):
-    """[N, BLOCK]: `WIDTH` numbers at each offset. The one place where the cache is read (a quantised one, later)."""
+    pool, offsets, columns, is_seen, dtype: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr,
+    IS_MASKED: tl.constexpr = True,
+):  # fmt: skip
+    """[N, BLOCK] dtype: `WIDTH` numbers at each offset. The one place where the cache is read, which may be float8."""
     pointers = pool + offsets[:, None] + columns[None, :]
     if not IS_MASKED and WIDTH == BLOCK:
-        return tl.load(pointers)
-    if WIDTH == BLOCK:
-        return tl.load(pointers, mask=is_seen[:, None], other=0.0)
-    return tl.load(pointers, mask=is_seen[:, None] & (columns < WIDTH)[None, :], other=0.0)
+        rows = tl.load(pointers)
+    elif WIDTH == BLOCK:
+        rows = tl.load(pointers, mask=is_seen[:, None], other=0.0)
+    else:
+        rows = tl.load(pointers, mask=is_seen[:, None] & (columns < WIDTH)[None, :], other=0.0)
+    return from_float8(rows, dtype)
 
 
 @triton.jit

@@ -11,6 +11,7 @@ import triton.language as tl
 
 from vl2.ops.attention.kernel_common import FLOOR, find_tile, page_slots, rotate_pairs, seen_positions
 from vl2.ops.attention.kernel_heads import add_weighted
+from vl2.ops.float8.kernel_common import from_float8
 from vl2.ops.saturate_kernel import to_dtype
 
 
@@ -32,6 +33,7 @@ def gather_rows(
     slots = page_slots(block_tables + chunk * max_pages, positions, context, PAGE_SIZE)
     has = (positions < context)[:, None] & (columns < WIDTH)[None, :]
     values = tl.load(pool + slots[:, None] * WIDTH + columns[None, :], mask=has, other=0.0)
+    values = from_float8(values, rows.dtype.element_ty)
     tl.store(rows + target + positions[:, None] * WIDTH + columns[None, :], values, mask=has)
 
 

@@ -84,8 +84,8 @@ def decode_heads(
     for start in range(first, tl.minimum(first + size, context), BLOCK_N):
         is_seen = start + ahead < context
         offsets = slots * (KV_HEADS * DIM) + kv_head * DIM
-        k = load_rows(keys, offsets, columns, is_seen, DIM, BLOCK_D)
-        v = load_rows(values, offsets, columns, is_seen, DIM, BLOCK_D)
+        k = load_rows(keys, offsets, columns, is_seen, q_t.dtype, DIM, BLOCK_D)
+        v = load_rows(values, offsets, columns, is_seen, q_t.dtype, DIM, BLOCK_D)
         slots = page_slots(block_table, start + BLOCK_N + ahead, context, PAGE_SIZE)
         scores = tl.dot(k, q_t, input_precision="ieee")
         scores = tl.where(is_seen[:, None], scores, float("-inf"))
@@ -125,7 +125,7 @@ def _attend_block(
     positions = start + tl.arange(0, BLOCK_N)
     is_seen = positions < seen
     offsets = slots * (KV_HEADS * DIM) + kv_head * DIM
-    k = load_rows(keys, offsets, columns, is_seen, DIM, BLOCK_D, IS_MASKED)
+    k = load_rows(keys, offsets, columns, is_seen, q.dtype, DIM, BLOCK_D, IS_MASKED)
     scores = tl.dot(q, tl.trans(k), input_precision="ieee")
     if IS_MASKED:
         visible = (positions[None, :] <= last_seen[:, None]) & is_seen[None, :]
@@ -133,7 +133,7 @@ def _attend_block(
     highest = tl.maximum(top, tl.max(scores, 1) * scale)
     fade = tl.exp2(top - highest)
     p = tl.exp2(scores * scale - highest[:, None])
-    v = load_rows(values, offsets, columns, is_seen, DIM, BLOCK_D, IS_MASKED)
+    v = load_rows(values, offsets, columns, is_seen, q.dtype, DIM, BLOCK_D, IS_MASKED)
     slots = page_slots(block_table, positions + BLOCK_N, seen, PAGE_SIZE)
     acc = add_weighted(acc * fade[:, None], p, v, TERMS)
     return slots, highest, total * fade + tl.sum(p, 1), acc

@@ -36,8 +36,8 @@ def _attend_block(
     is_seen = positions < seen
     offsets = slots * (RANK + ROPE)
     slots = page_slots(block_table, positions + BLOCK_N, seen, PAGE_SIZE)
-    latent = load_rows(pool, offsets, ranks, is_seen, RANK, BLOCK_R, IS_MASKED)
-    rope = load_rows(pool, offsets + RANK, ropes, is_seen, ROPE, BLOCK_P, IS_MASKED)
+    latent = load_rows(pool, offsets, ranks, is_seen, q_latent.dtype, RANK, BLOCK_R, IS_MASKED)
+    rope = load_rows(pool, offsets + RANK, ropes, is_seen, q_latent.dtype, ROPE, BLOCK_P, IS_MASKED)
     scores = tl.dot(rope, q_rope, input_precision="ieee")
     scores = tl.dot(latent, q_latent, scores, input_precision="ieee")
     if IS_MASKED:

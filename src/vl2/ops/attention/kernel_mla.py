@@ -175,7 +175,7 @@ def _prefill_expanded(
     """Take all positions of these chunks out of the latent space, one after the other, and attend to them there."""
     fresh = batch.is_fresh
     ends = batch.query_starts[1:] if fresh else batch.context_lengths.cumsum(0, dtype=torch.int32)
-    rows = _gather(layer.pool, batch, ends, num_keys)
+    rows = _gather(layer.pool, batch, ends, num_keys, q.dtype)
     keys_values = saturate(multiply(rows[:, : layer.rank], layer.kv_b))
     num_rows, heads, width = q.shape
     nope, value, tile = layer.nope, layer.value, tile_for("prefill_expanded", q.dtype)
@@ -187,11 +187,13 @@ def _prefill_expanded(
     )  # fmt: skip
 
 
-def _gather(pool: torch.Tensor, batch: AttentionBatch, ends: torch.Tensor, num_keys: int) -> torch.Tensor:
-    """[positions, R + Dr]: the context of chunk s lies before row ends[s]."""
+def _gather(
+    pool: torch.Tensor, batch: AttentionBatch, ends: torch.Tensor, num_keys: int, dtype: torch.dtype
+) -> torch.Tensor:
+    """[positions, R + Dr] dtype: the context of chunk s lies before row ends[s]."""
     page_size, width = pool.shape[1:]
     num_chunks, max_pages = batch.block_tables.shape
-    rows = torch.empty(num_keys, width, dtype=pool.dtype, device=pool.device)
+    rows = torch.empty(num_keys, width, dtype=dtype, device=pool.device)
     longest, block_n = min(num_keys, max_pages * page_size), 16
     if num_chunks:
         gather_rows[triton.cdiv(longest, block_n), num_chunks](

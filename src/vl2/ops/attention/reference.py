@@ -51,14 +51,16 @@ class QueryBlock:
         return self.rows.stop - self.rows.start
 
 
-def gather_pages(pool: torch.Tensor, block_table: torch.Tensor, context_length: int) -> torch.Tensor:
+def gather_pages(
+    pool: torch.Tensor, block_table: torch.Tensor, context_length: int, dtype: torch.dtype
+) -> torch.Tensor:
     """The rows of a sequence, with zero rows up to a multiple of KV_SPLIT.
 
-    pool         [pages, page size, ...]
+    pool         [pages, page size, ...], float8 or dtype
     block_table  [max pages] int32
-    Returns      [aligned context, ...]
+    Returns      [aligned context, ...] dtype
     """
-    rows = gather(pool, block_table, context_length)
+    rows = gather(pool, block_table, context_length, dtype)
     return F.pad(rows, (0, 0) * (rows.dim() - 1) + (0, -context_length % KV_SPLIT))
 
 
@@ -69,7 +71,7 @@ def attend_heads(q: torch.Tensor, pool: torch.Tensor, batch: AttentionBatch, sca
     out = torch.zeros_like(q)
     heads_per_kv = q.shape[1] // pool.shape[3]
     for block_table, chunk in zip(batch.block_tables, batch.chunks, strict=True):
-        gathered = (gather_pages(half, block_table, chunk.context_length).transpose(0, 1) for half in pool)
+        gathered = (gather_pages(half, block_table, chunk.context_length, q.dtype).transpose(0, 1) for half in pool)
         keys, values = (x.repeat_interleave(heads_per_kv, 0) if heads_per_kv > 1 else x.contiguous() for x in gathered)
         for block in _query_blocks(chunk, q.shape[1], batch.row_multiple):
             own = pad_rows(q[block.rows].transpose(0, 1), block.num_padded, dim=1).contiguous()
@@ -91,7 +93,7 @@ def attend_latent(q: torch.Tensor, pool: torch.Tensor, batch: AttentionBatch, ra
     out = torch.zeros(*q.shape[:2], rank, dtype=torch.float32, device=q.device)
     multiple = batch.row_multiple // math.gcd(batch.row_multiple, heads)  # heads are rows of the products too
     for block_table, chunk in zip(batch.block_tables, batch.chunks, strict=True):
-        keys = gather_pages(pool, block_table, chunk.context_length)
+        keys = gather_pages(pool, block_table, chunk.context_length, q.dtype)
         for block in _query_blocks(chunk, heads, multiple):
             own = pad_rows(q[block.rows], block.num_padded).flatten(0, 1)
             seen = keys[: block.context]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from vl2.ops.float8.kernel_common import from_float8
+
 # A pair of words in a register → two codes as floating point: 4 bits are put into the mantissa of 128 (bfloat16) or
 # 1024 (float16), where a step is 1, and 136 or 1032 are taken away. All of it is exact.
 _PLANE = """{{ .reg .b32 t, one, offset; mov.b32 one, {one}; mov.b32 offset, {offset}; shr.b32 t, $1, {shift};
@@ -20,29 +22,12 @@ FLOAT16_1 = tl.constexpr(_PLANE.format(shift=4, **_FLOAT16))
 FLOAT16_2 = tl.constexpr(_PLANE.format(shift=8, **_FLOAT16))
 FLOAT16_3 = tl.constexpr(_PLANE.format(shift=12, **_FLOAT16))
 
-# Four float8 in a register → two pairs of bfloat16: each byte becomes the upper half of 16 bits, its exponent and
-# mantissa are moved to where bfloat16 has them, and 2¹²⁰ makes up for the exponents' different zero. It is exact.
-FLOAT8_PAIRS = tl.constexpr("""{ .reg .b32 t, m, up, none; mov.b32 up, 0x7b807b80; mov.b32 none, 0x80008000;
-prmt.b32 t, $2, 0, 0x1404; shr.b32 m, t, 4; and.b32 m, m, 0x07f007f0; lop3.b32 t, t, 0x80008000, m, 0xea;
-fma.rn.bf16x2 $0, t, up, none;
-prmt.b32 t, $2, 0, 0x3424; shr.b32 m, t, 4; and.b32 m, m, 0x07f007f0; lop3.b32 t, t, 0x80008000, m, 0xea;
-fma.rn.bf16x2 $1, t, up, none; }""")
-
-
-@triton.jit
-def from_float8(codes, dtype: tl.constexpr, HAS_ASM: tl.constexpr):
-    if HAS_ASM and dtype == tl.bfloat16:
-        numbers = tl.inline_asm_elementwise(FLOAT8_PAIRS, "=r,=r,r", [codes], dtype=tl.bfloat16, is_pure=True, pack=4)
-    else:
-        numbers = codes.to(dtype)
-    return numbers
-
 
 @triton.jit
 def plane(words, PLANE: tl.constexpr, BITS: tl.constexpr, dtype: tl.constexpr, HAS_ASM: tl.constexpr):
     """Codes of a tile of words (`triton_layout`) as numbers; of 4-bit ones, the PLANE-th of each word."""
     if words.dtype == tl.float8e4nv:
-        numbers = from_float8(words, dtype, HAS_ASM)
+        numbers = from_float8(words, dtype)
     else:
         numbers = _integers(words, PLANE, BITS, dtype, HAS_ASM)
     return numbers

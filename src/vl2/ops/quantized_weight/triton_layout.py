@@ -8,11 +8,10 @@ each. Scales are transposed, [G, N], so that those of neighbouring outputs lie s
 
 from __future__ import annotations
 
-import functools
-
 import torch
 
 from vl2.core.quantization import WeightScheme
+from vl2.ops.float8.support import has_float8
 from vl2.ops.quantized_weight.codes import FLOAT8_SPREAD, dequantize_codes, spread
 from vl2.ops.quantized_weight.weight import QuantizedWeight
 from vl2.ops.saturate import FLOAT8, to_dtype
@@ -22,8 +21,6 @@ STEP = 128
 MIN_GROUP = 64
 """A quarter of it is the least that a matrix product takes."""
 DRAWN_ROWS = 8192
-FLOAT8_CAPABILITY = (8, 9)
-"""Of GPUs whose tensor cores multiply float8."""
 
 
 def step_of(scheme: WeightScheme, in_width: int) -> int:
@@ -34,15 +31,11 @@ def step_of(scheme: WeightScheme, in_width: int) -> int:
 
 
 def holds(scheme: WeightScheme, out_width: int, in_width: int) -> bool:
-    """`QuantizedLayout.holds`. Programs that share a float8 matrix product take whole 16 bytes of a row."""
+    """`QuantizedLayout.holds`. cuBLAS multiplies float8 matrices whose widths are multiples of 16."""
     step, group = step_of(scheme, in_width), scheme.group_size or in_width
-    is_able = not scheme.is_float or (multiplies_float8() and out_width % 16 == 0)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    is_able = not scheme.is_float or (has_float8(device) and out_width % 16 == 0)
     return is_able and scheme.bits in (4, 8) and step >= MIN_GROUP and in_width % group == 0 and group % step == 0
-
-
-@functools.cache
-def multiplies_float8() -> bool:
-    return not torch.cuda.is_available() or torch.cuda.get_device_capability() >= FLOAT8_CAPABILITY
 
 
 def empty(

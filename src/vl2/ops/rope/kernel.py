@@ -44,6 +44,7 @@ def _write_heads(
     target = out + (token * HEADS + heads) * DIM + dims
     tl.store(target, rotated, mask=has & is_query)
     tl.store(target + HALF, rotated_2, mask=has & is_query)
+    rotated, rotated_2 = to_dtype(rotated, keys.dtype.element_ty), to_dtype(rotated_2, keys.dtype.element_ty)
     cached = tl.load(slots + token) * (KV_HEADS * DIM) + dims
     target = keys + cached + (heads - HEADS) * DIM
     tl.store(target, rotated, mask=has & ~is_query & ~is_value)

@@ -6,7 +6,7 @@ import torch
 
 from vl2.ops.norm.reference import rms_norm
 from vl2.ops.rope.table import RopeTable
-from vl2.ops.saturate import to_dtype
+from vl2.ops.saturate import FLOAT8, to_dtype
 
 
 def rotate_halves(x: torch.Tensor, table: RopeTable) -> torch.Tensor:
@@ -83,5 +83,8 @@ def expand_values(latent: torch.Tensor, values: torch.Tensor, dtype: torch.dtype
 
 
 def write_rows(pool: torch.Tensor, slots: torch.Tensor, rows: torch.Tensor) -> None:
-    """pool [pages, page size, ...], slots [T] int64, rows [T, ...]: rows[t] goes to slot slots[t]."""
+    """pool [pages, page size, ...], slots [T] int64, rows [T, ...]: rows[t] goes to slots[t], in float8 rounded."""
+    rows = to_dtype(rows, pool.dtype)
+    if pool.dtype == FLOAT8:  # a byte is a byte
+        pool, rows = pool.view(torch.uint8), rows.view(torch.uint8)
     pool.flatten(0, 1).index_copy_(0, slots, rows)
