@@ -22,6 +22,7 @@ from vl2.engine.flying import FlyingStep
 from vl2.engine.grammar import late_chunks
 from vl2.engine.huge_pages import collapse_pages
 from vl2.engine.memory import measure_workspace, num_kv_pages
+from vl2.engine.native_steps import choose_native_steps
 from vl2.engine.pending import FinishedStep, PendingStep
 from vl2.engine.picture_rows import max_span_tiles, tile_pixels
 from vl2.engine.prompt_graphs import PromptGraphs
@@ -106,6 +107,9 @@ class Runner:
         self.vision_clock = VisionClock((lambda: torch.cuda.Event(enable_timing=True)) if is_gpu else None)
         self.rows: DeviceRows | None = None
         self.decode_graphs: DecodeGraphs | None = None
+        self.native_steps = choose_native_steps(
+            self.model, self.pool, is_deterministic=self.is_deterministic, num_threads=torch.get_num_threads()
+        )
         self.vision_graphs: VisionGraphs | None = None
         self.prompt_graphs: PromptGraphs | None = None
         if self.device.type == "cuda":
@@ -195,6 +199,8 @@ class Runner:
                 wanted = [row for row, chunk in enumerate(batch.chunks) if chunk.is_last]
                 logits, tokens = logits[wanted], tokens[wanted]
             return logits, tokens if batch.needs_only_draws else None
+        if self.native_steps is not None and self.native_steps.takes(batch):
+            return self.native_steps.run(batch.chunks), None
         step = pack_step(batch.chunks, self.shape)
         ran = self.prompt_graphs.run(batch, step) if self.prompt_graphs is not None else None
         if ran is not None:
