@@ -1,18 +1,23 @@
 """Kernels of the deterministic mode: right, and a row's bits do not depend on the others."""
 
 import functools
+from dataclasses import replace
 
 import pytest
 import torch
 import torch.nn.functional as F
 
 from tests.ops.test_ops import moe_config
+from vl2.ops.attention.batch import AttentionBatch, ChunkShape
+from vl2.ops.attention.kernel import attend_heads
+from vl2.ops.attention.kernel_mla import attend_mla
 from vl2.ops.exact_linear import kernel
 from vl2.ops.experts import exact, kernel_common, reference
 from vl2.ops.experts import kernel as experts_kernel
 from vl2.ops.experts.weights import ExpertWeights
 from vl2.ops.gate import kernel as gate_kernel
 from vl2.ops.gate import reference as gate_reference
+from vl2.ops.rope.table import rope_table
 
 WIDTH, OUT = 72, 100
 
@@ -100,3 +105,72 @@ def test_experts_take_a_tile_that_agrees(device: torch.device, num_tokens: int, 
     out = exact.mix_experts(x, ids, weights, experts)
     assert used == [small]
     torch.testing.assert_close(out, reference.mix_experts(x, ids.long(), weights, experts), atol=2e-3, rtol=2e-3)
+
+
+def rows_agree(compute, num_rows: int) -> None:
+    """Whether the first rows have the same bits in any number of them."""
+    whole = compute(num_rows)
+    for count in (1, 2, 7, 16, 17, 33, 64, 100, 129, 256):
+        for one, other in zip(compute(count), whole, strict=True):
+            assert torch.equal(one, other[: len(one)]), count
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_on_a_gpu_a_row_of_router_and_experts_has_the_same_bits_in_any_number(device: torch.device, dtype: torch.dtype):
+    if device.type == "cpu":
+        pytest.skip("NumPy's products, which the interpreter takes, do depend on the row")
+    torch.manual_seed(0)
+    config, width, inner = moe_config(num_experts=64, num_active=6), 1280, 896
+
+    def draw(*shape: int) -> torch.Tensor:
+        return (torch.randn(*shape, device=device) * 0.03).to(dtype)
+
+    experts = ExpertWeights(
+        draw(64, 2 * inner, width), draw(64, width, inner), draw(4 * inner, width), draw(width, 2 * inner)
+    )
+    x, router = torch.randn(3000, width, device=device).to(dtype), torch.randn(64, width, device=device) * 0.1
+
+    def compute(count: int) -> tuple[torch.Tensor, ...]:
+        ids, weights = gate_kernel.exact_route(x[:count], router, None, config)
+        return ids, weights, exact.mix_experts(x[:count], ids, weights, experts)
+
+    rows_agree(compute, len(x))
+
+
+@pytest.mark.parametrize("is_mla", [False, True])
+def test_on_a_gpu_attention_has_the_same_bits_however_prompts_are_cut_and_answers_batched(device, is_mla: bool):
+    if device.type == "cpu":
+        pytest.skip("NumPy's products, which the interpreter takes, do depend on the row")
+    torch.manual_seed(0)
+    page, most, heads, nope, turned, value, rank = 16, 1100, 16, 128, 64, 128, 512
+    tables = torch.arange(-(-most // page), dtype=torch.int32, device=device)[None]
+
+    def draw(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, device=device).bfloat16()
+
+    q = draw(most, heads, nope + turned if is_mla else 128)
+    pool = draw(tables.shape[1], page, rank + turned) if is_mla else draw(2, tables.shape[1], page, heads, 128)
+    kv_b, rope = draw(heads * (nope + value), rank) * 0.05, rope_table(turned, 4096, 10000.0, None, device)
+
+    def attend(rows: torch.Tensor, batch: AttentionBatch) -> torch.Tensor:
+        batch = replace(batch, has_fixed_splits=True)
+        if not is_mla:
+            return attend_heads(rows, pool, batch, 0.09).flatten(1)
+        return attend_mla(rows, kv_b, pool, rope, torch.zeros(len(rows), device=device), batch, 0.07)
+
+    def prompt(start: int, end: int) -> torch.Tensor:
+        batch = AttentionBatch.of([ChunkShape(0, end - start, end)], tables)
+        return attend(q[start:end].contiguous(), replace(batch, max_query_rows=max(2, end - start)))
+
+    whole = prompt(0, most)
+    for size in (1, 7, 64, 300):
+        for start in (0, 5, 700):
+            assert torch.equal(prompt(start, start + size), whole[start : start + size]), (size, start)
+    contexts = [1, 17, 255, 256, 257, 600, most] * 19
+    rows = draw(len(contexts), heads, q.shape[2])
+
+    def answers(count: int) -> tuple[torch.Tensor, ...]:
+        chunks = [ChunkShape(row, 1, context) for row, context in enumerate(contexts[:count])]
+        return (attend(rows[:count].contiguous(), AttentionBatch.of(chunks, tables.expand(count, -1).contiguous())),)
+
+    rows_agree(lambda count: answers(min(count, len(contexts))), len(contexts))

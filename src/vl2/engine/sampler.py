@@ -6,6 +6,7 @@ Logprobs are of the raw logits.
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 
 from vl2.core.types import TokenLogprobs
 from vl2.engine.batch import SamplingInputs
@@ -52,11 +53,19 @@ def _constrain(row: torch.Tensor, raw: torch.Tensor, allowed: torch.Tensor) -> N
     row.copy_(torch.where(row.isneginf().all(), raw.masked_fill(~allowed, float("-inf")), row))
 
 
+def _log_softmax(logits: torch.Tensor) -> torch.Tensor:
+    """[L, V]. On a GPU rows are filled up, so that each begins at 16 bytes' multiple; torch sums others otherwise."""
+    if not logits.is_cuda:
+        return logits.log_softmax(-1)
+    size = logits.shape[1]
+    return F.pad(logits, (0, -size % 4), value=float("-inf")).log_softmax(-1)[:, :size]
+
+
 def _logprobs(logits: torch.Tensor, chosen: torch.Tensor, inputs: SamplingInputs) -> list[TokenLogprobs | None]:
     results: list[TokenLogprobs | None] = [None] * len(chosen)
     if not inputs.logprob_rows:
         return results
-    logprobs = logits[inputs.logprob_rows].log_softmax(-1)
+    logprobs = _log_softmax(logits[inputs.logprob_rows])
     own = logprobs.gather(1, chosen[inputs.logprob_rows].unsqueeze(1)).squeeze(1).tolist()
     most = max(inputs.num_logprobs)
     best = logprobs.sort(dim=-1, descending=True, stable=True) if most else None
