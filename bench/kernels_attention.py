@@ -213,15 +213,15 @@ def line(calls: list[Callable[[], object]], num_bytes: float, flops: float) -> s
 class Case:
     """attend_heads on one model's shape, with as many layers' pools as the card's cache does not hold."""
 
-    def __init__(self, name: str, shapes: list[tuple[int, int]]) -> None:
+    def __init__(self, name: str, shapes: list[tuple[int, int]], kv_dtype: torch.dtype = torch.bfloat16) -> None:
         (heads, kv_heads, width), (batch, rows, pages) = HEADS[name], make_batch(shapes)
         pairs = sum(own * context - own * (own - 1) / 2 for context, own in shapes)
         shape = (2, pages, PAGE_SIZE, kv_heads, width)
         self.flops = 4 * heads * width * pairs
-        self.num_bytes = 2 * torch.Size(shape).numel() + 4 * rows * heads * width
+        self.num_bytes = kv_dtype.itemsize * torch.Size(shape).numel() + 4 * rows * heads * width
         q = torch.randn(rows, heads, width, device=DEVICE, dtype=torch.bfloat16)
         copies = max(2, min(24, int(4e8 / self.num_bytes)))
-        pools = [torch.randn(*shape, device=DEVICE, dtype=torch.bfloat16) for _ in range(copies)]
+        pools = [torch.randn(*shape, device=DEVICE, dtype=torch.bfloat16).to(kv_dtype) for _ in range(copies)]
         self.calls = [functools.partial(attention.attend_heads, q, pool, batch, width**-0.5) for pool in pools]
 
     def line(self) -> str:
@@ -232,7 +232,12 @@ class MLACase:
     """The whole of MLA between its projections, with as many layers' pools and weights as the cache does not hold."""
 
     def __init__(
-        self, name: str, shapes: list[tuple[int, int]], dtype: torch.dtype = torch.bfloat16, copies: int = 0
+        self,
+        name: str,
+        shapes: list[tuple[int, int]],
+        dtype: torch.dtype = torch.bfloat16,
+        copies: int = 0,
+        kv_dtype: torch.dtype | None = None,
     ) -> None:
         (heads, rank, rotated), nope, value = LATENT[name], 128, 128
         batch, rows, pages = make_batch(shapes)
@@ -240,7 +245,8 @@ class MLACase:
         positions = torch.cat([torch.arange(context - own, context) for context, own in shapes]).to(DEVICE)
         q = torch.randn(rows, heads, nope + rotated, device=DEVICE).to(dtype)
         pool_size, weight_size = pages * PAGE_SIZE * (rank + rotated), heads * (nope + value) * rank
-        self.num_bytes = 2 * (pool_size + weight_size + q.numel() + rows * heads * value)
+        kv_dtype = kv_dtype or dtype
+        self.num_bytes = kv_dtype.itemsize * pool_size + 2 * (weight_size + q.numel() + rows * heads * value)
         pairs = sum(own * context - own * (own - 1) / 2 for context, own in shapes if own > 1)
         self.flops = 2 * heads * (nope + rotated + value) * pairs
         self.flops += 2 * weight_size * sum(context for context, own in shapes if own > 1)
@@ -249,7 +255,7 @@ class MLACase:
             (
                 q,
                 (torch.randn(heads * (nope + value), rank, device=DEVICE) / 20).to(dtype),
-                torch.randn(pages, PAGE_SIZE, rank + rotated, device=DEVICE).to(dtype),
+                torch.randn(pages, PAGE_SIZE, rank + rotated, device=DEVICE).to(kv_dtype),
                 table,
                 positions,
                 batch,
