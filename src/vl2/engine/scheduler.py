@@ -279,7 +279,7 @@ class Scheduler:
     def _admit(self, sequence: Sequence) -> bool:
         """Pages for all its tokens, known ones where the cache has them; the last token is always computed anew."""
         num_tokens = len(sequence.token_ids)
-        num_shared = min(num_tokens - 1, self._num_sharable(sequence))
+        num_shared = min(num_tokens - 1, self._prompt_end(sequence))
         keys = sequence.page_keys.upto(sequence.token_ids, num_shared) if sequence.page_keys else []
         sequence.pages = self.pages.match(keys)
         num_known = len(sequence.pages) * self.pages.page_size
@@ -307,7 +307,7 @@ class Scheduler:
     def _plan(self, sequence: Sequence, budget: StepBudget) -> None:
         """The longest chunk that fits the budget and whose pictures this step's tile batch completes."""
         start = sequence.num_computed
-        end = min(self._num_sharable(sequence), start + budget.prefill_tokens)
+        end = min(self._prompt_end(sequence), start + budget.prefill_tokens)
         for index, span in sequence.spans_within(start, end):
             if not self._encode(sequence, index, budget):
                 end = max(start, span.start)
@@ -315,7 +315,7 @@ class Scheduler:
         if end > start:
             budget.add_prefill(Chunk.of(sequence, start, end))
 
-    def _num_sharable(self, sequence: Sequence) -> int:
+    def _prompt_end(self, sequence: Sequence) -> int:
         """Tokens that are computed as prompts are."""
         return sequence.num_prompt_tokens if self.replays else len(sequence.token_ids)
 
@@ -339,7 +339,7 @@ class Scheduler:
         sequence = chunk.sequence
         if sequence.page_keys is None:
             return
-        keys = sequence.page_keys.upto(sequence.token_ids, min(chunk.end, self._num_sharable(sequence)))
+        keys = sequence.page_keys.upto(sequence.token_ids, min(chunk.end, self._prompt_end(sequence)))
         for page_idx in range(chunk.start // self.pages.page_size, len(keys)):
             self.pages.publish(sequence.pages[page_idx], keys[page_idx])
 

@@ -45,7 +45,7 @@ def agreeing_tiles(device: torch.device, dtype: torch.dtype) -> tuple[Tile, ...]
 
     up, down = draw(num_experts, 2 * width, width), draw(num_experts, width, width)
     experts = ExpertWeights((up / width**0.5).to(dtype), down.to(dtype), None, None)
-    x, ids = draw(rows, width).to(dtype), draw(rows, num_experts).argsort(1)[:, :2].int()
+    x, ids = draw(rows, width).to(dtype), draw(rows, num_experts).topk(2).indices.int()
     weights = torch.ones(rows, 2, device=device)
     expected = mix_sorted(x, ids, weights, experts, SOME)
     agreeing = [SOME]

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import MutableMapping
+
 import torch
 import triton
 import triton.language as tl
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from vl2.core.model_config import MoEConfig
 from vl2.ops.chain import chained, wait_for_last
+from vl2.ops.exact_linear.kernel import linear as exact_linear
 from vl2.ops.gate import reference
 
 FEW_TOKENS, SOME_TOKENS = 16, 256
 """Up to here a program multiplies one token with one expert, or a few with a few; beyond, tensor cores do."""
+_PARTS: MutableMapping[torch.Tensor, torch.Tensor] = WeakTensorKeyDictionary()
 
 
 def route(
@@ -24,61 +29,65 @@ def route(
     return choose(router_logits(x, weight), bias, config)
 
 
+def exact_route(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, config: MoEConfig
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`route` whose rows have the same bits however many there are: one way for all of them."""
+    assert config.num_groups == 1 or config.topk_method == "greedy"
+    if x.dtype == torch.bfloat16:
+        return choose(exact_linear(x, parts_of(weight), out_dtype=torch.float32), bias, config)
+    return choose(_multiply_few(x, weight, 4, 512), bias, config)
+
+
 def choose(logits: torch.Tensor, bias: torch.Tensor | None, config: MoEConfig) -> tuple[torch.Tensor, torch.Tensor]:
-    """logits [T, E] float32 → ids and weights as of `Backend.route`."""
+    """logits [T, E] float32, or [T, 3 · E]: in parts to be added → ids and weights as of `Backend.route`."""
     num_tokens, num_experts, num_active = len(logits), config.num_experts, config.num_active
     ids = torch.empty(num_tokens, num_active, dtype=torch.int32, device=logits.device)
     weights = torch.empty(num_tokens, num_active, dtype=torch.float32, device=logits.device)
     _choose[(num_tokens,)](
         logits, bias if bias is not None else logits, ids, weights, num_experts, config.routed_scaling_factor,
         NUM_ACTIVE=num_active, HAS_BIAS=bias is not None, IS_SOFTMAX=config.scoring_func == "softmax",
-        NORMS=config.norm_topk_prob and num_active > 1, BLOCK_E=triton.next_power_of_2(num_experts), num_warps=1,
-        **chained(logits.device),
+        NORMS=config.norm_topk_prob and num_active > 1, HAS_PARTS=logits.shape[1] > num_experts,
+        BLOCK_E=triton.next_power_of_2(num_experts), num_warps=1, **chained(logits.device),
     )  # fmt: skip
     return ids, weights
 
 
-def exact_route(
-    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, config: MoEConfig
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """`route` whose rows have the same bits however many there are: one kernel with one tile for all of them."""
-    assert config.num_groups == 1 or config.topk_method == "greedy"
-    (num_tokens, width), num_experts = x.shape, len(weight)
-    logits = torch.empty(num_tokens, num_experts, dtype=torch.float32, device=x.device)
-    arguments = x, weight, logits, num_tokens, width, num_experts, x.stride(0)
-    if x.dtype == torch.bfloat16:
-        _many_logits[triton.cdiv(num_tokens, 32), triton.cdiv(num_experts, 16)](
-            *arguments, BLOCK_T=32, BLOCK_E=16, BLOCK_C=128, num_warps=4, num_stages=4
-        )
-    else:
-        _few_logits[triton.cdiv(num_tokens, 4), triton.cdiv(num_experts, 4)](
-            *arguments, BLOCK_T=4, BLOCK_E=4, BLOCK_C=512, num_warps=4, **chained(x.device)
-        )
-    return choose(logits, bias, config)
-
-
 def router_logits(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """x [T, C], weight [E, C] float32 → x @ weightᵀ [T, E] float32.
-
-    Many rows of bfloat16 go to the tensor cores with nothing rounded: a float32 weight is the sum of three bfloat16
-    numbers, and their products with a bfloat16 number are exact in the float32 in which they are added up. Other types
-    are then multiplied by cuBLAS in float32 (not tf32).
-    """
-    (num_tokens, width), num_experts = x.shape, len(weight)
-    if num_tokens > SOME_TOKENS and x.dtype != torch.bfloat16:
-        return x.float() @ weight.T
-    logits = torch.empty(num_tokens, num_experts, dtype=torch.float32, device=x.device)
-    arguments = x, weight, logits, num_tokens, width, num_experts, x.stride(0)
+    """x [T, C], weight [E, C] float32 → x @ weightᵀ float32: [T, E], or [T, 3 · E], whose parts are to be added."""
+    num_tokens = len(x)
     if num_tokens <= SOME_TOKENS:
         block = 1 if num_tokens <= FEW_TOKENS else 4
-        _few_logits[triton.cdiv(num_tokens, block), triton.cdiv(num_experts, block)](
-            *arguments, BLOCK_T=block, BLOCK_E=block, BLOCK_C=2048 // block, num_warps=4, **chained(x.device)
-        )
-    else:
-        block_t = 32 if num_tokens <= 2048 else 64
-        _many_logits[triton.cdiv(num_tokens, block_t), triton.cdiv(num_experts, 32)](
-            *arguments, BLOCK_T=block_t, BLOCK_E=32, BLOCK_C=128, num_warps=4, num_stages=4
-        )
+        return _multiply_few(x, weight, block, 2048 // block)
+    if x.dtype != torch.bfloat16:
+        return x.float() @ weight.T  # not tf32
+    parts = parts_of(weight)
+    if x.device.type == "cuda":
+        return torch.mm(x, parts.T, out_dtype=torch.float32)
+    return x.float() @ parts.float().T
+
+
+def parts_of(weight: torch.Tensor) -> torch.Tensor:
+    """[E, C] float32 → [3 · E, C] bfloat16, whose sum it is: so tensor cores multiply it with nothing rounded.
+
+    The product of two bfloat16 numbers is exact in the float32 in which products are added up. Made once for a weight.
+    """
+    if (parts := _PARTS.get(weight)) is None:
+        first = weight.bfloat16()
+        second = (weight - first).bfloat16()
+        third = (weight - first - second).bfloat16()
+        parts = _PARTS[weight] = torch.cat((first, second, third))
+    return parts
+
+
+def _multiply_few(x: torch.Tensor, weight: torch.Tensor, block: int, block_c: int) -> torch.Tensor:
+    """[T, E]; a program has `block` tokens and experts."""
+    (num_tokens, width), num_experts = x.shape, len(weight)
+    logits = torch.empty(num_tokens, num_experts, dtype=torch.float32, device=x.device)
+    _few_logits[triton.cdiv(num_tokens, block), triton.cdiv(num_experts, block)](
+        x, weight, logits, num_tokens, width, num_experts, x.stride(0),
+        BLOCK_T=block, BLOCK_E=block, BLOCK_C=block_c, num_warps=4, **chained(x.device),
+    )  # fmt: skip
     return logits
 
 
@@ -102,45 +111,22 @@ def _few_logits(
     tl.store(logits + at, tl.sum(total, 2), mask=is_token & (experts < num_experts)[None, :])
 
 
-@triton.jit(do_not_specialize=["num_tokens"])
-def _many_logits(
-    x, weight, logits, num_tokens, width, num_experts, row_stride,
-    BLOCK_T: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_C: tl.constexpr,
-):  # fmt: skip
-    """BLOCK_T tokens at BLOCK_E experts; the small parts are added up apart from the large one."""
-    tokens = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)
-    experts = tl.program_id(1) * BLOCK_E + tl.arange(0, BLOCK_E)
-    rows = x + tokens.to(tl.int64)[:, None] * row_stride
-    is_row, is_expert = (tokens < num_tokens)[:, None], (experts < num_experts)[None, :]
-    high, low = tl.zeros((BLOCK_T, BLOCK_E), tl.float32), tl.zeros((BLOCK_T, BLOCK_E), tl.float32)
-    for start in range(0, width, BLOCK_C):
-        columns = start + tl.arange(0, BLOCK_C)
-        row = tl.load(rows + columns[None, :], mask=is_row & (columns < width)[None, :], other=0.0)
-        at = experts[None, :] * width + columns[:, None]
-        w = tl.load(weight + at, mask=is_expert & (columns < width)[:, None], other=0.0)
-        first = w.to(tl.bfloat16)
-        rest = w - first.to(tl.float32)
-        second = rest.to(tl.bfloat16)
-        third = (rest - second.to(tl.float32)).to(tl.bfloat16)
-        low = tl.dot(row, third, low)
-        low = tl.dot(row, second, low)
-        high = tl.dot(row, first, high)
-    at = tokens.to(tl.int64)[:, None] * num_experts + experts[None, :]
-    tl.store(logits + at, high + low, mask=is_row & is_expert)
-
-
 @triton.jit
 def _choose(
     logits, bias, ids, weights, num_experts, scaling,
     NUM_ACTIVE: tl.constexpr, HAS_BIAS: tl.constexpr, IS_SOFTMAX: tl.constexpr, NORMS: tl.constexpr,
-    BLOCK_E: tl.constexpr, CHAINED: tl.constexpr,
+    HAS_PARTS: tl.constexpr, BLOCK_E: tl.constexpr, CHAINED: tl.constexpr,
 ):  # fmt: skip
     """One token a program: the best expert, NUM_ACTIVE times. argmax takes the lower id of equals."""
     wait_for_last(CHAINED)
     token = tl.program_id(0)
     experts = tl.arange(0, BLOCK_E)
     known = experts < num_experts
-    scores = tl.load(logits + token.to(tl.int64) * num_experts + experts, mask=known, other=float("-inf"))
+    logits += token.to(tl.int64) * num_experts * (3 if HAS_PARTS else 1) + experts
+    scores = tl.load(logits, mask=known, other=float("-inf"))
+    if HAS_PARTS:  # the small ones are added up first
+        second = tl.load(logits + num_experts, mask=known, other=0.0)
+        scores += second + tl.load(logits + 2 * num_experts, mask=known, other=0.0)
     if IS_SOFTMAX:
         scores = tl.exp(scores - tl.max(scores, 0))
         scores = scores / tl.sum(scores, 0)

@@ -16,7 +16,11 @@ def route(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, config: MoEConfig
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """`Backend.route` (ops/backend.py)."""
-    scores = x.float() @ weight.T
+    return choose(x.float() @ weight.T, bias, config)
+
+
+def choose(scores: torch.Tensor, bias: torch.Tensor | None, config: MoEConfig) -> tuple[torch.Tensor, torch.Tensor]:
+    """scores [T, E] float32, raw → ids and weights as of `Backend.route`."""
     scores = scores.softmax(-1) if config.scoring_func == "softmax" else sigmoid(scores)
     ids = _top(eligible_scores(scores, bias, config), config.num_active)
     weights = scores.gather(-1, ids)
