@@ -32,8 +32,15 @@ def test_logits_of_bfloat16_rows_are_as_exact_as_float32_allows(device: torch.de
     torch.manual_seed(num_tokens)
     x, weight = torch.randn(num_tokens, 300, device=device).bfloat16(), torch.randn(11, 300, device=device)
     exact = x.double() @ weight.T.double()
-    error = (kernel.router_logits(x, weight) - exact).norm() / exact.norm()
-    assert error < 1e-6  # of weights rounded to bfloat16 it would be 2e-3
+    logits = kernel.router_logits(x, weight).unflatten(1, (-1, 11)).sum(1)  # one part, or three
+    assert (logits - exact).norm() / exact.norm() < 1e-6  # of weights rounded to bfloat16 it would be 2e-3
+
+
+def test_a_weight_is_the_sum_of_its_parts_and_they_are_made_once(device: torch.device):
+    weight = torch.randn(3, 50, device=device) * torch.logspace(-20, 20, 50, device=device)
+    parts = kernel.parts_of(weight)
+    assert parts.dtype == torch.bfloat16 and torch.equal(parts.double().unflatten(0, (3, 3)).sum(0).float(), weight)
+    assert kernel.parts_of(weight) is parts
 
 
 def test_equal_scores_go_to_the_lower_expert(device: torch.device):
