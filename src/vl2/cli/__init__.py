@@ -14,7 +14,7 @@ from vl2.core.errors import SetupError, VL2Error
 
 COMMANDS = (
     "serve", "chat", "run", "watch", "pull", "quantize", "export", "key", "evaluate", "plan", "doctor", "selfcheck",
-    "top", "deploy",
+    "tune", "top", "deploy",
 )  # fmt: skip
 
 

@@ -19,6 +19,7 @@ from vl2.ops.attention.batch import AttentionBatch
 from vl2.ops.attention.kernel_common import combine_splits
 from vl2.ops.attention.kernel_heads import decode_heads, prefill_heads
 from vl2.ops.chain import chained
+from vl2.ops.tuning import tuned
 
 LOG2_E = math.log2(math.e)
 
@@ -43,14 +44,9 @@ class Tile:
         return dict(BLOCK_N=self.block_n, TERMS=self.terms, num_warps=self.num_warps, num_stages=self.num_stages)
 
 
-TILES = {
-    # Rows (prefill) come in 64s, for wgmma. With two stages nothing is loaded during the products (see `page_slots`).
-    "decode_heads": Tile(block_n=64, num_warps=4, num_stages=3, programs=800, last_adds=True),
-    "prefill_heads": Tile(block_n=64, num_warps=8, num_stages=3, block_m=128),
-    "decode_latent": Tile(block_n=32, num_warps=4, num_stages=3, programs=132),
-    "prefill_latent": Tile(block_n=64, num_warps=8, num_stages=2, block_m=32),
-    "prefill_expanded": Tile(block_n=64, num_warps=8, num_stages=3, block_m=128),
-}
+KERNELS = ("decode_heads", "prefill_heads", "decode_latent", "prefill_latent", "prefill_expanded")
+TILES = {kernel: tuned(kernel, Tile) for kernel in KERNELS}
+"""Rows (prefill) come in 64s, for wgmma. With two stages nothing is loaded during the products (see `page_slots`)."""
 FLOAT32_TILES = {
     # no tensor core: products are unrolled, so tiles are small
     "decode_heads": Tile(block_n=32, num_warps=4, num_stages=1, programs=264, last_adds=True),

@@ -27,8 +27,9 @@ from vl2.ops.experts.kernel_many import can_lay_out, mix_many
 from vl2.ops.experts.weights import ExpertWeights
 from vl2.ops.rows import RowRounding
 from vl2.ops.saturate_kernel import to_dtype
+from vl2.ops.tuning import tuned
 
-FEW, SOME = Tile(16, 32, 128, 32, 128, 4, 4), Tile(64, 64, 64, 128, 64, 4, 4)
+FEW, SOME = tuned("experts_few", Tile), tuned("experts_some", Tile)
 MANY = Tile(128, 128, 64, 128, 64, 8, 3)
 FLOAT32 = Tile(16, 32, 32, 32, 32, 4, 2)
 

@@ -24,12 +24,13 @@ from vl2.ops.float8.kernel import round_rows
 from vl2.ops.quantized_experts.weights import QuantizedExperts
 from vl2.ops.saturate import saturate
 from vl2.ops.saturate_kernel import to_dtype
+from vl2.ops.tuning import tuned
 
 ALIGNMENT = 16
 """Bytes: rows that the copy engine reads begin at multiples of it."""
 
 
-TILE = Tile(128, 128, 64, 256, 64, 8, 3)
+TILE = tuned("experts_many", Tile)
 FLOAT8_TILE = Tile(128, 128, 128, 128, 128, 8, 3)
 
 
