@@ -1,6 +1,10 @@
 #include "product.h"
 
-enum { COLUMNS_OF_ROWS = 32 }; /* of a piece, where weights lie in rows */
+enum {
+    COLUMNS_OF_ROWS = 32,               /* of a piece, where weights lie in rows */
+    ROWS_AT_ONCE = LANES == 16 ? 6 : 4, /* for whose sums, times four, registers suffice: 32 of them, or 16 */
+    COLUMNS_OF_MANY = LANES == 16 ? 4 : 2,   /* of three rows and more on 16 registers half as many columns */
+};
 
 void operand_store(const Operand *operand, int64_t row, const float *values, int64_t width) {
     float *to = operand->data + row * operand->stride;
@@ -48,10 +52,10 @@ INLINE Floats add_pairs(Floats total, Words weights, const float *x, int64_t hal
 #endif
 }
 
-INLINE void store_sum(const Product *product, int64_t row, int64_t column, float sum) {
+INLINE void store_sums(const Product *product, int64_t row, int64_t column, const float *sums, int64_t count) {
     const float *bias = product->weight->bias;
-    float *out = product->out + product->out_rows[row] * product->out_stride;
-    out[column] = bias == NULL ? sum : sum + bias[column];
+    float *out = product->out + product->out_rows[row] * product->out_stride + column;
+    for (int64_t i = 0; i < count; i++) out[i] = bias == NULL ? sums[i] : sums[i] + bias[column + i];
 }
 
 INLINE const float *operand_row(const Product *product, int64_t row) {
@@ -66,9 +70,9 @@ INLINE void block_tile(const Product *product, const uint32_t *weights, int64_t 
     const int64_t pairs = matrix->padded_in / 2, half = operand_stride(matrix->in_width) / 2;
     const float *x[ROWS_AT_ONCE];
     Floats sums[ROWS_AT_ONCE][4];
-    for (int row = 0; row < rows; row++) {
+    UNROLL for (int row = 0; row < rows; row++) {
         x[row] = operand_row(product, first_row + row);
-        for (int v = 0; v < vectors; v++) sums[row][v] = (Floats){0};
+        UNROLL for (int v = 0; v < vectors; v++) sums[row][v] = (Floats){0};
     }
     for (int64_t pair = 0; pair < pairs; pair++, weights += matrix->block) {
         UNROLL for (int v = 0; v < vectors; v++) {
@@ -77,12 +81,11 @@ INLINE void block_tile(const Product *product, const uint32_t *weights, int64_t 
                 sums[row][v] = add_one_pair(sums[row][v], loaded, x[row], half, pair);
         }
     }
-    for (int row = 0; row < rows; row++)
-        for (int v = 0; v < vectors; v++)
-            for (int lane = 0; lane < LANES; lane++) {
-                int64_t at = column + v * LANES + lane;
-                if (at < matrix->out_width) store_sum(product, first_row + row, at, sums[row][v][lane]);
-            }
+    float done[ROWS_AT_ONCE][4 * LANES];
+    UNROLL for (int row = 0; row < rows; row++)
+        UNROLL for (int v = 0; v < vectors; v++) store_floats(&done[row][v * LANES], sums[row][v]);
+    int64_t wanted = matrix->out_width - column < vectors * LANES ? matrix->out_width - column : vectors * LANES;
+    for (int row = 0; row < rows; row++) store_sums(product, first_row + row, column, done[row], wanted);
 }
 
 INLINE void block_columns(const Product *product, int64_t piece, int64_t first_row, int rows, int most_vectors) {
@@ -98,20 +101,19 @@ INLINE void block_columns(const Product *product, int64_t piece, int64_t first_r
 }
 
 static void block_piece(const Product *product, int64_t piece, int64_t first_row, int64_t rows) {
-    enum { FEW = 4, SOME = LANES == 16 ? 4 : 2, MANY = LANES == 16 ? 2 : 1 }; /* vectors for which registers suffice */
     switch (rows) {
-        case 1: block_columns(product, piece, first_row, 1, FEW); break;
-        case 2: block_columns(product, piece, first_row, 2, FEW); break;
-        case 3: block_columns(product, piece, first_row, 3, SOME); break;
-        case 4: block_columns(product, piece, first_row, 4, SOME); break;
-        case 5: block_columns(product, piece, first_row, 5, MANY); break;
-        case 6: block_columns(product, piece, first_row, 6, MANY); break;
-        case 7: block_columns(product, piece, first_row, 7, MANY); break;
-        default: block_columns(product, piece, first_row, 8, MANY); break;
+        case 1: block_columns(product, piece, first_row, 1, 4); break;
+        case 2: block_columns(product, piece, first_row, 2, 4); break;
+        case 3: block_columns(product, piece, first_row, 3, COLUMNS_OF_MANY); break;
+        case 4: block_columns(product, piece, first_row, 4, COLUMNS_OF_MANY); break;
+#if LANES == 16
+        case 5: block_columns(product, piece, first_row, 5, 4); break;
+        default: block_columns(product, piece, first_row, 6, 4); break;
+#endif
     }
 }
 
-/* ---- weights in rows: `columns` of them at once, for `rows` rows of x */
+/* ---- weights in rows: one after the other, as the memory is read fastest, for `rows` rows of x */
 
 /* The elements behind the last full vector, one by one. */
 INLINE float rest_of_row(const Matrix *matrix, int64_t column, const float *x, int64_t done) {
@@ -133,56 +135,58 @@ INLINE float rest_of_row(const Matrix *matrix, int64_t column, const float *x, i
     return sum;
 }
 
-INLINE void row_tile(const Product *product, int64_t first_row, int64_t column, int rows, int columns, int layout) {
-    const Matrix *matrix = product->weight;
-    const int64_t width = matrix->in_width, half = operand_stride(width) / 2;
-    const int64_t step = layout == FLOAT32_ROWS ? LANES : 2 * LANES, done = width / step * step;
-    const float *x[ROWS_AT_ONCE];
-    Floats sums[ROWS_AT_ONCE][4];
-    for (int row = 0; row < rows; row++) {
-        x[row] = operand_row(product, first_row + row);
-        for (int c = 0; c < columns; c++) sums[row][c] = (Floats){0};
-    }
-    const float *floats = (const float *)matrix->data + column * width;
-    const uint16_t *halves = (const uint16_t *)matrix->data + column * width;
-    for (int64_t i = 0; i < done; i += step) {
-        UNROLL for (int c = 0; c < columns; c++) {
-            UNROLL for (int row = 0; row < rows; row++) {
-                if (layout == FLOAT32_ROWS) {
-                    sums[row][c] += load_floats(floats + c * width + i) * load_floats(x[row] + i);
-                } else {
-                    Words loaded;
-                    memcpy(&loaded, halves + c * width + i, sizeof loaded);
-                    sums[row][c] = add_pairs(sums[row][c], loaded, x[row], half, i / 2);
-                }
-            }
-        }
-    }
-    for (int row = 0; row < rows; row++)
-        for (int c = 0; c < columns; c++) {
-            float rest = rest_of_row(matrix, column + c, x[row], done);
-            store_sum(product, first_row + row, column + c, sum_floats(sums[row][c]) + rest);
-        }
+INLINE Floats add_vector(Floats total, const Matrix *matrix, int64_t at, const float *x, int64_t i, int layout) {
+    if (layout == FLOAT32_ROWS) return total + load_floats((const float *)matrix->data + at + i) * load_floats(x + i);
+    Words weights;
+    memcpy(&weights, (const uint16_t *)matrix->data + at + i, sizeof weights);
+    return add_pairs(total, weights, x, operand_stride(matrix->in_width) / 2, i / 2);
 }
 
-INLINE void row_columns(const Product *product, int64_t piece, int64_t first_row, int rows, int columns, int layout) {
+/* Two sums for each row, or the additions of a single row would wait for each other. */
+INLINE void row_tile(const Product *product, int64_t first_row, int64_t column, int rows, int layout) {
+    const Matrix *matrix = product->weight;
+    const int64_t width = matrix->in_width, step = layout == FLOAT32_ROWS ? LANES : 2 * LANES;
+    const float *x[ROWS_AT_ONCE];
+    Floats sums[ROWS_AT_ONCE], others[ROWS_AT_ONCE];
+    UNROLL for (int row = 0; row < rows; row++) {
+        x[row] = operand_row(product, first_row + row);
+        sums[row] = others[row] = (Floats){0};
+    }
+    int64_t i = 0, at = column * width;
+    for (; i + 2 * step <= width; i += 2 * step) {
+        UNROLL for (int row = 0; row < rows; row++) {
+            sums[row] = add_vector(sums[row], matrix, at, x[row], i, layout);
+            others[row] = add_vector(others[row], matrix, at, x[row], i + step, layout);
+        }
+    }
+    float done[ROWS_AT_ONCE];
+    UNROLL for (int row = 0; row < rows; row++) {
+        Floats sum = sums[row] + others[row];
+        if (i + step <= width) sum = add_vector(sum, matrix, at, x[row], i, layout);
+        done[row] = sum_floats(sum);
+    }
+    for (int row = 0; row < rows; row++) {
+        done[row] += rest_of_row(matrix, column, x[row], width / step * step);
+        store_sums(product, first_row + row, column, &done[row], 1);
+    }
+}
+
+INLINE void row_columns(const Product *product, int64_t piece, int64_t first_row, int rows, int layout) {
     int64_t column = piece * COLUMNS_OF_ROWS, end = column + COLUMNS_OF_ROWS;
     if (end > product->weight->out_width) end = product->weight->out_width;
-    for (; column + columns <= end; column += columns) row_tile(product, first_row, column, rows, columns, layout);
-    for (; column < end; column++) row_tile(product, first_row, column, rows, 1, layout);
+    for (; column < end; column++) row_tile(product, first_row, column, rows, layout);
 }
 
 INLINE void row_piece(const Product *product, int64_t piece, int64_t first_row, int64_t rows, int layout) {
-    enum { SOME = LANES == 16 ? 4 : 2, MANY = LANES == 16 ? 2 : 1 };
     switch (rows) {
-        case 1: row_columns(product, piece, first_row, 1, 4, layout); break;
-        case 2: row_columns(product, piece, first_row, 2, 4, layout); break;
-        case 3: row_columns(product, piece, first_row, 3, SOME, layout); break;
-        case 4: row_columns(product, piece, first_row, 4, SOME, layout); break;
-        case 5: row_columns(product, piece, first_row, 5, MANY, layout); break;
-        case 6: row_columns(product, piece, first_row, 6, MANY, layout); break;
-        case 7: row_columns(product, piece, first_row, 7, MANY, layout); break;
-        default: row_columns(product, piece, first_row, 8, MANY, layout); break;
+        case 1: row_columns(product, piece, first_row, 1, layout); break;
+        case 2: row_columns(product, piece, first_row, 2, layout); break;
+        case 3: row_columns(product, piece, first_row, 3, layout); break;
+        case 4: row_columns(product, piece, first_row, 4, layout); break;
+#if LANES == 16
+        case 5: row_columns(product, piece, first_row, 5, layout); break;
+        default: row_columns(product, piece, first_row, 6, layout); break;
+#endif
     }
 }
 
@@ -193,8 +197,9 @@ int64_t product_pieces(const Product *product) {
 }
 
 void product_piece(const Product *product, int64_t piece) {
-    for (int64_t row = 0; row < product->num_rows; row += ROWS_AT_ONCE) {
-        int64_t rows = product->num_rows - row < ROWS_AT_ONCE ? product->num_rows - row : ROWS_AT_ONCE;
+    int64_t groups = (product->num_rows + ROWS_AT_ONCE - 1) / ROWS_AT_ONCE;
+    for (int64_t group = 0; group < groups; group++) { /* equally large: 8 rows are 4 and 4, not 6 and 2 */
+        int64_t row = group * product->num_rows / groups, rows = (group + 1) * product->num_rows / groups - row;
         switch (product->weight->layout) {
             case BFLOAT16_BLOCKS: block_piece(product, piece, row, rows); break;
             case BFLOAT16_ROWS: row_piece(product, piece, row, rows, BFLOAT16_ROWS); break;

@@ -1,9 +1,7 @@
-/* y = x Wᵀ (+ b) for a few rows x: a weight is read once for up to ROWS_AT_ONCE rows, sums are float32. */
+/* y = x Wᵀ (+ b) for a few rows x: a weight is read from memory once for all of them, sums are float32. */
 #pragma once
 
 #include "simd.h"
-
-enum { ROWS_AT_ONCE = 8 };
 
 typedef enum {
     FLOAT32_ROWS = 0,    /* [out, in] float32 */
