@@ -244,10 +244,9 @@ LINEAR_TILES = [
 ]
 DECODE_TILES = [
     dict(block_n=n, num_warps=warps, num_stages=stages, programs=programs)
-    for n in (32, 64, 128)
-    for warps in (2, 4, 8)
+    for n, warps in ((16, 2), (32, 2), (32, 4), (64, 4), (64, 8))
     for stages in (2, 3, 4)
-    for programs in (528, 800, 1600)
+    for programs in (528, 1056, 2112)
 ]
 
 
@@ -268,9 +267,9 @@ def tune() -> None:
         for tile in LINEAR_TILES:
             report(f"{label}, 1 and 8 rows, {shown(tile)}", tune_linear, label, tile)
     cases = [Case("Tiny", [(1024, 1)] * count, kv_dtype=FLOAT8) for count in (1, 32, 128)]
-    usual = attention.TILES["decode_heads"]
+    usual = attention.TILES["decode_single"]
     for change in DECODE_TILES:
-        attention.TILES["decode_heads"] = dataclasses.replace(usual, **change)
+        attention.TILES["decode_single"] = dataclasses.replace(usual, **change)
         report(
             f"Tiny decode, float8 cache, 1 | 32 | 128, {change}", lambda: " | ".join(case.line()[:11] for case in cases)
         )

@@ -107,22 +107,26 @@ def test_attend_heads_equals_the_reference(shapes, heads, kv_heads, dim, dtype, 
 @pytest.mark.parametrize("shapes", [DECODE, MIXED], ids=["decode", "mixed"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 def test_a_cache_in_float8_is_read_by_all_kernels(shapes, dtype, device, monkeypatch):
-    q, pool, batch = head_case(shapes, 6, 2, 16, dtype, device)
-    pool = pool.to(FLOAT8)
-    out, expected = (ops.attend_heads(q, pool, batch, 0.2) for ops in (kernel, reference))
-    torch.testing.assert_close(out[:-SPARE_ROWS], expected[:-SPARE_ROWS], **TOLERANCES[dtype])
-    for min_rows in (1, 1000):  # expanded, absorbed
+    for kv_heads in (2, 6):  # grouped; one query head each, which has a kernel of its own
+        q, pool, batch = head_case(shapes, 6, kv_heads, 24, dtype, device)
+        pool = pool.to(FLOAT8)
+        out, expected = (ops.attend_heads(q, pool, batch, 0.2) for ops in (kernel, reference))
+        torch.testing.assert_close(out[:-SPARE_ROWS], expected[:-SPARE_ROWS], **TOLERANCES[dtype])
+        assert not out[-SPARE_ROWS:].any()
+    for min_rows in (1, 1000):  # MLA: expanded, absorbed
         monkeypatch.setattr(kernel_mla, "MIN_ROWS", min_rows)
         q, kv_b, pool, *others = latent_case(shapes, 3, 24, dtype, device)
         check_latent((q, kv_b, pool.to(FLOAT8), *others))
 
 
+@pytest.mark.parametrize("name", ["decode_heads", "decode_single"])
 @pytest.mark.parametrize("last_adds", [False, True])
 @pytest.mark.parametrize("programs", [1, 60, 1000])
-def test_splits_of_heads_in_any_number_give_the_same(programs, last_adds, device, monkeypatch):
-    tile = dataclasses.replace(kernel.FLOAT32_TILES["decode_heads"], programs=programs, last_adds=last_adds)
-    monkeypatch.setitem(kernel.FLOAT32_TILES, "decode_heads", tile)
-    q, pool, batch = head_case(DECODE, 6, 2, 16, torch.float32, device)
+def test_splits_of_heads_in_any_number_give_the_same(programs, last_adds, name, device, monkeypatch):
+    tile = dataclasses.replace(kernel.FLOAT32_TILES[name], programs=programs, last_adds=last_adds)
+    monkeypatch.setitem(kernel.FLOAT32_TILES, name, tile)
+    q, pool, batch = head_case(DECODE, 6, 6 if name == "decode_single" else 2, 16, torch.float32, device)
+    pool = pool.to(FLOAT8) if name == "decode_single" else pool
     out, expected = (ops.attend_heads(q, pool, batch, 0.2) for ops in (kernel, reference))
     torch.testing.assert_close(out[:-SPARE_ROWS], expected[:-SPARE_ROWS], **TOLERANCES[torch.float32])
     assert not out[-SPARE_ROWS:].any()

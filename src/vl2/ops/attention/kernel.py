@@ -18,7 +18,9 @@ import triton
 from vl2.ops.attention.batch import AttentionBatch
 from vl2.ops.attention.kernel_common import combine_splits
 from vl2.ops.attention.kernel_heads import decode_heads, prefill_heads
+from vl2.ops.attention.kernel_single import decode_single
 from vl2.ops.chain import chained
+from vl2.ops.saturate import FLOAT8
 from vl2.ops.tuning import tuned
 
 LOG2_E = math.log2(math.e)
@@ -45,11 +47,14 @@ class Tile:
 
 
 KERNELS = ("decode_heads", "prefill_heads", "decode_latent", "prefill_latent", "prefill_expanded")
-TILES = {kernel: tuned(kernel, Tile) for kernel in KERNELS}
+TILES = {kernel: tuned(kernel, Tile) for kernel in KERNELS} | {
+    "decode_single": Tile(block_n=32, num_warps=4, num_stages=3, programs=1056, last_adds=True)
+}
 """Rows (prefill) come in 64s, for wgmma. With two stages nothing is loaded during the products (see `page_slots`)."""
 FLOAT32_TILES = {
     # no tensor core: products are unrolled, so tiles are small
     "decode_heads": Tile(block_n=32, num_warps=4, num_stages=1, programs=264, last_adds=True),
+    "decode_single": Tile(block_n=32, num_warps=4, num_stages=2, programs=1056, last_adds=True),
     "prefill_heads": Tile(block_n=32, num_warps=4, num_stages=1, block_m=32),
     "decode_latent": Tile(block_n=16, num_warps=8, num_stages=1, programs=132),
     "prefill_latent": Tile(block_n=16, num_warps=8, num_stages=1, block_m=16),
@@ -88,13 +93,22 @@ def _decode_heads(q: torch.Tensor, pool: torch.Tensor, out: torch.Tensor, batch:
     (num_rows, heads, dim), (page_size, kv_heads) = q.shape, pool.shape[2:4]
     if not num_rows:
         return
-    tile = tile_for("decode_heads", q.dtype)
+    is_single = pool.dtype == FLOAT8 and heads == kv_heads
+    tile = tile_for("decode_single" if is_single else "decode_heads", q.dtype)
     splits = Splits.of(q, batch, tile, kv_heads, page_size, dim)
-    decode_heads[kv_heads, splits.count, num_rows](
-        q, pool[0], pool[1], out, batch.query_starts, *splits.arguments(batch), scale * LOG2_E,
-        *counts(batch, splits), **_head_sizes(q, pool), BLOCK_G=block(heads // kv_heads), SPLIT=splits.size,
-        LAST_ADDS=splits.last_adds, IS_MIXED=batch.may_decode, **tile.options, **chained(q.device),
+    arguments = (
+        q, pool[0], pool[1], out, batch.query_starts, *splits.arguments(batch), scale * LOG2_E, *counts(batch, splits),
     )  # fmt: skip
+    settings = dict(SPLIT=splits.size, LAST_ADDS=splits.last_adds, IS_MIXED=batch.may_decode, **chained(q.device))
+    grid = kv_heads, splits.count, num_rows
+    if is_single:
+        decode_single[grid](
+            *arguments, HEADS=heads, DIM=dim, BLOCK_D=block(dim), PAGE_SIZE=page_size, BLOCK_N=tile.block_n,
+            STAGES=tile.num_stages, num_warps=tile.num_warps, **settings,
+        )  # fmt: skip
+    else:
+        sizes = _head_sizes(q, pool)
+        decode_heads[grid](*arguments, **sizes, BLOCK_G=block(heads // kv_heads), **tile.options, **settings)
     splits.combine(out, batch)
 
 
