@@ -42,7 +42,7 @@ def decode_bytes(runner: Runner, batch: int, context: int, experts_per_layer: fl
     for layer in decoder.layers:
         if isinstance(layer.mlp, MoE):
             total -= layer.mlp.routed_bytes * (1 - experts_per_layer / layer.mlp.config.num_experts)
-    return total + batch * context * kv_bytes_per_token(language, runner.dtype)
+    return total + batch * context * kv_bytes_per_token(language, runner.pool.layers[0].dtype)
 
 
 def prefill_flops(config: LanguageConfig, num_tokens: int, context: int) -> float:

@@ -1,7 +1,7 @@
 """The speed of the engine on one GPU, at the real shapes with random weights. Nothing is downloaded.
 
     python bench/gpu.py [tiny small base] [--rows latency,throughput,prefill,first,vision,http] [--output FILE]
-                        [--quantization int4]
+                        [--quantization int4 | int8 | fp8] [--kv-dtype fp8]
 
 For each shape a table: every row beside its floor (bench/floors.py) and the share of it that is reached; then one JSON
 line. Picture rows go through HTTP on loopback with distinct JPEG files; figures in process stand beside.
@@ -38,13 +38,13 @@ ROWS = ("latency", "throughput", "prefill", "first", "vision", "http")
 class Bench:
     """One shape on one card. Results are added row by row, so that a row that fails hides no other."""
 
-    def __init__(self, name: str, folder: Path, card: Card, quantization: str) -> None:
+    def __init__(self, name: str, folder: Path, card: Card, quantization: str, kv_dtype: str) -> None:
         self.name, self.card, self.folder = name, card, folder
         self.results: dict[str, float | str] = {}
         started_s = time.perf_counter()
         config = EngineConfig(
-            device="cuda", dtype="bfloat16", random_weights=True, quantization=quantization, prefix_cache=False,
-            max_sequences=256, max_step_tokens=8192, max_step_tiles=64, kv_cache_tokens=None,
+            device="cuda", dtype="bfloat16", random_weights=True, quantization=quantization, kv_dtype=kv_dtype,
+            prefix_cache=False, max_sequences=256, max_step_tokens=8192, max_step_tiles=64, kv_cache_tokens=None,
         )  # fmt: skip
         self.engine = Engine(folder, config)
         torch.cuda.synchronize()
@@ -220,7 +220,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("shapes", nargs="*", default=["tiny", "small", "base"])
     parser.add_argument("--rows", default=",".join(ROWS))
-    parser.add_argument("--quantization", default="auto", help="int4, int8: random codes, made at the real size")
+    parser.add_argument("--quantization", default="auto", help="int4, int8, fp8: random codes, made at the real size")
+    parser.add_argument("--kv-dtype", default="auto", help="fp8: of the KV cache")
     parser.add_argument("--output", type=Path)
     args = parser.parse_args()
     card = Card.measure()
@@ -230,13 +231,13 @@ def main() -> None:
         folder = shapes.write(name, Path(tempfile.mkdtemp()) / name)
         bench = None
         with told(f"{name}: start"):
-            bench = Bench(name, folder, card, args.quantization)
+            bench = Bench(name, folder, card, args.quantization, args.kv_dtype)
         for row in args.rows.split(",") if bench else ():
             with told(f"{name}: {row}"):
                 getattr(bench, row)()
         if bench is not None:
             bench.close()
-            what = dict(gpu=card.name, shape=name, quantization=args.quantization)
+            what = dict(gpu=card.name, shape=name, quantization=args.quantization, kv_dtype=args.kv_dtype)
             lines.append(circumstances("gpu") | what | bench.results)
             print(json.dumps(lines[-1]), flush=True)
     if args.output:
