@@ -18,6 +18,7 @@ from vl2.core.gpu_memory import GRAPH_BYTES, RUNTIME_BYTES, usable_bytes
 from vl2.core.model_config import ModelConfig
 from vl2.core.quantization_default import with_quantization
 from vl2.engine.runner import Runner
+from vl2.model.kv_pool import kv_bytes_per_token
 from vl2.model.vl2 import DeepseekVL2
 from vl2.tools.plan import Wanted, judge, make_plan
 from vl2.tools.plan_devices import DEVICES, GIB, Device, find_devices
@@ -80,6 +81,18 @@ def test_the_engine_allocates_what_was_planned(name: str) -> None:
     assert runner.weights_bytes == plan.weights_bytes
     assert runner.features.nbytes == plan.features_bytes
     assert runner.pool.num_pages == plan.num_pages and pool_bytes - spare_page_bytes == plan.kv_bytes
+
+
+def test_fp8_takes_a_byte_a_number() -> None:
+    config = official_config("tiny")
+    plain, small = (
+        make_plan(config, Device("any", 40 * GIB), wanted, EngineConfig())
+        for wanted in (Wanted(), Wanted(quantization="fp8", kv_dtype="fp8"))
+    )
+    assert small.kv_bytes_per_token == kv_bytes_per_token(config.language, torch.float8_e4m3fn)
+    assert 2 * small.kv_bytes_per_token == plain.kv_bytes_per_token
+    assert plain.weights_bytes / 2 < small.weights_bytes < 0.6 * plain.weights_bytes
+    assert small.quantization == "fp8"
 
 
 def test_pages_are_what_the_rest_leaves() -> None:
