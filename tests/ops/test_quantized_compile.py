@@ -1,4 +1,4 @@
-"""The 4-bit kernels compile for Hopper where there is no GPU, to what makes them fast there."""
+"""The 4-bit and float8 kernels compile for Hopper where there is no GPU, to what makes them fast there."""
 
 import json
 import os
@@ -15,10 +15,11 @@ from triton.compiler import ASTSource
 from vl2.ops.quantized_experts import kernel as experts
 from vl2.ops.quantized_linear import kernel as linear
 
-POINTERS = dict(codes="*i16", partial="*fp32", arrivals="*i32", pairs="*i32", block_experts="*i32")
-FLOATS = ("x", "scales", "bias", "out", "hidden", "results")
+bits, codes, scales = int(sys.argv[1]), *sys.argv[2:]
+POINTERS = dict(codes=codes, scales=scales, partial="*fp32", arrivals="*i32", pairs="*i32", block_experts="*i32")
+FLOATS = ("x", "bias", "out", "hidden", "results")
 ALIGNED = (*POINTERS, *FLOATS, "row_words", "out_width", "row_stride", "width", "inner")
-step = dict(GROUP_STEPS=1, STEP=128, BITS=4, HAS_ASM=True, CHAINED=True, PRECISION="tf32", SCALES_FIRST=False)
+step = dict(GROUP_STEPS=1, STEP=128, BITS=bits, HAS_ASM=True, CHAINED=True, PRECISION="tf32", SCALES_FIRST=False)
 tile = dict(BLOCK_M=16, BLOCK_N=32)
 found = {}
 for kernel, own in (
@@ -42,12 +43,15 @@ print(json.dumps(found))
 
 
 @pytest.mark.cpu_only
-def test_codes_reach_the_tensor_cores_without_moving_between_threads():
-    """Words come by 16-byte copies and ldmatrix; unpacking takes lop3; nothing is permuted or shuffled."""
+@pytest.mark.parametrize(("bits", "codes", "scales"), [(4, "*i16", "*bf16"), (8, "*fp8e4nv", "*fp32")])
+def test_codes_reach_the_tensor_cores_without_moving_between_threads(bits: int, codes: str, scales: str):
+    """Words come by 16-byte copies and ldmatrix; unpacking takes lop3; nothing is shuffled, and bytes are permuted only
+    to make pairs of bfloat16 of float8, twice for four."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    done = subprocess.run([sys.executable, "-c", COMPILE], capture_output=True, text=True, check=False, env=environment)
+    command = [sys.executable, "-c", COMPILE, str(bits), codes, scales]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 0, done.stderr[-2000:]
     for name, counts in json.loads(done.stdout.splitlines()[-1]).items():
         assert counts["mma.sync"] and counts["ldmatrix"] and counts["cp.async.cg"], name
-        assert counts["prmt"] == counts["shfl"] == 0, name
+        assert counts["shfl"] == 0 and counts["prmt"] == (0 if bits == 4 else counts["lop3"]), name
         assert counts["lop3"] % 4 == 0 and counts["lop3"], name
