@@ -23,7 +23,7 @@ from pathlib import Path
 import shapes
 import torch
 from common import circumstances, drain, picture_prompt, request, text_prompt
-from floors import Card, decode_bytes, prefill_flops, vision_flops
+from floors import Card, decode_bytes, prefill_seconds, vision_flops
 from http_load import picture_rows
 
 from vl2.core.config import EngineConfig
@@ -149,8 +149,8 @@ class Bench:
         self.add(f"{num} requests {CONTEXT} in / {answer} out, output tok/s", num * answer / seconds)
 
     def prefill(self) -> None:
-        num, config = 128, self.engine.runner.model_config.language
-        floor_s = prefill_flops(config, num * CONTEXT, CONTEXT) / self.card.flops_per_s
+        num = 128
+        floor_s = prefill_seconds(self.engine.runner, self.card, num * CONTEXT, CONTEXT)
         seconds = []
         for repeat in range(3):
             for i in range(num):
@@ -160,9 +160,9 @@ class Bench:
         self.add(f"prefill {num} × {CONTEXT}, tok/s", rate, num * CONTEXT / floor_s)
 
     def first(self) -> None:
-        geometry, config = self.engine.runner.model_config.tile_geometry, self.engine.runner.model_config
+        geometry = self.engine.runner.model_config.tile_geometry
         text = self._first_token(lambda i: text_prompt(CONTEXT, seed=20_000 + i))
-        floor_s = prefill_flops(config.language, CONTEXT, CONTEXT) / self.card.flops_per_s
+        floor_s = prefill_seconds(self.engine.runner, self.card, CONTEXT, CONTEXT)
         floor_s = max(floor_s, decode_bytes(self.engine.runner, 0, 0, 64) / self.card.bytes_per_s)
         self.add(f"first token, {CONTEXT} text tokens, ms", 1e3 * text, 1e3 * floor_s)
         picture = self._first_token(lambda i: picture_prompt(geometry, IMAGE_ID, 64, seed=30_000 + i))
@@ -225,7 +225,10 @@ def main() -> None:
     parser.add_argument("--output", type=Path)
     args = parser.parse_args()
     card = Card.measure()
-    print(f"{card.name}: copy {card.bytes_per_s / 1e12:.2f} TB/s, bf16 {card.flops_per_s / 1e12:.0f} TFLOP/s")
+    print(
+        f"{card.name}: copy {card.bytes_per_s / 1e12:.2f} TB/s, bf16 {card.flops_per_s / 1e12:.0f} TFLOP/s, "
+        f"fp8 {card.float8_per_s / 1e12:.0f} TFLOP/s"
+    )
     lines = []
     for name in args.shapes:
         folder = shapes.write(name, Path(tempfile.mkdtemp()) / name)
