@@ -14,7 +14,7 @@ from vl2.ops.backend import Backend
 from vl2.ops.experts.weights import ExpertWeights
 from vl2.ops.quantized_experts.weights import QuantizedExperts
 from vl2.ops.quantized_weight.weight import QuantizedWeight
-from vl2.ops.rows import RowRounding
+from vl2.ops.rows import RowRounding, pad_rows
 from vl2.ops.saturate import saturate
 
 
@@ -72,10 +72,16 @@ class MoE(nn.Module):
 
     def forward(self, x: torch.Tensor, rounding: RowRounding = RowRounding()) -> torch.Tensor:
         """[T, C] → [T, C]."""
-        ids, weights = self.ops.route(x, self.router, self.router_bias, self.config)
+        ids, weights = self.route(x, rounding)
         shared, is_apart = self.expert_weights
         out = self.ops.mix_experts(x, ids, weights, shared, rounding)
         return saturate(out + self.shared(x)) if is_apart and self.shared is not None else out
+
+    def route(self, x: torch.Tensor, rounding: RowRounding) -> tuple[torch.Tensor, torch.Tensor]:
+        """As `Backend.route`, in as many rows as its product with the router must have."""
+        rows = pad_rows(x, rounding.up(len(x)))
+        ids, weights = self.ops.route(rows, self.router, self.router_bias, self.config)
+        return ids[: len(x)], weights[: len(x)]
 
     @property
     def expert_weights(self) -> tuple[ExpertWeights, bool]:
@@ -119,7 +125,7 @@ class QuantizedMoE(MoE):
 
     def forward(self, x: torch.Tensor, rounding: RowRounding = RowRounding()) -> torch.Tensor:
         """[T, C] → [T, C]."""
-        ids, weights = self.ops.route(x, self.router, self.router_bias, self.config)
+        ids, weights = self.route(x, rounding)
         out = self.ops.mix_quantized_experts(x, ids, weights, self.experts, rounding)
         return out if self.shared is None else saturate(out + self.shared(x))
 

@@ -16,7 +16,7 @@ from vl2.model.step import StepInputs
 from vl2.model.vision import VisionTower
 from vl2.ops.backend import choose_backend
 from vl2.ops.logits import ROWS_AT_ONCE
-from vl2.ops.rows import RowRounding
+from vl2.ops.rows import RowRounding, pad_rows
 
 
 class DeepseekVL2(nn.Module):
@@ -91,4 +91,5 @@ class DeepseekVL2(nn.Module):
     def forward(self, step: StepInputs, features: torch.Tensor, pool: KVPool) -> torch.Tensor:
         """One step: writes the cache, returns logits [L, V] float32 of the tokens whose next one is wanted."""
         hidden = self.decoder(self.embed(step, features), step, pool)
-        return self.decoder.logits(hidden[: step.num_logits], step.rounding.is_exact)
+        rows = pad_rows(hidden[: step.num_logits], step.rounding.up(step.num_logits))
+        return self.decoder.logits(rows, step.rounding.is_exact)[: step.num_logits]
