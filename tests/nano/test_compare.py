@@ -89,8 +89,10 @@ def test_nano_in_4_bits_against_nano(tmp_path: Path, capsys: pytest.CaptureFixtu
     told = json.loads((tmp_path / "out.json").read_text())
     assert [row["task"] for row in told["scores"]] == ["questions", "all"]
     assert len(told["answers"]) == 2
-    assert 0 < told["logits"]["kl"] < 0.5 and told["logits"]["top1"] > 0.5
-    assert "same likeliest token" in capsys.readouterr().out
+    logits = told["logits"]
+    assert 0 < logits["kl"] < 0.5 and logits["top1"] > 0.5
+    assert logits["num_answer_tokens"] == 2 * 2  # what follows the colon, and what follows the word
+    assert 0 <= logits["answer_top1"] <= 1 and "of answers" in capsys.readouterr().out
 
 
 def test_a_comparison_needs_questions(capsys: pytest.CaptureFixture[str]):

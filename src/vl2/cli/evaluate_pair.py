@@ -59,7 +59,8 @@ def compare_models(
     if distance is not None:
         Console().print(
             f"next-token distributions at {distance.num_tokens} tokens: KL {distance.kl:.4f} nats, "
-            f"same likeliest token {distance.top1:.2%}"
+            f"same likeliest token {distance.top1:.2%}; at the {distance.num_answer_tokens} of answers "
+            f"{distance.answer_top1:.2%}"
         )
     if output is not None:
         output.write_text(json.dumps(_told(rows, distance, answers), ensure_ascii=False, indent=1) + "\n", "utf-8")

@@ -19,6 +19,7 @@ from vl2.core.errors import RequestError, SetupError
 from vl2.core.media import PICTURE_SUFFIXES
 from vl2.core.types import Message, Prompt
 from vl2.processing.processor import Processor
+from vl2.processing.tokenizer import ASSISTANT, USER, Tokenizer
 from vl2.quant.texts import PICTURE_QUESTIONS, TEXTS
 
 log = logging.getLogger(__name__)
@@ -34,6 +35,7 @@ class Sample:
     """One conversation, as the model sees it."""
 
     prompt: Prompt
+    writes: tuple[bool, ...] = ()  # where the model would go on with a token of an answer; empty: it is not known
 
     def weights(self, device: torch.device | str) -> torch.Tensor:
         """[T] float32: how much each token counts."""
@@ -88,8 +90,17 @@ def read_conversations(
         if len(prompt.token_ids) > max_tokens:
             skipped.append(f"{conversation.name}: {len(prompt.token_ids)} tokens, more than {max_tokens}")
         else:
-            samples.append(Sample(prompt))
+            samples.append(Sample(prompt, tuple(_writes(prompt.token_ids, processor.tokenizer))))
     return samples, skipped
+
+
+def _writes(token_ids: Iterable[int], tokenizer: Tokenizer) -> Iterator[bool]:
+    """From behind `<|Assistant|>` to the answer's last token, whose end is foretold as well."""
+    begin, user, is_answer = tokenizer.tag_ids[ASSISTANT], tokenizer.tag_ids[USER], False
+    for token in token_ids:
+        is_answer = is_answer and token not in (user, tokenizer.eos_id)
+        yield is_answer
+        is_answer = is_answer or token == begin
 
 
 def digest(samples: Iterable[Sample]) -> str:

@@ -26,11 +26,16 @@ POSITIONS_AT_ONCE = 256
 
 @dataclass(frozen=True, slots=True)
 class Distance:
-    """`kl` is the mean of KL(other ‖ model) in nats; `top1` how often both have the same likeliest token, 0-1."""
+    """`kl` is the mean of KL(other ‖ model) in nats; `top1` how often both have the same likeliest token, 0-1.
+
+    Of all text, in which users' wording is hard to foretell, and of answers alone, which is what a model is asked for.
+    """
 
     num_tokens: int
     kl: float
     top1: float
+    num_answer_tokens: int
+    answer_top1: float
 
 
 @torch.no_grad()
@@ -53,17 +58,22 @@ def compare_logits(
     model, reference = (
         _load(place, config, longest, dtype, device) for place, config in zip((folder, other), configs, strict=True)
     )
-    total, same, count = 0.0, 0, 0
+    total, agreed, written = 0.0, list[torch.Tensor](), list[torch.Tensor]()
     for sample in samples:
-        hidden = [_run(one, sample) for one in (model, reference)]
+        is_text = _text_of(sample)
+        hidden = [_run(one, sample)[is_text.to(device)] for one in (model, reference)]
+        written.append(torch.tensor(sample.writes or [False] * len(is_text))[is_text])
         for own, true in zip(*(states.split(POSITIONS_AT_ONCE) for states in hidden), strict=True):
             logits, expected = model.decoder.logits(own), reference.decoder.logits(true)
             log_q, log_p = F.log_softmax(logits, -1), F.log_softmax(expected, -1)
             total += float((log_p.exp() * (log_p - log_q)).sum())
-            same += int((logits.argmax(-1) == expected.argmax(-1)).sum())
-            count += len(own)
+            agreed.append((logits.argmax(-1) == expected.argmax(-1)).cpu())
         on_sample()
-    return Distance(count, total / count, same / count)
+    same, writes = torch.cat(agreed).double(), torch.cat(written)
+    count, num_written = len(same), int(writes.sum())
+    return Distance(
+        count, total / count, float(same.mean()), num_written, float(same[writes].mean()) if num_written else 0.0
+    )
 
 
 def _load(folder: Path, config: ModelConfig, longest: int, dtype: torch.dtype, device: torch.device) -> DeepseekVL2:
@@ -73,12 +83,17 @@ def _load(folder: Path, config: ModelConfig, longest: int, dtype: torch.dtype, d
 
 
 def _run(model: DeepseekVL2, sample: Sample) -> torch.Tensor:
-    """Hidden states, after the last norm, of the text tokens behind the first picture."""
+    """Hidden states after the last norm."""
     embeds = embed_sample(model, sample)
     num_pages = -(-len(embeds) // PAGE_SIZE)
     pool = KVPool(model.config.language, num_pages, PAGE_SIZE, dtype=model.dtype, device=model.device)
-    hidden = model.decoder(embeds, whole_prompt(len(embeds), embeds.device), pool)
-    is_text = torch.ones(len(embeds), dtype=torch.bool)
+    hidden: torch.Tensor = model.decoder(embeds, whole_prompt(len(embeds), embeds.device), pool)
+    return hidden
+
+
+def _text_of(sample: Sample) -> torch.Tensor:
+    """[T] bool: text tokens behind the first picture."""
+    is_text = torch.ones(len(sample.prompt.token_ids), dtype=torch.bool)
     for number, span in enumerate(sample.prompt.spans):
         is_text[0 if number == 0 else span.start : span.start + span.length] = False
-    return hidden[is_text.to(hidden.device)]
+    return is_text
