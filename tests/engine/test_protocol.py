@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from tests.engine.builders import picture_prompt, request
+from tests.engine.builders import picture_prompt, request, text_prompt
 from vl2.core.types import FinishReason, Grammar, TokenEvent, TokenLogprobs
 from vl2.engine.protocol import Add, Events, decode_command, decode_report, encode
 
@@ -14,6 +14,15 @@ def test_a_request_crosses_with_its_pixels():
     assert command.request.params == sent.params and command.request.prompt.spans == sent.prompt.spans
     assert np.array_equal(command.request.prompt.tiles, sent.prompt.tiles)
     assert command.request.prompt.tile_keys == sent.prompt.tile_keys
+
+
+def test_pixels_are_a_frame_of_their_own_and_are_never_copied():
+    sent = request(picture_prompt(b"cat"))
+    header, pixels = encode(Add(sent))
+    assert np.shares_memory(np.frombuffer(pixels, np.uint8), sent.prompt.tiles) and len(header) < 1000
+    command = decode_command([header, pixels])
+    assert isinstance(command, Add) and np.shares_memory(command.request.prompt.tiles, sent.prompt.tiles)
+    assert len(encode(Add(request(text_prompt(1, 2))))) == 1  # no picture, no frame
 
 
 @pytest.mark.parametrize("grammar", [Grammar("choice", ("a", "b")), Grammar("regex", "a+"), Grammar("grounding")])

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine, Mapping
+from collections.abc import Coroutine, Mapping, Sequence
 from contextlib import aclosing, suppress
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ from vl2.engine.hub_protocol import (
     ToFrontend,
     decode_to_hub,
 )
-from vl2.engine.protocol import Events, encode
+from vl2.engine.protocol import Buffer, Events, encode
 
 log = logging.getLogger(__name__)
 
@@ -86,14 +86,14 @@ class Hub:
 
     async def _receive(self) -> None:
         while True:
-            name, data = await self._socket.recv_multipart()
+            name, *frames = await self._socket.recv_multipart(copy=False)
             try:
-                self._on_message(name.decode(), data)
+                self._on_message(name.bytes.decode(), frames)
             except Exception:  # of one front-end; the others are to be served
-                log.exception("a message from front-end %r could not be read", name)
+                log.exception("a message from front-end %r could not be read", name.bytes)
 
-    def _on_message(self, frontend: str, data: bytes) -> None:
-        match decode_to_hub(data):
+    def _on_message(self, frontend: str, frames: Sequence[Buffer]) -> None:
+        match decode_to_hub(frames):
             case Hello():
                 self._known.add(frontend)
                 self._send(frontend, self._state())
@@ -175,7 +175,7 @@ class Hub:
 
     def _send(self, frontend: str, message: ToFrontend) -> None:
         # Without a high-water mark a message is queued at once; one to a front-end that is gone is dropped.
-        self._socket.send_multipart([frontend.encode(), encode(message)])
+        self._socket.send_multipart([frontend.encode(), *encode(message)])
 
     def _keep(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)

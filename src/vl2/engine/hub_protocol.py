@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import msgspec
 
 from vl2.core import errors
 from vl2.core.errors import CapacityError, EngineError, VL2Error
 from vl2.core.stats import ModelInfo
 from vl2.core.types import Prompt, QueueOptions, SamplingParams
-from vl2.engine.protocol import Events, decode_hook
+from vl2.engine.protocol import Buffer, Events, decode, decode_hook
 
 NO_ANSWER = -1
 
@@ -94,13 +96,13 @@ class Answered(msgspec.Struct, frozen=True, tag=True):
 
 ToFrontend = State | Events | Refused | Answered
 
-_to_hub = msgspec.msgpack.Decoder(ToHub, dec_hook=decode_hook)
+_to_hub: msgspec.msgpack.Decoder[ToHub] = msgspec.msgpack.Decoder(ToHub, dec_hook=decode_hook)
 _to_frontend: msgspec.msgpack.Decoder[ToFrontend] = msgspec.msgpack.Decoder(ToFrontend)
 
 
-def decode_to_hub(data: bytes) -> ToHub:
-    return _to_hub.decode(data)
+def decode_to_hub(frames: Sequence[Buffer]) -> ToHub:
+    return decode(_to_hub, frames)
 
 
-def decode_to_frontend(data: bytes) -> ToFrontend:
-    return _to_frontend.decode(data)
+def decode_to_frontend(frames: Sequence[Buffer]) -> ToFrontend:
+    return decode(_to_frontend, frames)

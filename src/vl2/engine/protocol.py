@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+import threading
+from collections.abc import Sequence
+from typing import Any, TypeVar
 
 import msgspec
 import numpy as np
+import zmq
 
 from vl2.core.stats import EngineStats, ModelInfo
 from vl2.core.types import GenerateRequest, TokenEvent
@@ -68,31 +71,64 @@ class Pong(msgspec.Struct, frozen=True, tag=True):
 Report = LoadProgress | Ready | SetupFailed | Events | StatsReport | Pong
 
 
-def _encode_hook(value: Any) -> Any:
-    if isinstance(value, np.ndarray):
-        return (value.shape, value.tobytes())
-    raise TypeError(f"{type(value).__name__} cannot cross between processes")
+T = TypeVar("T")
+Buffer = bytes | memoryview | zmq.Frame
+
+
+class _Arrays(threading.local):
+    """Of the message that is being decoded: msgspec's hooks are told nothing of it."""
+
+    frames: Sequence[Buffer] = ()
+
+
+_arrays = _Arrays()
+
+
+def encode(message: msgspec.Struct) -> list[Buffer]:
+    """The frames of one of these messages, or of engine/hub_protocol.py's: the pixels of pictures have their own, which
+    are not copied.
+    """
+    frames: list[Buffer] = [b""]
+
+    def hook(value: Any) -> Any:
+        if not isinstance(value, np.ndarray):
+            raise TypeError(f"{type(value).__name__} cannot cross between processes")
+        if not value.size:
+            return (value.shape, 0)
+        frames.append(np.ascontiguousarray(value).reshape(-1).data)
+        return (value.shape, len(frames) - 1)
+
+    frames[0] = msgspec.msgpack.Encoder(enc_hook=hook).encode(message)
+    return frames
 
 
 def decode_hook(kind: type, value: Any) -> Any:
     assert kind is np.ndarray, kind
-    shape, pixels = value
+    shape, frame = value
+    pixels = _view(_arrays.frames[frame]) if frame else b""
     return np.frombuffer(pixels, dtype=np.uint8).reshape(shape)
 
 
-_encoder = msgspec.msgpack.Encoder(enc_hook=_encode_hook)
-_command_decoder = msgspec.msgpack.Decoder(Command, dec_hook=decode_hook)
+def decode(decoder: msgspec.msgpack.Decoder[T], frames: Sequence[Buffer]) -> T:
+    """Arrays of the result lie in the frames' memory. Raises: msgspec.DecodeError."""
+    _arrays.frames = frames
+    try:
+        return decoder.decode(_view(frames[0]))
+    finally:
+        _arrays.frames = ()
+
+
+def _view(frame: Buffer) -> memoryview:
+    return memoryview(frame.buffer if isinstance(frame, zmq.Frame) else frame)
+
+
+_command_decoder: msgspec.msgpack.Decoder[Command] = msgspec.msgpack.Decoder(Command, dec_hook=decode_hook)
 _report_decoder: msgspec.msgpack.Decoder[Report] = msgspec.msgpack.Decoder(Report)
 
 
-def encode(message: msgspec.Struct) -> bytes:
-    """Of these, or of engine/hub_protocol.py."""
-    return _encoder.encode(message)
+def decode_command(frames: Sequence[Buffer]) -> Command:
+    return decode(_command_decoder, frames)
 
 
-def decode_command(data: bytes) -> Command:
-    return _command_decoder.decode(data)
-
-
-def decode_report(data: bytes) -> Report:
-    return _report_decoder.decode(data)
+def decode_report(frames: Sequence[Buffer]) -> Report:
+    return decode(_report_decoder, frames)

@@ -6,7 +6,7 @@ import asyncio
 import dataclasses
 import itertools
 import logging
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from pathlib import Path
 
 import msgspec
@@ -30,7 +30,7 @@ from vl2.engine.hub_protocol import (
     ToHub,
     decode_to_frontend,
 )
-from vl2.engine.protocol import Events, encode
+from vl2.engine.protocol import Buffer, Events, encode
 
 log = logging.getLogger(__name__)
 
@@ -150,7 +150,7 @@ class RemoteGroup:
     async def _receive(self) -> None:
         try:
             while True:
-                self._on_message(await self._socket.recv())
+                self._on_message(await self._socket.recv_multipart())
         except Exception as error:  # nothing that is waited for would come any more
             log.exception("what the hub sends cannot be read")
             self.is_ready, self.failure = False, f"what the hub sends cannot be read: {error}"
@@ -160,8 +160,8 @@ class RemoteGroup:
                 self._settle(call_id, b"", EngineError(self.failure))
             self._news.set()
 
-    def _on_message(self, data: bytes) -> None:
-        match decode_to_frontend(data):
+    def _on_message(self, frames: Sequence[Buffer]) -> None:
+        match decode_to_frontend(frames):
             case State(is_ready, failure, info):
                 self.is_ready, self.failure, self.info = is_ready, failure, info or self.info
                 self._news.set()
@@ -186,4 +186,4 @@ class RemoteGroup:
 
     def _send(self, message: ToHub) -> None:
         if not self._socket.closed:
-            self._socket.send(encode(message))
+            self._socket.send_multipart(encode(message), copy=False)

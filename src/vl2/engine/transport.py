@@ -107,7 +107,7 @@ class ProcessTransport:
 
     async def _receive(self, on_report: Callable[[Report], None]) -> None:
         while True:
-            report = decode_report(await self._socket.recv())
+            report = decode_report(await self._socket.recv_multipart())
             self._is_stopping |= isinstance(report, SetupFailed)  # its exit is no news then
             on_report(report)
 
@@ -120,7 +120,7 @@ class ProcessTransport:
         """A command to a dead engine is dropped: `on_death` ends every stream."""
         if self._process is not None and self._process.returncode is None:
             # A PAIR socket without a high-water mark queues at once; the future it returns is done by then.
-            self._socket.send(encode(command))
+            self._socket.send_multipart(encode(command), copy=False)
 
     def kill(self, reason: str) -> None:
         if self._process is not None and self._process.returncode is None:
@@ -134,7 +134,7 @@ class ProcessTransport:
         if process is None:
             return
         if process.returncode is None:
-            self._socket.send(encode(Stop()))
+            self._socket.send_multipart(encode(Stop()))
             try:
                 await asyncio.wait_for(process.wait(), STOP_TIMEOUT_S)
             except asyncio.TimeoutError:

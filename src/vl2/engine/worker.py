@@ -144,7 +144,7 @@ class SocketInbox:
     def get(self, *, wait: bool) -> Command | None:
         if not wait and not self._socket.poll(0):
             return None
-        return decode_command(self._socket.recv())
+        return decode_command(self._socket.recv_multipart(copy=False))
 
 
 def main(address: str) -> None:
@@ -156,7 +156,11 @@ def main(address: str) -> None:
     setup = msgspec.msgpack.decode(socket.recv(), type=WorkerSetup)
     who = f"replica {setup.config.replica_idx}" if setup.config.replicas > 1 else ""
     configure_logging(setup.log_level, setup.log_format, who)
-    run_engine(Path(setup.folder), setup.config, SocketInbox(socket), lambda report: socket.send(encode(report)))
+
+    def emit(report: Report) -> None:
+        socket.send_multipart(encode(report))
+
+    run_engine(Path(setup.folder), setup.config, SocketInbox(socket), emit)
     socket.close(linger=1000)
     context.term()  # when the last report is on its way
     os._exit(0)  # torch would take half a second to take itself apart
