@@ -20,7 +20,7 @@ from pathlib import Path
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 FLAGS = """-O3 -std=c11 -Wall -Wextra -fPIC -shared -pthread -s -fvisibility=hidden -ffp-contract=fast -fno-math-errno
-    -fno-trapping-math -fno-signed-zeros -fassociative-math""".split()
+    -fno-trapping-math""".split()  # none that lets a compiler add up in another order
 VARIANTS = {  # as ops/native/library.py names them: a compiler's flags, and zig's
     "x86_64": {
         "x86-64-v3": ("-march=x86-64-v3", "-mcpu=x86_64_v3"),

@@ -29,13 +29,13 @@ def test_generated_tokens_are_decoded_natively(name: str, monkeypatch: pytest.Mo
     steps = engine.runner.native_steps
     assert steps is not None
     sizes, run = [], steps.run
-    monkeypatch.setattr(steps, "run", lambda chunks: sizes.append(len(chunks)) or run(chunks))
+    monkeypatch.setattr(steps, "run", lambda batch: sizes.append(len(batch.chunks)) or run(batch))
     assert tokens(greedy(engine, prompts)) == expected
     assert max(sizes) >= 4 and len(sizes) >= 14, "all but first tokens, and those beside other prompts"
 
 
 @needs_library
-def test_more_sequences_than_it_takes_are_decoded_by_torch(monkeypatch: pytest.MonkeyPatch):
+def test_more_sequences_than_there_is_room_for_are_decoded_in_groups(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(native_steps, "MAX_ROWS", 2)
     engine, (prompts, expected) = build_engine("mha-greedy", deterministic=False), golden("mha-greedy")
     assert tokens(greedy(engine, prompts)) == expected
@@ -70,6 +70,21 @@ def test_the_fastest_build_that_runs_is_taken(monkeypatch: pytest.MonkeyPatch, t
     assert library.find()[1] == "x86-64-v4"
 
 
-def test_the_deterministic_mode_does_not_decode_natively():
-    """A prompt's rows come from torch's products: a sequence that is computed anew must get the same bits."""
-    assert build_engine("mha-greedy").runner.native_steps is None
+@needs_library
+@pytest.mark.parametrize("name", ["mha-greedy", "mla-greedy"])
+def test_in_the_deterministic_mode_groups_do_not_show(name: str, monkeypatch: pytest.MonkeyPatch):
+    """Generated tokens are always decoded natively there, also those that a preemption makes it compute again."""
+    prompts, _ = golden(name)
+    params = {"temperature": 1.0, "seed": 5, "logprobs": 3, "max_tokens": 12}
+    together = greedy(build_engine(name, dtype="bfloat16"), prompts, **params)
+    monkeypatch.setattr(native_steps, "MAX_ROWS", 2)
+    engine = build_engine(name, dtype="bfloat16", threads=3)
+    assert greedy(engine, dict(reversed(prompts.items())), preempt_every=3, **params) == together
+    assert engine.runner.replays and engine.scheduler.counts.preemptions
+
+
+@needs_library
+def test_the_receipt_names_the_build(monkeypatch: pytest.MonkeyPatch):
+    with_library = build_engine("mha-greedy").info.fingerprint
+    monkeypatch.setattr(library, "library_path", lambda variant: library.FOLDER / "none.so")
+    assert build_engine("mha-greedy").info.fingerprint != with_library

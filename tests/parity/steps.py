@@ -28,6 +28,8 @@ from vl2.ops.rows import RowRounding
 from vl2.processing.processor import Processor
 
 PAGE_SIZE = 16
+MAX_PREEMPTIONS = 12
+"""Forced ones: an answer that is computed again token by token would never end."""
 
 
 @functools.cache
@@ -119,7 +121,8 @@ def drain(engine: Engine, preempt_every: int = 0) -> Iterator[TokenEvent]:
     steps = 0
     while engine.has_work:
         steps += 1
-        if preempt_every and steps % preempt_every == 0 and engine.scheduler.running:
+        is_due = preempt_every and steps % preempt_every == 0 and engine.scheduler.counts.preemptions < MAX_PREEMPTIONS
+        if is_due and engine.scheduler.running:
             engine.scheduler.preempt(engine.scheduler.running[0])
         yield from engine.step()
 

@@ -1,4 +1,4 @@
-"""Decoding steps on a CPU outside the deterministic mode: by native code where the library is there (ops/native)."""
+"""Decoding steps on a CPU by native code, where the library is there (ops/native)."""
 
 from __future__ import annotations
 
@@ -16,39 +16,45 @@ from vl2.ops.native import library
 
 log = logging.getLogger(__name__)
 
-MAX_ROWS = 16
-"""Up to so many sequences that decode together a step is bound by the memory; beyond, torch's products are as good."""
+MAX_ROWS = 64
+"""Sequences computed together, for which there is room; more are computed in groups of so many."""
 
 
 class NativeSteps:
-    def __init__(self, decoder: NativeDecoder) -> None:
-        self._decoder = decoder
+    def __init__(self, decoder: NativeDecoder, variant: str) -> None:
+        self._decoder, self.variant = decoder, variant
 
-    def takes(self, batch: StepBatch) -> bool:
-        return batch.is_decode and len(batch.chunks) <= self._decoder.max_rows
+    def run(self, batch: StepBatch) -> torch.Tensor:
+        """Logits [L, V] float32 of `batch.sampled`. Every chunk is one generated token (`StepBatch.is_decode`)."""
+        size = self._decoder.max_rows
+        groups = [batch.chunks[first : first + size] for first in range(0, len(batch.chunks), size)]
+        logits = [self._run(group) for group in groups]
+        whole = logits[0] if len(logits) == 1 else torch.cat(logits)
+        if len(batch.sampled) == len(batch.chunks):
+            return whole
+        return whole[[row for row, chunk in enumerate(batch.chunks) if chunk.is_last]]  # others are computed again
 
-    def run(self, chunks: list[Chunk]) -> torch.Tensor:
-        """Logits [S, V] float32 of the tokens after those of the chunks."""
+    def _run(self, chunks: list[Chunk]) -> torch.Tensor:
         token_ids = np.array([chunk.sequence.token_ids[chunk.start] for chunk in chunks])
         positions = np.array([chunk.start for chunk in chunks])
         return self._decoder.run(token_ids, positions, block_tables([chunk.sequence for chunk in chunks]))
 
 
-def choose_native_steps(
-    model: DeepseekVL2, pool: KVPool, *, is_deterministic: bool, num_threads: int
-) -> NativeSteps | None:
+def choose_native_steps(model: DeepseekVL2, pool: KVPool, max_sequences: int, num_threads: int) -> NativeSteps | None:
     """None: torch computes these steps too; the log says why."""
-    has_own_cache = pool.layers[0].dtype == model.dtype
-    if is_deterministic or model.device.type != "cpu" or model.dtype not in DTYPES or not has_own_cache:
+    if model.device.type != "cpu":
         return None
     path, found = library.find()
-    if path is not None:
+    if model.dtype not in DTYPES or pool.layers[0].dtype != model.dtype:
+        found = f"it does not know {model.dtype} with a cache in {pool.layers[0].dtype}"
+    elif path is not None:
         try:
-            decoder = NativeDecoder(path, model.config.language, model.decoder, pool, MAX_ROWS, num_threads)
+            rows = min(max_sequences, MAX_ROWS)
+            decoder = NativeDecoder(path, model.config.language, model.decoder, pool, rows, num_threads)
         except UnknownLayout as error:
             found = f"it does not read {error}"
         else:
             log.info("decoding natively, for %s", found)
-            return NativeSteps(decoder)
+            return NativeSteps(decoder, found)
     log.info("decoding without the native library: %s", found)
     return None

@@ -107,9 +107,7 @@ class Runner:
         self.vision_clock = VisionClock((lambda: torch.cuda.Event(enable_timing=True)) if is_gpu else None)
         self.rows: DeviceRows | None = None
         self.decode_graphs: DecodeGraphs | None = None
-        self.native_steps = choose_native_steps(
-            self.model, self.pool, is_deterministic=self.is_deterministic, num_threads=torch.get_num_threads()
-        )
+        self.native_steps = choose_native_steps(self.model, self.pool, config.max_sequences, torch.get_num_threads())
         self.vision_graphs: VisionGraphs | None = None
         self.prompt_graphs: PromptGraphs | None = None
         if self.device.type == "cuda":
@@ -139,7 +137,7 @@ class Runner:
     @property
     def replays(self) -> bool:
         """Whether generated tokens are computed otherwise than prompts, and that must not show."""
-        return self.is_deterministic and self.device.type == "cuda"
+        return self.is_deterministic and (self.device.type == "cuda" or self.native_steps is not None)
 
     @property
     def step_sizes(self) -> list[int]:
@@ -199,8 +197,8 @@ class Runner:
                 wanted = [row for row, chunk in enumerate(batch.chunks) if chunk.is_last]
                 logits, tokens = logits[wanted], tokens[wanted]
             return logits, tokens if batch.needs_only_draws else None
-        if self.native_steps is not None and self.native_steps.takes(batch):
-            return self.native_steps.run(batch.chunks), None
+        if self.native_steps is not None and batch.is_decode:
+            return self.native_steps.run(batch), None
         step = pack_step(batch.chunks, self.shape)
         ran = self.prompt_graphs.run(batch, step) if self.prompt_graphs is not None else None
         if ran is not None:
@@ -289,7 +287,7 @@ class Runner:
                 self.fingerprint,
                 self.device,
                 self.dtype,
-                self.model.ops.NAME,
+                self.model.ops.NAME + (f" and {self.native_steps.variant}" if self.native_steps is not None else ""),
                 self.shape.rounding.multiple,
                 self.is_deterministic,
             ),

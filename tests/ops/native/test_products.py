@@ -81,7 +81,7 @@ def test_threads_that_come_and_go_lose_no_piece():
 def test_the_packed_layout_is_found_by_looking():
     if not can_pack(torch.zeros(1, dtype=torch.bfloat16)):
         pytest.skip("this processor has no bfloat16 products")
-    found = packed_layout(100, 90)
+    found = packed_layout(100, 90, torch.get_num_threads())
     assert found is not None and found[0] % 16 == 0 and found[1] >= 90
 
 
@@ -91,6 +91,24 @@ def test_a_layout_that_is_not_known_is_not_read(monkeypatch: pytest.MonkeyPatch)
     if not can_pack(weight):
         pytest.skip("this processor has no bfloat16 products")
     assert describe(pack(weight)) is None
+
+
+def test_a_weight_that_was_packed_for_other_threads_is_not_misread():
+    """oneDNN cuts 96 columns into one block and a half, or into two equal ones, by the number of threads."""
+    weight = torch.randn(96, 64).bfloat16()
+    if not can_pack(weight):
+        pytest.skip("this processor has no bfloat16 products")
+    x, before = torch.randn(2, 64).bfloat16().float(), torch.get_num_threads()
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            lying = pack(weight)
+            assert torch.allclose(multiply(fastest(), lying, x), x @ weight.float().T, atol=1e-3)
+            torch.set_num_threads(4 - threads)
+            other = describe(lying)
+            assert other is None or torch.allclose(multiply(fastest(), lying, x), x @ weight.float().T, atol=1e-3)
+    finally:
+        torch.set_num_threads(before)
 
 
 def moe(topk_method: str, scoring_func: str) -> MoEConfig:

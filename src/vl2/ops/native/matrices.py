@@ -18,15 +18,17 @@ FILLINGS = (64, 32, 16, 2)
 def describe(weight: torch.Tensor, bias: torch.Tensor | None = None) -> Matrix | None:
     """weight [Out, In] plain or packed (ops/linear.py), bias [Out] float32; None: a layout that is not known here.
 
-    Both must stay where they are as long as the description is used.
+    Both must stay where they are as long as the description is used, and torch have as many threads as when it packed.
     """
     out_width, in_width = weight.shape
     matrix = Matrix(out_width=out_width, in_width=in_width, padded_in=in_width)
     if weight.is_mkldnn:
-        found = packed_layout(out_width, in_width)
+        found = packed_layout(out_width, in_width, torch.get_num_threads())
         if found is None:
             return None
         matrix.block, matrix.padded_in = found
+        if torch.ops.mkldnn._nbytes(weight) != 2 * -(-out_width // matrix.block) * matrix.block * matrix.padded_in:
+            return None  # packed for another number of threads
         matrix.layout, matrix.data = BFLOAT16_BLOCKS, torch.ops.mkldnn.data_ptr(weight)
     else:
         assert weight.is_contiguous() and weight.dtype in (torch.float32, torch.bfloat16)
@@ -39,10 +41,11 @@ def describe(weight: torch.Tensor, bias: torch.Tensor | None = None) -> Matrix |
 
 
 @functools.cache
-def packed_layout(out_width: int, in_width: int) -> tuple[int, int] | None:
+def packed_layout(out_width: int, in_width: int, num_threads: int) -> tuple[int, int] | None:
     """(block, `in_width` filled up) of what `pack` makes of a matrix; None: another layout than BFLOAT16_BLOCKS.
 
-    oneDNN does not tell, so a matrix of this shape is packed and looked at.
+    oneDNN does not tell, so a matrix of this shape is packed and looked at. What it chooses depends on the number of
+    threads, too, which must be torch's.
     """
     numbers = torch.arange(out_width * in_width, dtype=torch.int64) * 2654435761 >> 16 & 0x3FFF  # finite and unlike
     plain = numbers.to(torch.int16).view(out_width, in_width)

@@ -8,26 +8,11 @@ INLINE int64_t slot_of(const Model *model, const Step *step, int64_t row, int64_
     return page * model->page_size + position % model->page_size;
 }
 
-INLINE float dot(const float *x, const void *rows, int64_t first, int64_t width, int is_bfloat16) {
-    float sum = 0.0f;
-    if (is_bfloat16) {
-        const uint16_t *row = (const uint16_t *)rows + first;
-        for (int64_t i = 0; i < width; i++) sum += x[i] * from_bf16(row[i]);
-    } else {
-        const float *row = (const float *)rows + first;
-        for (int64_t i = 0; i < width; i++) sum += x[i] * row[i];
-    }
-    return sum;
-}
-
-INLINE void add_scaled(float *x, float factor, const void *rows, int64_t first, int64_t width, int is_bfloat16) {
-    if (is_bfloat16) {
-        const uint16_t *row = (const uint16_t *)rows + first;
-        for (int64_t i = 0; i < width; i++) x[i] += factor * from_bf16(row[i]);
-    } else {
-        const float *row = (const float *)rows + first;
-        for (int64_t i = 0; i < width; i++) x[i] += factor * row[i];
-    }
+INLINE void add_scaled(float *x, float factor, const void *values, int64_t first, int64_t width, int is_bfloat16) {
+    int64_t i = 0;
+    for (; i + LANES <= width; i += LANES)
+        store_floats(x + i, load_floats(x + i) + factor * values_at(values, first + i, is_bfloat16));
+    for (; i < width; i++) x[i] += factor * value_at(values, first + i, is_bfloat16);
 }
 
 void write_heads(const Model *model, const Layer *layer, const Step *step, float *qkv) {
@@ -78,7 +63,7 @@ INLINE void attend_heads(const Model *model, const Layer *layer, const Step *ste
         int64_t at = slot_of(model, step, row, i) * kv_width + kv_head * dim;
         for (int64_t head = 0; head < group; head++)
             scores[head * context + i] =
-                dot(queries + head * dim, layer->pool, at, dim, is_bfloat16) * model->scale;
+                dot_values(queries + head * dim, layer->pool, at, dim, is_bfloat16) * model->scale;
     }
     for (int64_t head = 0; head < group; head++) softmax(scores + head * context, context);
     memset(results, 0, (size_t)(group * dim) * sizeof(float));
@@ -103,13 +88,13 @@ INLINE void attend_latent(const Model *model, const Layer *layer, const Step *st
     for (int64_t i = 0; i < nope; i++) add_scaled(absorbed, query[i], kv_b, keys + i * rank, rank, is_kv_b_bfloat16);
     memcpy(absorbed + rank, query + nope, (size_t)model->rope_dim * sizeof(float));
     for (int64_t i = 0; i < context; i++)
-        scores[i] = dot(absorbed, layer->pool, slot_of(model, step, row, i) * stride, stride, is_bfloat16) *
+        scores[i] = dot_values(absorbed, layer->pool, slot_of(model, step, row, i) * stride, stride, is_bfloat16) *
                     model->scale;
     softmax(scores, context);
     for (int64_t i = 0; i < context; i++)
         add_scaled(latent, scores[i], layer->pool, slot_of(model, step, row, i) * stride, rank, is_bfloat16);
     float *results = out + (row * model->heads + head) * value;
-    for (int64_t i = 0; i < value; i++) results[i] = dot(latent, kv_b, values + i * rank, rank, is_kv_b_bfloat16);
+    for (int64_t i = 0; i < value; i++) results[i] = dot_values(latent, kv_b, values + i * rank, rank, is_kv_b_bfloat16);
 }
 
 void attend(const Model *model, const Layer *layer, const Step *step, const float *q, float *out, float *scratch,

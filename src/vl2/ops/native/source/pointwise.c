@@ -3,9 +3,7 @@
 #include <math.h>
 
 void rms_norm(const float *x, const float *weight, float eps, int64_t width, float *out) {
-    float squares = 0.0f;
-    for (int64_t i = 0; i < width; i++) squares += x[i] * x[i];
-    float factor = 1.0f / sqrtf(squares / (float)width + eps);
+    float factor = 1.0f / sqrtf(dot_values(x, x, 0, width, 0) / (float)width + eps);
     for (int64_t i = 0; i < width; i++) out[i] = x[i] * factor * weight[i];
 }
 
@@ -32,14 +30,16 @@ void rotate_pairs(float *x, const float *cos, const float *sin, int64_t width) {
 }
 
 void softmax(float *x, int64_t width) {
-    float most = x[0], total = 0.0f;
-    for (int64_t i = 1; i < width; i++) most = x[i] > most ? x[i] : most;
-    for (int64_t i = 0; i < width; i++) {
-        x[i] = exponential(x[i] - most);
-        total += x[i];
-    }
+    Floats sums = {0};
+    float most = x[0];
+    int64_t i = 0;
+    for (int64_t k = 1; k < width; k++) most = x[k] > most ? x[k] : most;
+    for (int64_t k = 0; k < width; k++) x[k] = exponential(x[k] - most);
+    for (; i + LANES <= width; i += LANES) sums += load_floats(x + i);
+    float total = sum_floats(sums);
+    for (; i < width; i++) total += x[i];
     float factor = 1.0f / total;
-    for (int64_t i = 0; i < width; i++) x[i] *= factor;
+    for (int64_t k = 0; k < width; k++) x[k] *= factor;
 }
 
 void read_row(const void *from, int64_t first, int64_t width, int is_bfloat16, float *out) {

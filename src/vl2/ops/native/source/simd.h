@@ -1,4 +1,7 @@
-/* Vectors of floats, in the vector extension that gcc and clang share; bfloat16 is handled as pairs in 32 bits. */
+/* Vectors of floats, in the vector extension that gcc and clang share; bfloat16 is handled as pairs in 32 bits.
+ *
+ * Sums are written out in vectors, in an order that depends on their length alone: a compiler may not choose another, and
+ * a row has the same bits wherever it lies and whatever is computed beside it. */
 #pragma once
 
 #include <stdint.h>
@@ -73,6 +76,32 @@ INLINE uint16_t to_bf16(float value) {
     uint32_t bits = to_bits(value);
     uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
     return (uint16_t)(value != value ? 0x7fc0u : rounded);
+}
+
+INLINE float value_at(const void *values, int64_t idx, int is_bfloat16) {
+    return is_bfloat16 ? from_bf16(((const uint16_t *)values)[idx]) : ((const float *)values)[idx];
+}
+
+/* LANES numbers of a float32 or bfloat16 array. */
+INLINE Floats values_at(const void *values, int64_t first, int is_bfloat16) {
+    typedef uint16_t Halves __attribute__((vector_size(LANES * 2)));
+    if (!is_bfloat16) return load_floats((const float *)values + first);
+    Halves halves;
+    memcpy(&halves, (const uint16_t *)values + first, sizeof halves);
+    return (Floats)(__builtin_convertvector(halves, Words) << 16);
+}
+
+/* Σ x[i] · values[first + i] */
+INLINE float dot_values(const float *x, const void *values, int64_t first, int64_t width, int is_bfloat16) {
+    Floats sum = {0}, other = {0};
+    int64_t i = 0;
+    for (; i + 2 * LANES <= width; i += 2 * LANES) {
+        sum += load_floats(x + i) * values_at(values, first + i, is_bfloat16);
+        other += load_floats(x + i + LANES) * values_at(values, first + i + LANES, is_bfloat16);
+    }
+    float total = sum_floats(sum + other);
+    for (; i < width; i++) total += x[i] * value_at(values, first + i, is_bfloat16);
+    return total;
 }
 
 /* e^x to about 1e-7 of it: 2^n by the exponent's bits, and a polynomial on [-ln 2 / 2, ln 2 / 2] (Cephes' expf).
