@@ -80,7 +80,8 @@ class NativeDecoder:
     ) -> structures.Model:
         mla, moe = config.mla, config.moe
         attention = decoder.layers[0].attention
-        assert isinstance(decoder.lm_head, torch.Tensor)
+        if not isinstance(decoder.lm_head, torch.Tensor):
+            raise UnknownLayout("a quantised vocabulary")
         model = structures.Model(
             num_layers=config.layers,
             hidden=config.hidden_size,
