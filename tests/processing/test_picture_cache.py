@@ -50,6 +50,15 @@ def test_tenants_do_not_share_pictures(processor, opened):
     assert len(opened) == 2
 
 
+def test_a_file_s_tiles_have_keys_by_its_bytes_and_their_place(processor):
+    file = io.BytesIO()
+    Image.new("RGB", (228, 76), "red").save(file, "PNG")
+    alone, among_three = ask(processor, file.getvalue()), ask(processor, *[file.getvalue()] * 3)
+    assert len(set(alone.tile_keys)) == 4, "all tiles look alike, but each has its own place"
+    assert set(among_three.tile_keys) == {alone.tile_keys[0]}, "one tile is the whole view"
+    assert set(ask(processor, GRAY).tile_keys).isdisjoint(alone.tile_keys)
+
+
 def test_a_wide_picture_is_cut_anew_where_it_is_not_tiled(processor, opened):
     file = io.BytesIO()
     Image.new("RGB", (228, 76)).save(file, "PNG")

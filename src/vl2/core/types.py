@@ -215,7 +215,7 @@ class Prompt:
     token_ids: list[int]
     spans: tuple[ImageSpan, ...]
     tiles: np.ndarray  # [N, side, side, 3] uint8, RGB
-    tile_keys: tuple[bytes, ...]  # BLAKE2b-256 of each tile's pixels and geometry: equal key, equal tile
+    tile_keys: tuple[bytes, ...]  # BLAKE2b-256 of each tile's pixels, or of its file and place: equal key, equal tile
 
     @property
     def num_image_tokens(self) -> int:

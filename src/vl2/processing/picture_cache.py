@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
@@ -38,9 +37,9 @@ class PictureCache:
         self._pictures: OrderedDict[tuple[bytes, Variant], CutPicture] = OrderedDict()
         self._lock = threading.Lock()
 
-    def get(self, file: bytes | bytearray | memoryview, variant: Variant, cut: Callable[[], CutPicture]) -> CutPicture:
-        """The picture that `cut` makes of a file; a failure is not kept."""
-        key = (hashlib.blake2b(file, digest_size=32).digest(), variant)
+    def get(self, digest: bytes, variant: Variant, cut: Callable[[], CutPicture]) -> CutPicture:
+        """The picture that `cut` makes of the file with this digest; a failure is not kept."""
+        key = (digest, variant)
         with self._lock:
             if key in self._pictures:
                 self._pictures.move_to_end(key)

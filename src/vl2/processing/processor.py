@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -80,17 +81,19 @@ class Processor:
 
     def _cut(self, source: ImageSource, is_tiled: bool, tenant: str) -> CutPicture:
         """`is_tiled`: as its size asks for; else it has one local tile. Raises: InvalidImage, TooLarge."""
-
-        def cut() -> CutPicture:
-            image = open_image(source, self.limits)
-            grid = tile_grid(image.width, image.height, 1, self.geometry) if is_tiled else (1, 1)
-            tiles = make_tiles(image, grid, self.geometry)
-            tiles.flags.writeable = False
-            return CutPicture(image.width, image.height, *grid, tiles, tuple(self._tile_keys(tiles)))
-
         if isinstance(source, (bytes, bytearray, memoryview)) and len(source) <= self.limits.max_image_bytes:
-            return self._pictures.get(source, (tenant, is_tiled), cut)
-        return cut()
+            digest = hashlib.blake2b(source, digest_size=32).digest()
+            return self._pictures.get(digest, (tenant, is_tiled), lambda: self._cut_anew(source, is_tiled, digest))
+        return self._cut_anew(source, is_tiled, None)
+
+    def _cut_anew(self, source: ImageSource, is_tiled: bool, digest: bytes | None) -> CutPicture:
+        """`digest` of the file that it is."""
+        image = open_image(source, self.limits)
+        grid = tile_grid(image.width, image.height, 1, self.geometry) if is_tiled else (1, 1)
+        tiles = make_tiles(image, grid, self.geometry)
+        tiles.flags.writeable = False
+        keys = self._pixel_keys(tiles) if digest is None else self._file_keys(digest, grid)
+        return CutPicture(image.width, image.height, *grid, tiles, tuple(keys))
 
     def _all_tiles(self, pictures: list[CutPicture]) -> np.ndarray:
         if len(pictures) == 1:
@@ -98,8 +101,23 @@ class Processor:
         no_tiles = np.empty((0, self.geometry.side, self.geometry.side, 3), np.uint8)
         return np.concatenate([no_tiles, *(picture.tiles for picture in pictures)])
 
-    def _tile_keys(self, tiles: np.ndarray) -> list[bytes]:
+    def _pixel_keys(self, tiles: np.ndarray) -> list[bytes]:
         """The two tiles of a one-tile picture are equal: hashed once."""
         if len(tiles) == 2:
             return [tile_key(tiles[0], self.geometry)] * 2
         return spread(lambda tile: tile_key(tile, self.geometry), tiles)
+
+    def _file_keys(self, digest: bytes, grid: tuple[int, int]) -> list[bytes]:
+        """What a file becomes follows from its bytes, which are far fewer than its pixels. The whole view, which is also
+        the only tile of one tile, is the same in every grid.
+        """
+        across, down = grid
+        whole = hashlib.blake2b(f"{self.geometry}{self.limits.exif}".encode() + digest, digest_size=32)
+        if across == down == 1:
+            return [whole.digest()] * 2
+        keys = [whole.digest()]
+        for tile in range(across * down):
+            part = whole.copy()
+            part.update(f"{across}×{down}:{tile}".encode())
+            keys.append(part.digest())
+        return keys
