@@ -108,8 +108,8 @@ class Processor:
         return spread(lambda tile: tile_key(tile, self.geometry), tiles)
 
     def _file_keys(self, digest: bytes, grid: tuple[int, int]) -> list[bytes]:
-        """What a file becomes follows from its bytes, which are far fewer than its pixels. The whole view, which is also
-        the only tile of one tile, is the same in every grid.
+        """What a file becomes follows from its bytes, far fewer than its pixels. The whole view, which is also the
+        only tile of one tile, is the same in every grid.
         """
         across, down = grid
         whole = hashlib.blake2b(f"{self.geometry}{self.limits.exif}".encode() + digest, digest_size=32)
