@@ -38,8 +38,8 @@ ROWS = ("latency", "throughput", "prefill", "first", "vision", "http")
 class Bench:
     """One shape on one card. Results are added row by row, so that a row that fails hides no other."""
 
-    def __init__(self, name: str, folder: Path, card: Card, quantization: str, kv_dtype: str) -> None:
-        self.name, self.card, self.folder = name, card, folder
+    def __init__(self, name: str, folder: Path, card: Card, quantization: str, kv_dtype: str, frontends: int) -> None:
+        self.name, self.card, self.folder, self.frontends = name, card, folder, frontends
         self.results: dict[str, float | str] = {}
         started_s = time.perf_counter()
         config = EngineConfig(
@@ -192,7 +192,7 @@ class Bench:
 
     def http(self) -> None:
         self.close()
-        for row, value in picture_rows(self.folder).items():
+        for row, value in picture_rows(self.folder, self.frontends).items():
             self.add(row, value)
 
     def memory(self) -> None:
@@ -222,6 +222,7 @@ def main() -> None:
     parser.add_argument("--rows", default=",".join(ROWS))
     parser.add_argument("--quantization", default="auto", help="int4, int8, fp8: random codes, made at the real size")
     parser.add_argument("--kv-dtype", default="auto", help="fp8: of the KV cache")
+    parser.add_argument("--frontends", type=int, default=1, help="processes for HTTP, in the rows that go through it")
     parser.add_argument("--output", type=Path)
     args = parser.parse_args()
     card = Card.measure()
@@ -234,13 +235,19 @@ def main() -> None:
         folder = shapes.write(name, Path(tempfile.mkdtemp()) / name)
         bench = None
         with told(f"{name}: start"):
-            bench = Bench(name, folder, card, args.quantization, args.kv_dtype)
+            bench = Bench(name, folder, card, args.quantization, args.kv_dtype, args.frontends)
         for row in args.rows.split(",") if bench else ():
             with told(f"{name}: {row}"):
                 getattr(bench, row)()
         if bench is not None:
             bench.close()
-            what = dict(gpu=card.name, shape=name, quantization=args.quantization, kv_dtype=args.kv_dtype)
+            what = dict(
+                gpu=card.name,
+                shape=name,
+                quantization=args.quantization,
+                kv_dtype=args.kv_dtype,
+                frontends=args.frontends,
+            )
             lines.append(circumstances("gpu") | what | bench.results)
             print(json.dumps(lines[-1]), flush=True)
     if args.output:

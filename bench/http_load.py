@@ -30,10 +30,11 @@ FLAGS = (
 )
 
 
-def picture_rows(folder: Path) -> dict[str, float]:
+def picture_rows(folder: Path, frontends: int = 1) -> dict[str, float]:
+    """`frontends`: processes that the server has for HTTP, as of `vl2 serve --frontends`."""
     started_s = time.perf_counter()
     with (
-        serving(str(folder), *FLAGS.split()) as port,
+        serving(str(folder), *FLAGS.split(), "--frontends", str(frontends)) as port,
         ProcessPoolExecutor(CLIENTS, mp_context=get_context("spawn")) as clients,
     ):
         rows = {"start until ready through the CLI, s": time.perf_counter() - started_s}
