@@ -58,6 +58,19 @@ def test_a_layout_gives_back_the_bits_it_was_given(layout, scheme: WeightScheme)
     assert torch.equal(layout.dequantize(held), dequantize_codes(codes, scales))
 
 
+@pytest.mark.parametrize("scheme", [INT4, INT8, FP8], ids=str)
+@pytest.mark.parametrize("layout", [triton_layout, torch_layout], ids=lambda layout: layout.__name__.split(".")[-1])
+def test_drawn_weights_have_no_mean(layout, scheme: WeightScheme):
+    """A mean of a tenth of their deviation is enough for all tokens to choose the same experts."""
+    if not layout.holds(scheme, 512, 512):
+        return
+    held = QuantizedWeight(*layout.empty((512, 512), scheme, torch.float32, CPU), scheme, 512)
+    layout.draw(held, 0.02, torch.Generator().manual_seed(0))
+    drawn = layout.dequantize(held)
+    assert abs(float(drawn.mean())) < 0.01 * 0.02  # five times what chance leaves
+    assert float(drawn.std()) == pytest.approx(0.02, rel=0.01)
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("scheme", [INT4, INT4_64, INT8, INT8_128, FP8], ids=str)
 @pytest.mark.parametrize("num_rows", [1, 40])

@@ -39,9 +39,24 @@ def dequantize_codes(codes: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
     return grouped.to(scales.dtype).mul_(scales.unsqueeze(-1)).flatten(-2)
 
 
+def draw_codes(codes: torch.Tensor, bits: int, generator: torch.Generator) -> None:
+    """Fill `codes` with random ones. The lowest code, which has no opposite, is 0 instead: were the mean not 0, all
+    outputs of a matrix would have a part in common, and after some layers all tokens would choose the same experts.
+
+    codes  4 bits: any integers, of whose nibbles 8 stands for 0; 8 bits: int8
+    """
+    drawn = codes.view(torch.uint8).random_(0, 256, generator=generator)
+    if bits == 8:
+        codes.masked_fill_(codes == -128, 0)
+        return
+    for nibble, zero in ((0x0F, 0x08), (0xF0, 0x80)):
+        drawn |= ((drawn & nibble) == 0).to(torch.uint8).mul_(zero)
+
+
 def spread(bits: int) -> float:
-    """Standard deviation of codes of which all are equally frequent."""
-    return math.sqrt((4**bits - 1) / 12)
+    """Standard deviation of drawn codes."""
+    highest = (1 << (bits - 1)) - 1
+    return math.sqrt(highest * (highest + 1) * (2 * highest + 1) / 3 / (1 << bits))
 
 
 def round_to_codes(weight: torch.Tensor, scales: torch.Tensor, bits: int) -> torch.Tensor:

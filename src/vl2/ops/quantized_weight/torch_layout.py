@@ -11,7 +11,7 @@ import functools
 import torch
 
 from vl2.core.quantization import WeightScheme
-from vl2.ops.quantized_weight.codes import dequantize_codes, spread
+from vl2.ops.quantized_weight.codes import dequantize_codes, draw_codes, spread
 from vl2.ops.quantized_weight.weight import QuantizedWeight
 from vl2.ops.saturate import saturate
 
@@ -63,7 +63,7 @@ def multiply(rows: torch.Tensor, weight: QuantizedWeight) -> torch.Tensor:
 
 def draw(weight: QuantizedWeight, std: float, generator: torch.Generator) -> None:
     """`QuantizedLayout.draw`."""
-    weight.codes.view(torch.uint8).random_(0, 256, generator=generator)
+    draw_codes(weight.codes, weight.scheme.bits, generator)
     (weight.scales if weight.scheme.bits == 8 else weight.scales[..., 0]).fill_(std / spread(weight.scheme.bits))
 
 

@@ -12,7 +12,7 @@ import torch
 
 from vl2.core.quantization import WeightScheme
 from vl2.ops.float8.support import has_float8
-from vl2.ops.quantized_weight.codes import FLOAT8_SPREAD, dequantize_codes, spread
+from vl2.ops.quantized_weight.codes import FLOAT8_SPREAD, dequantize_codes, draw_codes, spread
 from vl2.ops.quantized_weight.weight import QuantizedWeight
 from vl2.ops.saturate import FLOAT8, to_dtype
 
@@ -79,7 +79,7 @@ def draw(weight: QuantizedWeight, std: float, generator: torch.Generator) -> Non
             matrix.copy_(to_dtype(drawn, FLOAT8))
         weight.scales.fill_(std / FLOAT8_SPREAD)
         return
-    weight.codes.view(torch.uint8).random_(0, 256, generator=generator)
+    draw_codes(weight.codes, weight.scheme.bits, generator)
     weight.scales.fill_(std / spread(weight.scheme.bits))
 
 
