@@ -33,6 +33,7 @@ class Load:
     """What a tile should be fast at."""
 
     batches: tuple[int, ...] = (1, 8, 32, 128)  # sequences that decode together
+    many: int = 256  # more of them than a card has multiprocessors
     context_tokens: int = 1024
     prompt_tokens: int = 8192  # of a step
     chunk_tokens: int = 32  # of a prompt's last chunk
@@ -151,6 +152,8 @@ def _latent_cases(
 
     decode = _with_programs(_pipelines((64, 4, 2), (32, 4, 3), (32, 4, 4), (32, 8, 4), (64, 8, 2)), 132, 264, 528)
     yield _attention_case("decode_latent", decode, works(_decodes(load)))
+    many = _pipelines((64, 4, 2), (32, 4, 3), (32, 4, 4), (32, 8, 3))
+    yield _attention_case("decode_latent_many", many, works([_chunks(load, load.many, 1)]))
     absorbed = _pipelines((64, 8, 2), (32, 8, 3), (32, 4, 3), (32, 8, 2))
     yield _attention_case("prefill_latent", absorbed, works([_chunks(load, 32, load.chunk_tokens)]))
     expanded = _pipelines((64, 8, 3), (64, 8, 2), (32, 8, 4), block_m=128) + _pipelines(

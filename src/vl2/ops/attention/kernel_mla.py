@@ -105,10 +105,11 @@ class Layer:
 
 def _decode(q: torch.Tensor, layer: Layer, batch: AttentionBatch, out: torch.Tensor) -> None:
     num_rows, heads, rank = len(q), layer.heads, layer.rank
-    tile, block_h = tile_for("decode_latent", q.dtype), min(block(heads), 32)
-    head_blocks = triton.cdiv(heads, block_h)
+    block_h, is_exact = min(block(heads), 32), batch.has_fixed_splits
+    head_blocks, tile = triton.cdiv(heads, block_h), tile_for("decode_latent", q.dtype)
+    if num_rows * head_blocks > tile.programs and not is_exact:  # several share a multiprocessor
+        tile = tile_for("decode_latent_many", q.dtype)
     splits = Splits.of(q, batch, tile, head_blocks, layer.pool.shape[1], rank)
-    is_exact = batch.has_fixed_splits
     has_adder = num_rows <= FEW_ROWS and splits.count > 1 and not is_exact
     attended = q.new_empty(0 if has_adder else num_rows, heads, rank)
     decode_latent[head_blocks, splits.count, num_rows](
