@@ -23,7 +23,7 @@ SCENE = Path(__file__).parents[2] / "docs/images/scene.png"  # a pine, "Misty", 
 PNG = SCENE.read_bytes()
 DATA = base64.b64encode(PNG).decode()
 URL = "data:image/png;base64," + DATA
-QUESTION, ANSWER = "What is in the picture?", "purple star, airplane, text"  # these weights leave the pine out
+QUESTION, ANSWER = "What is in the picture?", "pine, purple star, airplane, text"
 CHAT = "/v1/chat/completions"
 SCHEMA = {
     "type": "object",
@@ -96,7 +96,7 @@ def test_choices_seeds_stops_and_lengths(gpt: openai.OpenAI) -> None:
     free = {"n": 2, "temperature": 1.2, "seed": 5, "max_tokens": 8}
     first, again = ([c.message.content for c in chat(gpt, **free).choices] for _ in range(2))
     assert first == again
-    assert chat(gpt, stop=[", airplane"]).choices[0].message.content == "purple star"
+    assert chat(gpt, stop=[", airplane"]).choices[0].message.content == "pine, purple star"
     assert chat(gpt, max_tokens=1).choices[0].finish_reason == "length"
     entries = chat(gpt, logprobs=True, top_logprobs=2).choices[0].logprobs.content
     assert b"".join(bytes(entry.bytes) for entry in entries).decode() == ANSWER
@@ -271,7 +271,7 @@ def test_a_message_whole_streamed_and_counted(claude: anthropic.Anthropic) -> No
     counted = claude.messages.count_tokens(**given).input_tokens
     assert counted == used.input_tokens + (used.cache_read_input_tokens or 0)
     cut = claude.messages.create(max_tokens=40, stop_sequences=[", airplane"], **given)
-    assert (cut.content[0].text, cut.stop_reason) == ("purple star", "stop_sequence")
+    assert (cut.content[0].text, cut.stop_reason) == ("pine, purple star", "stop_sequence")
     assert claude.messages.create(max_tokens=1, **given).stop_reason == "max_tokens"
 
 
