@@ -1,4 +1,7 @@
-"""`ops/experts/kernel.py` with quantised weights, whose products are those of `ops/quantized_linear/kernel.py`."""
+"""`ops/experts/kernel.py` with quantised weights, whose products are those of `ops/quantized_linear/kernel.py`.
+
+Rows of 16 bits and float8 weights have kernels of their own, as such rows become float8 too.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,7 @@ from vl2.ops.experts.kernel import mix_experts
 from vl2.ops.experts.kernel_common import GROUP_BLOCKS, block_and_tile, precision, rows_of_block, swish, weighted_sum
 from vl2.ops.experts.kernel_many import mix_many_float8
 from vl2.ops.experts.weights import ExpertWeights
+from vl2.ops.quantized_experts.kernel_float8 import mix_few_float8
 from vl2.ops.quantized_experts.weights import QuantizedExperts
 from vl2.ops.quantized_linear.kernel import dequantize, has_asm
 from vl2.ops.quantized_weight.kernel_common import add_step
@@ -64,13 +68,11 @@ def mix_quantized_experts(
 ) -> torch.Tensor:
     """`Backend.mix_quantized_experts` (ops/backend.py)."""
     num_experts = len(experts.gate_up.codes)
-    is_float8 = experts.gate_up.scheme.is_float and experts.down.scheme.is_float
-    num_pairs = len(x) * (ids.shape[1] + experts.num_shared)
-    if len(x) >= DEQUANTIZE_TOKENS and x.dtype != torch.float32 and not is_float8:
+    tile = choose_tile(len(x) * (ids.shape[1] + experts.num_shared), num_experts, x.dtype)
+    if x.dtype != torch.float32 and experts.gate_up.scheme.is_float and experts.down.scheme.is_float:
+        return (mix_many_float8 if tile is MANY else mix_few_float8)(x, ids, weights, experts)
+    if len(x) >= DEQUANTIZE_TOKENS and x.dtype != torch.float32:
         return mix_written_out(x, ids, weights, experts)
-    tile = choose_tile(num_pairs, num_experts, x.dtype)
-    if tile is MANY and is_float8:
-        return mix_many_float8(x, ids, weights, experts)
     return mix_with_tile(x, ids, weights, experts, tile)
 
 
