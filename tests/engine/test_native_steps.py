@@ -35,6 +35,25 @@ def test_generated_tokens_are_decoded_natively(name: str, monkeypatch: pytest.Mo
 
 
 @needs_library
+@pytest.mark.parametrize("quantization", ["int4", "int8"])
+@pytest.mark.parametrize("name", ["mha-greedy", "mla-greedy"])
+def test_weights_in_few_bits_are_decoded_natively_as_by_torch(
+    name: str, quantization: str, monkeypatch: pytest.MonkeyPatch
+):
+    """The same next-token probabilities, over the answers that torch gives."""
+    prompts, _ = golden(name)
+    logprobs = []
+    for has_library in (True, False):
+        engine = build_engine(name, quantization=quantization, deterministic=False)
+        if not has_library:
+            engine.runner.native_steps = None
+        assert (engine.runner.native_steps is not None) == has_library
+        answer = greedy(engine, {"text": prompts["text"]}, logprobs=5, max_tokens=3)["text"]
+        logprobs.append([value for _, found in answer for _, value in found.top])
+    assert logprobs[0] == pytest.approx(logprobs[1], abs=2e-3)
+
+
+@needs_library
 def test_more_sequences_than_there_is_room_for_are_decoded_in_groups(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(native_steps, "MAX_ROWS", 2)
     engine, (prompts, expected) = build_engine("mha-greedy", deterministic=False), golden("mha-greedy")

@@ -15,11 +15,12 @@ from vl2.core.model_config import SCORING_FUNCS, TOPK_METHODS, LanguageConfig
 from vl2.model.attention import INNER_NORM_EPS, MLA
 from vl2.model.decoder import Decoder, DecoderLayer
 from vl2.model.kv_pool import KVPool
-from vl2.model.linear import Linear
+from vl2.model.linear import Linear, QuantizedLinear
 from vl2.model.moe import MLP, MoE, QuantizedMoE
 from vl2.ops.native import structures
 from vl2.ops.native.library import load
-from vl2.ops.native.matrices import describe
+from vl2.ops.native.matrices import describe, describe_quantized
+from vl2.ops.quantized_weight.weight import QuantizedWeight
 
 log = logging.getLogger(__name__)
 
@@ -80,8 +81,6 @@ class NativeDecoder:
     ) -> structures.Model:
         mla, moe = config.mla, config.moe
         attention = decoder.layers[0].attention
-        if not isinstance(decoder.lm_head, torch.Tensor):
-            raise UnknownLayout("a quantised vocabulary")
         model = structures.Model(
             num_layers=config.layers,
             hidden=config.hidden_size,
@@ -103,7 +102,7 @@ class NativeDecoder:
             cos=self._floats(decoder.rope.cos),
             sin=self._floats(decoder.rope.sin),
             final_norm=self._floats(decoder.norm.weight),
-            lm_head=self._matrix(decoder.lm_head),
+            lm_head=self._linear(decoder.lm_head),
             layers=ctypes.addressof(layers),
         )
         if mla is not None:
@@ -113,6 +112,10 @@ class NativeDecoder:
             model.num_experts, model.num_active = moe.num_experts, moe.num_active
             model.num_groups, model.num_active_groups = moe.num_groups, moe.num_active_groups
             model.choice, model.scoring = TOPK_METHODS.index(moe.topk_method), SCORING_FUNCS.index(moe.scoring_func)
+            joined = {layer.mlp.num_shared for layer in decoder.layers if isinstance(layer.mlp, QuantizedMoE)}
+            model.num_joined = joined.pop() if joined else 0
+            if joined or any(type(layer.mlp) is MoE for layer in decoder.layers if model.num_joined):
+                raise UnknownLayout("layers whose experts are not all alike")
             model.normalises, model.routed_scale = moe.norm_topk_prob, moe.routed_scaling_factor
         return model
 
@@ -139,12 +142,11 @@ class NativeDecoder:
         if isinstance(dense, MLP):
             described.gate_up, described.down = self._linear(dense.gate_up), self._linear(dense.down)
         if isinstance(mlp, MoE):
-            if isinstance(mlp, QuantizedMoE):
-                raise UnknownLayout("quantised experts")
-            described.router = self._matrix(mlp.router)
+            described.router = self._linear(mlp.router)
             described.router_bias = None if mlp.router_bias is None else self._floats(mlp.router_bias)
-            for name, weights in (("expert_gate_up", mlp.gate_up), ("expert_down", mlp.down)):
-                array = self._array(structures.Matrix, [self._matrix(weight) for weight in weights])
+            own = mlp.experts if isinstance(mlp, QuantizedMoE) else mlp
+            for name, weights in (("expert_gate_up", own.gate_up), ("expert_down", own.down)):
+                array = self._array(structures.Matrix, [self._linear(weight) for weight in _each(weights)])
                 setattr(described, name, ctypes.addressof(array))
         return described
 
@@ -160,17 +162,29 @@ class NativeDecoder:
         self._kept.append(floats)
         return floats.data_ptr()
 
-    def _linear(self, linear: torch.nn.Module) -> structures.Matrix:
-        if not isinstance(linear, Linear):
-            raise UnknownLayout("quantised linears")
-        return self._matrix(linear.weight, linear.bias)
-
-    def _matrix(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> structures.Matrix:
+    def _linear(self, weight: object, bias: torch.Tensor | None = None) -> structures.Matrix:
+        """Of a linear, or of a weight by itself."""
+        if isinstance(weight, Linear | QuantizedLinear):
+            return self._linear(weight.weight, weight.bias)
         if bias is not None:
             bias = bias.detach().float()
-            self._kept.append(bias)
-        self._kept.append(weight)
-        matrix = describe(weight, bias)
+        self._kept += [weight, bias]
+        if isinstance(weight, QuantizedWeight):
+            matrix = describe_quantized(weight, bias)
+        else:
+            assert isinstance(weight, torch.Tensor)
+            matrix = describe(weight, bias)
         if matrix is None:
-            raise UnknownLayout(f"a packed matrix of {weight.shape[0]} x {weight.shape[1]}")
+            raise UnknownLayout(f"how a weight of {self._shape(weight)} lies in memory")
         return matrix
+
+    @staticmethod
+    def _shape(weight: object) -> str:
+        if isinstance(weight, QuantizedWeight):
+            return f"{weight.out_width} x {weight.in_width} in {weight.scheme}"
+        return str(list(weight.shape)) if isinstance(weight, torch.Tensor) else str(weight)
+
+
+def _each(weights: Any) -> Iterable[object]:
+    """The matrices of a stack."""
+    return (weights[idx] for idx in range(len(weights.codes))) if isinstance(weights, QuantizedWeight) else weights

@@ -10,11 +10,14 @@ import torch
 
 from tests.ops.native.libraries import every_build, fastest, needs_library
 from vl2.core.model_config import SCORING_FUNCS, TOPK_METHODS, MoEConfig
+from vl2.core.quantization import WeightScheme
 from vl2.ops.gate.reference import route
 from vl2.ops.linear import can_pack, pack
 from vl2.ops.native import structures
 from vl2.ops.native.library import load
-from vl2.ops.native.matrices import describe, packed_layout
+from vl2.ops.native.matrices import describe, describe_quantized, packed_layout
+from vl2.ops.quantized_weight import torch_layout
+from vl2.ops.quantized_weight.weight import QuantizedWeight
 
 pytestmark = [pytest.mark.cpu_only, needs_library]
 SHAPES = [(64, 64), (100, 90), (160, 512), (1, 7), (131, 257)]
@@ -28,9 +31,13 @@ def seed() -> None:
 def multiply(
     library: Path, weight: torch.Tensor, x: torch.Tensor, bias: torch.Tensor | None = None, threads: int = 2
 ) -> torch.Tensor:
-    out = torch.full((len(x), len(weight)), float("nan"))
     matrix = describe(weight, bias)
     assert matrix is not None
+    return run_product(library, matrix, x, threads)
+
+
+def run_product(library: Path, matrix: structures.Matrix, x: torch.Tensor, threads: int = 2) -> torch.Tensor:
+    out = torch.full((len(x), matrix.out_width), float("nan"))
     run = ctypes.CDLL(str(library)).vl2_multiply
     rows = ctypes.c_int64(len(x))
     pointers = (ctypes.c_void_p(tensor.data_ptr()) for tensor in (x, out))
@@ -91,6 +98,31 @@ def test_a_layout_that_is_not_known_is_not_read(monkeypatch: pytest.MonkeyPatch)
     if not can_pack(weight):
         pytest.skip("this processor has no bfloat16 products")
     assert describe(pack(weight)) is None
+
+
+@every_build
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("scheme", "out_width", "in_width"),
+    [(WeightScheme(4, 32), 64, 96), (WeightScheme(4, 128), 192, 256), (WeightScheme(8, None), 67, 131)],
+    ids=str,
+)
+def test_weights_in_few_bits_are_multiplied_as_they_lie(
+    library: Path, scheme: WeightScheme, out_width: int, in_width: int, dtype: torch.dtype
+):
+    weight = QuantizedWeight(*torch_layout.empty((out_width, in_width), scheme, dtype, "cpu"), scheme, in_width)
+    most = 1 << scheme.bits - 1
+    codes = torch.randint(-most, most, (out_width, in_width), dtype=torch.int8)
+    torch_layout.store(weight, codes, torch.rand(out_width, scheme.num_groups(in_width)).to(dtype) / most)
+    bias, whole = torch.randn(out_width), torch_layout.dequantize(weight).double()
+    matrix = describe_quantized(weight, bias)
+    if matrix is None:
+        pytest.skip("PyTorch packs them otherwise on this processor")
+    for rows in (1, 2, 3, 4, 7):
+        x = torch.randn(rows, in_width)
+        got = run_product(library, matrix, x).double()
+        tolerance = 4e-3 if dtype == torch.bfloat16 else 1e-5  # dequantize rounds to the scales' type
+        assert torch.allclose(got, x.double() @ whole.T + bias, atol=tolerance * in_width**0.5, rtol=1e-5)
 
 
 def test_a_weight_that_was_packed_for_other_threads_is_not_misread():

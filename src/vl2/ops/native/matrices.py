@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import platform
 
 import torch
 
 from vl2.ops.linear import pack
-from vl2.ops.native.structures import BFLOAT16_BLOCKS, BFLOAT16_ROWS, FLOAT32_ROWS, Matrix
+from vl2.ops.native.structures import BFLOAT16_BLOCKS, BFLOAT16_ROWS, FLOAT32_ROWS, INT4_BLOCKS, INT8_ROWS, Matrix
+from vl2.ops.quantized_weight import torch_layout
+from vl2.ops.quantized_weight.weight import QuantizedWeight
 
 BLOCKS = (64, 48, 32, 16)
 FILLINGS = (64, 32, 16, 2)
@@ -34,6 +37,28 @@ def describe(weight: torch.Tensor, bias: torch.Tensor | None = None) -> Matrix |
         assert weight.is_contiguous() and weight.dtype in (torch.float32, torch.bfloat16)
         matrix.layout = FLOAT32_ROWS if weight.dtype == torch.float32 else BFLOAT16_ROWS
         matrix.data = weight.data_ptr()
+    return with_bias(matrix, bias)
+
+
+def describe_quantized(weight: QuantizedWeight, bias: torch.Tensor | None = None) -> Matrix | None:
+    """One matrix in the layout of ops/quantized_weight/torch_layout.py; as `describe`."""
+    scheme, scales = weight.scheme, weight.scales
+    is_known = scales.dtype in (torch.float32, torch.bfloat16) and platform.machine() == "x86_64"
+    if not is_known or not weight.codes.is_contiguous() or not scales.is_contiguous():
+        return None
+    matrix = Matrix(out_width=weight.out_width, in_width=weight.in_width, group=scheme.group_size or weight.in_width)
+    matrix.data, matrix.scales = weight.codes.data_ptr(), scales.data_ptr()
+    matrix.has_bfloat16_scales = scales.dtype == torch.bfloat16
+    if scheme.bits == 8:
+        if weight.codes.dtype != torch.int8:
+            return None
+        matrix.layout = INT8_ROWS
+    else:
+        matrix.layout, matrix.block = INT4_BLOCKS, torch_layout.rows_together()
+    return with_bias(matrix, bias)
+
+
+def with_bias(matrix: Matrix, bias: torch.Tensor | None) -> Matrix:
     if bias is not None:
         assert bias.is_contiguous() and bias.dtype == torch.float32
         matrix.bias = bias.data_ptr()

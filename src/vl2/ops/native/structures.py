@@ -5,7 +5,7 @@ from __future__ import annotations
 from ctypes import Structure, c_float, c_int32, c_int64, c_void_p
 from typing import Any
 
-FLOAT32_ROWS, BFLOAT16_ROWS, BFLOAT16_BLOCKS = range(3)
+FLOAT32_ROWS, BFLOAT16_ROWS, BFLOAT16_BLOCKS, INT4_BLOCKS, INT8_ROWS = range(5)
 """Layouts of a matrix (source/product.h)."""
 
 
@@ -15,9 +15,9 @@ def _fields(kind: type, names: str) -> list[tuple[str, Any]]:
 
 class Matrix(Structure):
     _fields_ = [
-        *_fields(c_void_p, "data bias"),
-        *_fields(c_int64, "out_width in_width padded_in"),
-        *_fields(c_int32, "layout block"),
+        *_fields(c_void_p, "data bias scales"),
+        *_fields(c_int64, "out_width in_width padded_in group"),
+        *_fields(c_int32, "layout block has_bfloat16_scales filler"),
     ]
 
 
@@ -35,7 +35,7 @@ class Model(Structure):
     _fields_ = [
         *_fields(c_int64, "num_layers hidden vocabulary heads kv_heads head_dim"),
         *_fields(c_int64, "rank q_rank nope_dim rope_dim value_dim"),
-        *_fields(c_int64, "num_experts num_active num_groups num_active_groups widest"),
+        *_fields(c_int64, "num_experts num_active num_groups num_active_groups num_joined widest"),
         *_fields(c_int64, "page_size num_slots max_rows max_context"),
         *_fields(c_int32, "is_bfloat16 choice scoring normalises"),
         *_fields(c_float, "eps inner_eps scale routed_scale"),

@@ -13,9 +13,14 @@ static void *take(Engine *engine, int64_t *used, int64_t count) {
     return taken;
 }
 
+static Operand take_operand(Engine *engine, int64_t *used, int64_t rows, int64_t stride) {
+    float *floats = take(engine, used, rows * stride);
+    return (Operand){floats, engine->model->is_bfloat16 ? take(engine, used, rows * stride) : NULL, stride};
+}
+
 static int64_t lay_out(Engine *engine) {
     const Model *model = engine->model;
-    int64_t used = 0, rows = model->max_rows, pairs = rows * model->num_active, all = pairs + rows;
+    int64_t used = 0, rows = model->max_rows, pairs = rows * num_choices(model), all = pairs + rows;
     int64_t head_width = larger(model->head_dim, larger(model->nope_dim + model->rope_dim, model->value_dim));
     int64_t queries = (model->heads + 2 * model->kv_heads) * head_width;
     int64_t widest = larger(larger(model->hidden, model->widest), larger(queries, model->q_rank));
@@ -30,15 +35,14 @@ static int64_t lay_out(Engine *engine) {
     engine->scores = take(engine, &used, (rows + 2) * model->num_experts);
     engine->weights = take(engine, &used, pairs);
     engine->scratch = take(engine, &used, pool_threads(engine->pool) * attention_scratch(model));
-    engine->operand = (Operand){take(engine, &used, all * stride), stride, model->is_bfloat16};
-    engine->shared_operand = (Operand){take(engine, &used, rows * stride), stride, model->is_bfloat16};
-    engine->router_operand = (Operand){take(engine, &used, rows * stride), stride, 0};
+    engine->operand = take_operand(engine, &used, all, stride);
+    engine->shared_operand = take_operand(engine, &used, rows, stride);
     engine->ids = take(engine, &used, pairs);
     engine->pairs = take(engine, &used, pairs);
     engine->pair_rows = take(engine, &used, pairs);
-    engine->expert_starts = take(engine, &used, model->num_experts + 2);
+    engine->expert_starts = take(engine, &used, model->num_experts + model->num_joined + 2);
     engine->rows = take(engine, &used, rows);
-    int64_t most = model->num_experts + 2; /* products at once */
+    int64_t most = model->num_experts + model->num_joined + 2; /* products at once */
     engine->products = (Products){.starts = take(engine, &used, 2 * most)};
     engine->products.products = take(engine, &used, most * (int64_t)(sizeof(Product) / sizeof(float)));
     return used;

@@ -17,7 +17,7 @@ typedef struct {
     Matrix gate_up, down;    /* of the dense layer, or of the shared experts */
     Matrix router;           /* [experts, hidden] float32; NULL: a dense layer */
     const float *router_bias; /* [experts] or NULL */
-    const Matrix *expert_gate_up, *expert_down; /* [experts] */
+    const Matrix *expert_gate_up, *expert_down; /* [experts + joined] */
     void *pool;              /* the layer's cache (model/kv_pool.py), in the model's type */
 } Layer;
 
@@ -26,6 +26,7 @@ typedef struct {
     int64_t heads, kv_heads, head_dim;              /* MHA */
     int64_t rank, q_rank, nope_dim, rope_dim, value_dim; /* MLA; rank 0: MHA */
     int64_t num_experts, num_active, num_groups, num_active_groups;
+    int64_t num_joined;      /* shared experts behind the routed ones, which every token takes with weight 1 */
     int64_t widest;          /* inner width of any feed-forward layer or expert */
     int64_t page_size, num_slots; /* of the cache: tokens a page, tokens in all */
     int64_t max_rows, max_context;

@@ -7,12 +7,10 @@ enum {
 };
 
 void operand_store(const Operand *operand, int64_t row, const float *values, int64_t width) {
-    float *to = operand->data + row * operand->stride;
-    if (!operand->is_bfloat16) {
-        memcpy(to, values, (size_t)width * sizeof(float));
-        return;
-    }
+    memcpy(operand->floats + row * operand->stride, values, (size_t)width * sizeof(float));
+    if (operand->pairs == NULL) return;
     int64_t padded = operand_stride(width);
+    float *to = operand->pairs + row * operand->stride;
 #if HAS_BF16_DOT
     uint16_t *halves = (uint16_t *)to;
     for (int64_t i = 0; i < width; i++) halves[i] = to_bf16(values[i]);
@@ -59,7 +57,9 @@ INLINE void store_sums(const Product *product, int64_t row, int64_t column, cons
 }
 
 INLINE const float *operand_row(const Product *product, int64_t row) {
-    return product->operand->data + product->in_rows[row] * product->operand->stride;
+    int32_t layout = product->weight->layout, is_rounded = layout == BFLOAT16_ROWS || layout == BFLOAT16_BLOCKS;
+    const Operand *operand = product->operand;
+    return (is_rounded ? operand->pairs : operand->floats) + product->in_rows[row] * operand->stride;
 }
 
 /* ---- weights in blocks: `vectors` vectors of columns, `rows` rows of x; both are constants where this is inlined */
@@ -190,17 +190,126 @@ INLINE void row_piece(const Product *product, int64_t piece, int64_t first_row, 
     }
 }
 
+/* ---- weights in few bits, on exact rows */
+
+INLINE Floats decode_codes(Words codes) {
+#if LANES == 16
+    const Floats values = {-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7}; /* found by the lowest four bits */
+    return (Floats)_mm512_permutexvar_ps((__m512i)codes, (__m512)values);
+#else
+    typedef int32_t Integers __attribute__((vector_size(LANES * 4)));
+    return __builtin_convertvector((Integers)(codes & 15u) - 8, Floats);
+#endif
+}
+
+/* Scales of columns `first` on; each has its zero point behind it. */
+INLINE Floats load_scales(const Matrix *matrix, int64_t first) {
+    if (matrix->has_bfloat16_scales) return first_of_pairs(load_words((const uint32_t *)matrix->scales + first));
+    Floats scales;
+    for (int lane = 0; lane < LANES; lane++) scales[lane] = ((const float *)matrix->scales)[2 * (first + lane)];
+    return scales;
+}
+
+/* Four vectors of columns: two of the block's first half from `offset` on, and the same two of its second half. */
+INLINE void int4_tile(const Product *product, int64_t piece, int offset, int64_t first_row, int rows) {
+    const Matrix *matrix = product->weight;
+    const int64_t half = matrix->block / 2, group = matrix->group;
+    const uint8_t *codes = (const uint8_t *)matrix->data + piece * half * matrix->in_width + offset;
+    const int64_t columns[4] = {offset, offset + LANES, half + offset, half + offset + LANES};
+    float totals[4][4][LANES] = {0};
+    const float *x[4];
+    for (int row = 0; row < rows; row++) x[row] = operand_row(product, first_row + row);
+    for (int64_t begin = 0; begin < matrix->in_width; begin += group) {
+        Floats sums[4][4];
+        UNROLL for (int row = 0; row < rows; row++)
+            UNROLL for (int v = 0; v < 4; v++) sums[row][v] = (Floats){0};
+        for (int64_t i = begin; i < begin + group; i++) {
+            Words first = widen_bytes(codes + i * half), second = widen_bytes(codes + i * half + LANES);
+            Floats values[4] = {decode_codes(first), decode_codes(second), decode_codes(first >> 4),
+                                decode_codes(second >> 4)};
+            UNROLL for (int row = 0; row < rows; row++)
+                UNROLL for (int v = 0; v < 4; v++) sums[row][v] += values[v] * x[row][i];
+        }
+        int64_t scales = begin / group * matrix->out_width + piece * matrix->block;
+        UNROLL for (int v = 0; v < 4; v++) {
+            Floats scale = load_scales(matrix, scales + columns[v]);
+            UNROLL for (int row = 0; row < rows; row++)
+                store_floats(totals[row][v], load_floats(totals[row][v]) + sums[row][v] * scale);
+        }
+    }
+    for (int row = 0; row < rows; row++)
+        for (int v = 0; v < 4; v++)
+            store_sums(product, first_row + row, piece * matrix->block + columns[v], totals[row][v], LANES);
+}
+
+INLINE void int4_columns(const Product *product, int64_t piece, int64_t first_row, int rows) {
+    for (int offset = 0; offset < product->weight->block / 2; offset += 2 * LANES)
+        int4_tile(product, piece, offset, first_row, rows);
+}
+
+static void int4_piece(const Product *product, int64_t piece, int64_t first_row, int64_t rows) {
+    switch (rows) {
+        case 1: int4_columns(product, piece, first_row, 1); break;
+        case 2: int4_columns(product, piece, first_row, 2); break;
+        case 3: int4_columns(product, piece, first_row, 3); break;
+        default: int4_columns(product, piece, first_row, 4); break;
+    }
+}
+
+INLINE void int8_columns(const Product *product, int64_t piece, int64_t first_row, int rows) {
+    const Matrix *matrix = product->weight;
+    const int64_t width = matrix->in_width;
+    int64_t column = piece * COLUMNS_OF_ROWS, end = column + COLUMNS_OF_ROWS;
+    const float *x[4];
+    for (int row = 0; row < rows; row++) x[row] = operand_row(product, first_row + row);
+    if (end > matrix->out_width) end = matrix->out_width;
+    for (; column < end; column++) {
+        const int8_t *codes = (const int8_t *)matrix->data + column * width;
+        Floats sums[4], others[4];
+        UNROLL for (int row = 0; row < rows; row++) sums[row] = others[row] = (Floats){0};
+        int64_t i = 0;
+        for (; i + 2 * LANES <= width; i += 2 * LANES) {
+            Floats first = widen_signed(codes + i), second = widen_signed(codes + i + LANES);
+            UNROLL for (int row = 0; row < rows; row++) {
+                sums[row] += first * load_floats(x[row] + i);
+                others[row] += second * load_floats(x[row] + i + LANES);
+            }
+        }
+        float done[4], scale = value_at(matrix->scales, column, matrix->has_bfloat16_scales);
+        UNROLL for (int row = 0; row < rows; row++) done[row] = sum_floats(sums[row] + others[row]);
+        for (int row = 0; row < rows; row++) {
+            for (int64_t k = i; k < width; k++) done[row] += (float)codes[k] * x[row][k];
+            done[row] *= scale;
+            store_sums(product, first_row + row, column, &done[row], 1);
+        }
+    }
+}
+
+static void int8_piece(const Product *product, int64_t piece, int64_t first_row, int64_t rows) {
+    switch (rows) {
+        case 1: int8_columns(product, piece, first_row, 1); break;
+        case 2: int8_columns(product, piece, first_row, 2); break;
+        case 3: int8_columns(product, piece, first_row, 3); break;
+        default: int8_columns(product, piece, first_row, 4); break;
+    }
+}
+
 int64_t product_pieces(const Product *product) {
     const Matrix *matrix = product->weight;
-    int64_t columns = matrix->layout == BFLOAT16_BLOCKS ? matrix->block : COLUMNS_OF_ROWS;
+    int is_blocks = matrix->layout == BFLOAT16_BLOCKS || matrix->layout == INT4_BLOCKS;
+    int64_t columns = is_blocks ? matrix->block : COLUMNS_OF_ROWS;
     return (matrix->out_width + columns - 1) / columns;
 }
 
 void product_piece(const Product *product, int64_t piece) {
-    int64_t groups = (product->num_rows + ROWS_AT_ONCE - 1) / ROWS_AT_ONCE;
+    int32_t layout = product->weight->layout;
+    int64_t most = layout == INT4_BLOCKS || layout == INT8_ROWS ? 4 : ROWS_AT_ONCE;
+    int64_t groups = (product->num_rows + most - 1) / most;
     for (int64_t group = 0; group < groups; group++) { /* equally large: 8 rows are 4 and 4, not 6 and 2 */
         int64_t row = group * product->num_rows / groups, rows = (group + 1) * product->num_rows / groups - row;
-        switch (product->weight->layout) {
+        switch (layout) {
+            case INT4_BLOCKS: int4_piece(product, piece, row, rows); break;
+            case INT8_ROWS: int8_piece(product, piece, row, rows); break;
             case BFLOAT16_BLOCKS: block_piece(product, piece, row, rows); break;
             case BFLOAT16_ROWS: row_piece(product, piece, row, rows, BFLOAT16_ROWS); break;
             default: row_piece(product, piece, row, rows, FLOAT32_ROWS); break;

@@ -7,24 +7,28 @@ typedef enum {
     FLOAT32_ROWS = 0,    /* [out, in] float32 */
     BFLOAT16_ROWS = 1,   /* [out, in] bfloat16 */
     BFLOAT16_BLOCKS = 2, /* [out / block, in / 2, block, 2] bfloat16, filled up with zeros: oneDNN's layout */
+    INT4_BLOCKS = 3,     /* [out / block, in, block / 2] bytes, column j low and j + block / 2 high, 8 is 0: PyTorch's */
+    INT8_ROWS = 4,       /* [out, in] int8 */
 } Layout;
 
 /* A weight where torch holds it. All fields are read by Python too (ops/native/structures.py). */
 typedef struct {
     const void *data;
     const float *bias; /* [out] or NULL */
+    const void *scales; /* INT4: [in / group, out, 2], each with a zero point of 0; INT8: [out] */
     int64_t out_width, in_width;
     int64_t padded_in; /* of BFLOAT16_BLOCKS: in_width as it is filled up */
+    int64_t group;     /* inputs that share a scale */
     int32_t layout, block;
+    int32_t has_bfloat16_scales, filler;
 } Matrix;
 
-/* Rows x as products read them, `stride` floats (4 bytes) apart. For a float32 weight they are floats. For a bfloat16
- * one they are rounded to bfloat16, and lie in pairs where the processor multiplies such, else as floats with all even
- * elements first, then all odd ones. */
+/* Rows x as products read them, `stride` floats (4 bytes) apart: as they are, and for bfloat16 weights rounded to that. There
+ * they lie in pairs where the processor multiplies such, else as floats with all even elements first, then all odd ones. */
 typedef struct {
-    float *data;
+    float *floats;
+    float *pairs; /* NULL: no weight is bfloat16 */
     int64_t stride;
-    int32_t is_bfloat16;
 } Operand;
 
 /* Floats that an operand's row of `width` numbers takes: it may be filled up to 64 numbers. */

@@ -13,8 +13,11 @@
 #define LANES 8
 #endif
 
-#if defined(__AVX512BF16__)
+#if defined(__AVX2__)
 #include <immintrin.h>
+#endif
+
+#if defined(__AVX512BF16__)
 #define HAS_BF16_DOT 1
 #else
 #define HAS_BF16_DOT 0
@@ -78,17 +81,40 @@ INLINE uint16_t to_bf16(float value) {
     return (uint16_t)(value != value ? 0x7fc0u : rounded);
 }
 
+/* LANES small integers, widened. gcc makes single elements of what the general form says. */
+#if defined(__AVX512F__)
+INLINE Words widen_halves(const uint16_t *from) { return (Words)_mm512_cvtepu16_epi32(_mm256_loadu_si256((const void *)from)); }
+INLINE Words widen_bytes(const uint8_t *from) { return (Words)_mm512_cvtepu8_epi32(_mm_loadu_si128((const void *)from)); }
+INLINE Floats widen_signed(const int8_t *from) {
+    return (Floats)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const void *)from)));
+}
+#elif defined(__AVX2__)
+INLINE Words widen_halves(const uint16_t *from) { return (Words)_mm256_cvtepu16_epi32(_mm_loadu_si128((const void *)from)); }
+INLINE Words widen_bytes(const uint8_t *from) { return (Words)_mm256_cvtepu8_epi32(_mm_loadl_epi64((const void *)from)); }
+INLINE Floats widen_signed(const int8_t *from) {
+    return (Floats)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const void *)from)));
+}
+#else
+#define WIDEN(name, From, To)                                          \
+    INLINE To name(const From *from) {                                 \
+        typedef From Small __attribute__((vector_size(LANES * sizeof(From)))); \
+        Small values;                                                  \
+        memcpy(&values, from, sizeof values);                          \
+        return __builtin_convertvector(values, To);                    \
+    }
+WIDEN(widen_halves, uint16_t, Words)
+WIDEN(widen_bytes, uint8_t, Words)
+WIDEN(widen_signed, int8_t, Floats)
+#endif
+
 INLINE float value_at(const void *values, int64_t idx, int is_bfloat16) {
     return is_bfloat16 ? from_bf16(((const uint16_t *)values)[idx]) : ((const float *)values)[idx];
 }
 
 /* LANES numbers of a float32 or bfloat16 array. */
 INLINE Floats values_at(const void *values, int64_t first, int is_bfloat16) {
-    typedef uint16_t Halves __attribute__((vector_size(LANES * 2)));
     if (!is_bfloat16) return load_floats((const float *)values + first);
-    Halves halves;
-    memcpy(&halves, (const uint16_t *)values + first, sizeof halves);
-    return (Floats)(__builtin_convertvector(halves, Words) << 16);
+    return (Floats)(widen_halves((const uint16_t *)values + first) << 16);
 }
 
 /* Σ x[i] · values[first + i] */

@@ -108,21 +108,21 @@ static void dense_layer(Engine *engine, const Layer *layer, int64_t rows) {
 
 /* Pairs by expert, those of one behind one another. */
 static void group_pairs(Engine *engine, int64_t rows) {
-    int64_t active = engine->model->num_active, num_experts = engine->model->num_experts;
+    int64_t choices = num_choices(engine->model), num_experts = engine->model->num_experts + engine->model->num_joined;
     int32_t *starts = engine->expert_starts;
     memset(starts, 0, (size_t)(num_experts + 2) * sizeof(int32_t));
-    for (int64_t pair = 0; pair < rows * active; pair++) starts[engine->ids[pair] + 2]++;
+    for (int64_t pair = 0; pair < rows * choices; pair++) starts[engine->ids[pair] + 2]++;
     for (int64_t expert = 0; expert < num_experts; expert++) starts[expert + 2] += starts[expert + 1];
-    for (int64_t pair = 0; pair < rows * active; pair++) {
+    for (int64_t pair = 0; pair < rows * choices; pair++) {
         int32_t at = starts[engine->ids[pair] + 1]++;
         engine->pairs[at] = (int32_t)pair;
-        engine->pair_rows[at] = (int32_t)(pair / active);
+        engine->pair_rows[at] = (int32_t)(pair / choices);
     }
 }
 
 /* A product for each expert that has pairs. */
 static void add_experts(Engine *engine, const Matrix *experts, const int32_t *in_rows, float *out) {
-    for (int64_t expert = 0; expert < engine->model->num_experts; expert++) {
+    for (int64_t expert = 0; expert < engine->model->num_experts + engine->model->num_joined; expert++) {
         int32_t begin = engine->expert_starts[expert], count = engine->expert_starts[expert + 1] - begin;
         const Matrix *weight = &experts[expert];
         if (count > 0)
@@ -134,29 +134,33 @@ static void add_experts(Engine *engine, const Matrix *experts, const int32_t *in
 static void choose(Engine *engine, const Layer *layer, int64_t rows) {
     const Model *model = engine->model;
     float *spare = engine->scores + model->max_rows * model->num_experts;
-    for (int64_t row = 0; row < rows; row++)
-        choose_experts(model, layer->router_bias, engine->scores + row * model->num_experts, spare,
-                       engine->ids + row * model->num_active, engine->weights + row * model->num_active);
+    for (int64_t row = 0; row < rows; row++) {
+        int32_t *ids = engine->ids + row * num_choices(model);
+        float *weights = engine->weights + row * num_choices(model);
+        choose_experts(model, layer->router_bias, engine->scores + row * model->num_experts, spare, ids, weights);
+        for (int64_t i = 0; i < model->num_joined; i++) {
+            ids[model->num_active + i] = (int32_t)(model->num_experts + i);
+            weights[model->num_active + i] = 1.0f;
+        }
+    }
     group_pairs(engine, rows);
 }
 
 static void add_weighted(Engine *engine, int64_t rows) {
-    int64_t hidden = engine->model->hidden, active = engine->model->num_active;
+    int64_t hidden = engine->model->hidden, choices = num_choices(engine->model);
     for (int64_t row = 0; row < rows; row++)
-        for (int64_t choice = 0; choice < active; choice++) {
-            float weight = engine->weights[row * active + choice], *x = engine->x + row * hidden;
-            const float *result = engine->outer + (row * active + choice) * hidden;
+        for (int64_t choice = 0; choice < choices; choice++) {
+            float weight = engine->weights[row * choices + choice], *x = engine->x + row * hidden;
+            const float *result = engine->outer + (row * choices + choice) * hidden;
             for (int64_t i = 0; i < hidden; i++) x[i] += weight * result[i];
         }
 }
 
 static void moe_layer(Engine *engine, const Layer *layer, int64_t rows) {
     const Model *model = engine->model;
-    int64_t num_pairs = rows * model->num_active, has_shared = layer->gate_up.data != NULL;
+    int64_t num_pairs = rows * num_choices(model), has_shared = layer->gate_up.data != NULL;
     float *shared_out = engine->outer + num_pairs * model->hidden;
-    for (int64_t row = 0; row < rows; row++)
-        operand_store(&engine->router_operand, row, engine->normed + row * model->hidden, model->hidden);
-    add_dense(engine, &layer->router, &engine->router_operand, rows, engine->scores);
+    add_dense(engine, &layer->router, &engine->operand, rows, engine->scores);
     if (has_shared) add_dense(engine, &layer->gate_up, &engine->operand, rows, engine->inner);
     run_products(engine);
     choose(engine, layer, rows);
