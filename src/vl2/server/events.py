@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from functools import partial
 from typing import Any, Protocol
+
+import msgspec
 
 from vl2.core.errors import VL2Error
 from vl2.core.types import Delta
@@ -36,7 +37,7 @@ class EventWriter(Protocol):
 
 
 def encode(body: dict[str, Any], event: str | None = None) -> bytes:
-    data = b"data: " + json.dumps(body, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode() + b"\n\n"
+    data = b"data: " + msgspec.json.encode(body) + b"\n\n"
     return data if event is None else b"event: " + event.encode() + b"\n" + data
 
 
