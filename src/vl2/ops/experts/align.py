@@ -54,6 +54,14 @@ def align(ids: torch.Tensor, num_routed: int, num_shared: int, block_m: int) -> 
     return Blocks(pairs, experts)
 
 
+def align_few(ids: torch.Tensor, num_routed: int, num_shared: int, block_m: int) -> tuple[Blocks, int, int]:
+    """(blocks, their number, 0); a single token needs no sorting: its ids and how many they are, see `rows_of_block`."""
+    if len(ids) == 1:
+        return Blocks(ids, ids), ids.shape[1] + num_shared, ids.shape[1]
+    blocks = align(ids, num_routed, num_shared, block_m)
+    return blocks, len(blocks.experts), 0
+
+
 @triton.jit
 def _experts_of(
     ids, pair, num_pairs, num_routed, num_experts, NUM_CHOSEN: tl.constexpr, NUM_ACTIVE: tl.constexpr
@@ -133,8 +141,8 @@ def _place_part(
     if program < num_parts:
         pair = program * BLOCK_P + tl.arange(0, BLOCK_P)
         expert = _experts_of(ids, pair, num_pairs, num_routed, num_experts, NUM_CHOSEN, NUM_ACTIVE)
-        is_own = (expert[:, None] == e[None, :]).to(tl.int32)
-        place = firsts[None, :] * BLOCK_M + before[None, :] + tl.cumsum(is_own, 0) - 1
+        is_own = (expert[:, None] == e[None, :]).to(tl.int16)  # counted in 16 bits: threads pass all of it around
+        place = firsts[None, :] * BLOCK_M + before[None, :] + tl.cumsum(is_own, 0, dtype=tl.int16) - 1
         place = tl.sum(tl.where(is_own == 1, place, 0), 1)
         tl.store(pairs + place, pair, mask=pair < num_pairs)
     elif program < num_parts + num_experts:
