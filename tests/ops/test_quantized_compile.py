@@ -14,8 +14,10 @@ import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from vl2.ops.quantized_experts import kernel as experts
+from vl2.ops.quantized_experts import kernel_few as few_experts
 from vl2.ops.quantized_experts import kernel_float8
 from vl2.ops.quantized_linear import kernel as linear
+from vl2.ops.quantized_linear import kernel_few as few_linear
 
 what, codes, scales = sys.argv[1:]
 POINTERS = dict(codes=codes, scales=scales, partial="*fp32", arrivals="*i32", pairs="*i32", block_experts="*i32",
@@ -25,7 +27,7 @@ ALIGNED = (*POINTERS, *FLOATS, "row_words", "out_width", "row_stride", "width", 
 found = {}
 
 
-def compile(kernel, constants, stages, **others):
+def compile(kernel, constants, stages, label=None, **others):
     types = POINTERS | others
     signature = {
         name: "constexpr" if name in constants else types.get(name, "*bf16" if name in FLOATS else "i32")
@@ -36,7 +38,7 @@ def compile(kernel, constants, stages, **others):
     options = dict(num_stages=stages, launch_pdl=True)
     ptx = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options).asm["ptx"]
     words = ("ldmatrix", "mma.sync", "lop3", "prmt", "shfl", "cp.async.cg", "k32.f32.e4m3.e4m3", ".e4m3x2")
-    found[kernel.__name__] = {word: ptx.count(word) for word in words}
+    found[label or kernel.__name__] = {word: ptx.count(word) for word in words}
 
 
 if what == "rounded":
@@ -50,6 +52,10 @@ else:
     compile(linear._linear, tile | dict(HAS_BIAS=True, SPLITS=4), 4)
     compile(experts._gate_up, tile | dict(NUM_ACTIVE=8, NUM_CHOSEN=6, GROUP=8), 4)
     compile(experts._down, tile | dict(NUM_CHOSEN=0, GROUP=8), 4)
+    few = step | dict(BLOCK_M=8, BLOCK_N=16, SPLITS=4)
+    compile(few_linear._linear, few | dict(HAS_BIAS=True), 3, label="few: linear")
+    compile(few_experts._gate_up, few | dict(NUM_ACTIVE=8, NUM_CHOSEN=6, GROUP=8), 3, label="few: gate_up")
+    compile(few_experts._down, few | dict(NUM_CHOSEN=0, GROUP=8), 3, label="few: down")
 print(json.dumps(found))
 """
 
@@ -66,11 +72,13 @@ def compiled(*arguments: str) -> dict[str, dict[str, int]]:
 @pytest.mark.cpu_only
 @pytest.mark.parametrize(("bits", "codes", "scales"), [("4", "*i16", "*bf16"), ("8", "*fp8e4nv", "*fp32")])
 def test_codes_reach_the_tensor_cores_without_moving_between_threads(bits: str, codes: str, scales: str):
-    """Words come by 16-byte copies and ldmatrix; unpacking takes lop3; nothing is shuffled, and bytes are permuted only
-    to make pairs of bfloat16 of float8, twice for four."""
+    """Words come by 16-byte copies and ldmatrix; unpacking takes lop3; nothing is shuffled but sums that
+    warps share, and bytes are permuted only to make pairs of bfloat16 of float8, twice for four. Products of few rows
+    are those of single warps, too."""
     for name, counts in compiled(bits, codes, scales).items():
         assert counts["mma.sync"] and counts["ldmatrix"] and counts["cp.async.cg"], name
-        assert counts["shfl"] == 0 and counts["prmt"] == (0 if bits == "4" else counts["lop3"]), name
+        assert "few" in name or counts["shfl"] == 0, name
+        assert counts["prmt"] == (0 if bits == "4" else counts["lop3"]), name
         assert counts["lop3"] % 4 == 0 and counts["lop3"], name
 
 

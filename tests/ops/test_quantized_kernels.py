@@ -12,8 +12,10 @@ from vl2.ops.float8.kernel import round_rows
 from vl2.ops.quantized_experts import kernel as experts_kernel
 from vl2.ops.quantized_experts import kernel_float8
 from vl2.ops.quantized_experts import reference as experts_reference
+from vl2.ops.quantized_experts.kernel_few import Tile as FewTile
+from vl2.ops.quantized_experts.kernel_few import mix_few
 from vl2.ops.quantized_experts.weights import QuantizedExperts
-from vl2.ops.quantized_linear import kernel, reference
+from vl2.ops.quantized_linear import kernel, kernel_few, reference
 from vl2.ops.quantized_weight import torch_layout, triton_layout
 from vl2.ops.quantized_weight.codes import dequantize_codes, round_to_nearest
 from vl2.ops.quantized_weight.weight import QuantizedLayout, QuantizedWeight
@@ -100,6 +102,22 @@ def test_float8_widths_that_are_no_multiple_of_128(device: torch.device):
     x = torch.randn(5, 192, device=device).to(dtype)
     assert triton_layout.holds(FP8, 32, 192) and not triton_layout.holds(FP8, 32, 200)
     assert error(kernel.quantized_linear(x, weight), x.double() @ exact.T) < TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("scheme", [INT4, INT4_64, INT8, FP8], ids=str)
+def test_few_rows_whose_inputs_the_warps_of_a_program_share_out(device: torch.device, scheme: WeightScheme):
+    """Steps that are no multiple of the warps, rows and outputs no multiple of the tile's; the same bits each time."""
+    dtype = DTYPES[-1]
+    weight, exact = quantize(torch.randn(70, 640), scheme, triton_layout, dtype, device)
+    x, bias = torch.randn(11, 640, device=device).to(dtype), torch.randn(70, device=device).to(dtype)
+    for tile in (kernel_few.Tile(8, 16, 8, 2), kernel_few.Tile(16, 32, 4, 2)):
+        outs = torch.full((2, 11, 70), float("nan"), device=device, dtype=dtype)
+        for out in outs:
+            kernel_few.multiply_few(x, weight, bias, out, tile, kernel.has_asm(device))
+        assert torch.equal(*outs)
+        assert error(outs[0], x.double() @ exact.T + bias.double()) < TOLERANCE[dtype]
+    alone = kernel.quantized_linear(x[3:4], weight, bias)
+    assert torch.equal(alone, kernel.quantized_linear(x[:8], weight, bias)[3:4])
 
 
 def rounded(x: torch.Tensor) -> torch.Tensor:
@@ -214,9 +232,10 @@ def limit_of(dtype: torch.dtype) -> float:
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("num_shared", [0, 2])
 @pytest.mark.parametrize(
-    ("num_tokens", "scheme"), [(1, INT4), (5, INT4), (3, INT4_64), (3, INT8), (1, FP8), (5, FP8)], ids=str
+    ("num_tokens", "scheme", "num_shared"),
+    [(1, INT4, 2), (1, INT4, 0), (5, INT4, 1), (3, INT4_64, 0), (3, INT8, 2), (1, FP8, 2), (5, FP8, 0)],
+    ids=str,
 )
 def test_experts_kernel(device: torch.device, num_tokens: int, scheme: WeightScheme, num_shared: int, dtype):
     """Float8 weights with rows of 32 bits; those of 16 are rounded too, see below."""
@@ -227,6 +246,17 @@ def test_experts_kernel(device: torch.device, num_tokens: int, scheme: WeightSch
     x, (ids, weights) = torch.randn(num_tokens, WIDTH, device=device).to(dtype), routes(num_tokens, device)
     out = experts_kernel.mix_quantized_experts(x, ids.int(), weights, experts)
     assert error(out, mix_exactly(x, ids, weights, *exact, num_shared)) < limit_of(dtype)
+
+
+@pytest.mark.parametrize("scheme", [INT4, INT8], ids=str)
+def test_experts_whose_inputs_the_warps_of_a_program_share_out(device: torch.device, scheme: WeightScheme):
+    """Steps, outputs and rows that are no multiples of the warps and of the tiles."""
+    dtype = DTYPES[-1]
+    experts, *exact = experts_of(scheme, triton_layout, dtype, device, 1, 384, 128)
+    wide, (ids, weights) = torch.randn(9, 400, device=device).to(dtype), routes(9, device)
+    x = wide[:, :384]
+    out = mix_few(x, ids.int(), weights, experts, FewTile(8, 64, 256, 4, 2))
+    assert error(out, mix_exactly(x, ids, weights, *exact, 1)) < limit_of(dtype)
 
 
 @pytest.mark.parametrize("tile", ["SOME", "MANY"])

@@ -12,11 +12,12 @@ import triton
 import triton.language as tl
 
 from vl2.ops.chain import chained, wait_for_last
-from vl2.ops.experts.align import Blocks, align
+from vl2.ops.experts.align import align_few
 from vl2.ops.experts.kernel import mix_experts
 from vl2.ops.experts.kernel_common import GROUP_BLOCKS, block_and_tile, precision, rows_of_block, swish, weighted_sum
 from vl2.ops.experts.kernel_many import mix_many_float8
 from vl2.ops.experts.weights import ExpertWeights
+from vl2.ops.quantized_experts.kernel_few import mix_few
 from vl2.ops.quantized_experts.kernel_float8 import mix_few_float8
 from vl2.ops.quantized_experts.weights import QuantizedExperts
 from vl2.ops.quantized_linear.kernel import dequantize, has_asm
@@ -73,6 +74,8 @@ def mix_quantized_experts(
         return (mix_many_float8 if tile is MANY else mix_few_float8)(x, ids, weights, experts)
     if len(x) >= DEQUANTIZE_TOKENS and x.dtype != torch.float32:
         return mix_written_out(x, ids, weights, experts)
+    if tile is FEW:
+        return mix_few(x, ids, weights, experts)
     return mix_with_tile(x, ids, weights, experts, tile)
 
 
@@ -91,10 +94,7 @@ def mix_with_tile(
     num_routed = len(experts.gate_up.codes) - experts.num_shared
     num_active = ids.shape[1] + experts.num_shared
     inner = experts.down.in_width
-    is_single = num_tokens == 1
-    blocks = Blocks(ids, ids) if is_single else align(ids, num_routed, experts.num_shared, tile.block_m)
-    num_blocks = num_active if is_single else len(blocks.experts)
-    num_chosen = ids.shape[1] if is_single else 0
+    blocks, num_blocks, num_chosen = align_few(ids, num_routed, experts.num_shared, tile.block_m)
     shared = (blocks.pairs, blocks.experts, num_blocks, num_tokens * num_active, num_routed)
 
     hidden = torch.empty(num_tokens * num_active, inner, dtype=x.dtype, device=x.device)

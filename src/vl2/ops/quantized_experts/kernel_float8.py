@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 
 from vl2.ops.chain import chained, wait_for_last
-from vl2.ops.experts.align import Blocks, align
+from vl2.ops.experts.align import align_few
 from vl2.ops.experts.kernel_common import GROUP_BLOCKS, block_and_tile, rows_of_block, swish, weighted_sum
 from vl2.ops.float8.kernel import round_rows
 from vl2.ops.float8.reference import SMALLEST
@@ -56,12 +56,10 @@ def mix_few_float8(
     num_experts, num_active = len(experts.gate_up.codes), ids.shape[1] + experts.num_shared
     num_routed, num_pairs = num_experts - experts.num_shared, num_tokens * num_active
     tile = tile or choose_tile(num_pairs, num_experts)
-    is_single = num_tokens == 1
-    blocks = Blocks(ids, ids) if is_single else align(ids, num_routed, experts.num_shared, tile.block_m)
-    num_blocks = num_active if is_single else len(blocks.experts)
+    blocks, num_blocks, num_chosen = align_few(ids, num_routed, experts.num_shared, tile.block_m)
     shared = (blocks.pairs, blocks.experts, num_blocks, num_pairs, num_routed, width, inner)
     options = dict(
-        NUM_CHOSEN=ids.shape[1] if is_single else 0, BLOCK_M=tile.block_m, GROUP=GROUP_BLOCKS,
+        NUM_CHOSEN=num_chosen, BLOCK_M=tile.block_m, GROUP=GROUP_BLOCKS,
         num_warps=tile.num_warps, num_stages=tile.num_stages, **chained(x.device),
     )  # fmt: skip
 

@@ -22,6 +22,7 @@ from vl2.ops.attention.kernel import arrival_counters
 from vl2.ops.chain import chained, wait_for_last
 from vl2.ops.experts.kernel_common import precision
 from vl2.ops.float8.kernel import round_rows
+from vl2.ops.quantized_linear import kernel_few
 from vl2.ops.quantized_weight.kernel_common import add_step, plane, times
 from vl2.ops.quantized_weight.triton_layout import step_of
 from vl2.ops.quantized_weight.weight import QuantizedWeight
@@ -74,7 +75,11 @@ def quantized_linear(
     if len(rows) > DEQUANTIZE_ROWS:
         return saturate(F.linear(x, dequantize(weight, x.dtype), bias))
     out = torch.empty(len(rows), weight.out_width, dtype=x.dtype, device=x.device)
-    multiply(rows, weight, bias, out, choose_tile(len(rows), x.dtype))
+    if len(rows) <= kernel_few.ROWS and x.dtype != torch.float32:
+        tile = kernel_few.choose_tile(len(rows), weight.out_width)
+        kernel_few.multiply_few(rows, weight, bias, out, tile, has_asm(x.device))
+    else:
+        multiply(rows, weight, bias, out, choose_tile(len(rows), x.dtype))
     return out.view(*x.shape[:-1], weight.out_width)
 
 

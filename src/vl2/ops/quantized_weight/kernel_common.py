@@ -84,3 +84,20 @@ def add_step(
         inputs = tl.load(inputs_at + p * WORDS, mask=is_row[None, :], other=0.0)
         part = tl.dot(plane(words, p, BITS, dtype, HAS_ASM), inputs, part, input_precision=PRECISION)
     return total + part * scale.to(tl.float32)[:, None]
+
+
+@triton.jit
+def add_steps(
+    total, words, scale, inputs_at, is_input, WORDS: tl.constexpr, BITS: tl.constexpr, HAS_ASM: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    """total [S, N, M] + the weights of S steps (words [S, N, WORDS], scale [S, N]) times their inputs, at [S, WORDS, M]
+    addresses. With S warps each has a step of its own: none waits for another, as products of whole tiles would have it.
+    """
+    PLANES: tl.constexpr = 4 if BITS == 4 else 1
+    part = tl.zeros_like(total)
+    for p in tl.static_range(PLANES):
+        inputs = tl.load(inputs_at + p * WORDS, mask=is_input, other=0.0)
+        numbers = plane(words, p, BITS, inputs.dtype, HAS_ASM)
+        part = tl.dot(numbers, inputs, part, input_precision=PRECISION)
+    return total + part * scale.to(tl.float32)[:, :, None]

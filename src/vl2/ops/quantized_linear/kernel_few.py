@@ -1,0 +1,85 @@
+"""Products of few rows with a quantised matrix: a program takes a few outputs, and its warps share out the inputs.
+
+As `ops/quantized_experts/kernel_few.py`, where it says why. A matrix has fewer outputs than a layer's experts together,
+so that where programs are few each has more warps; nothing is left to add up between programs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+
+from vl2.ops.chain import chained, wait_for_last
+from vl2.ops.experts.kernel_common import precision
+from vl2.ops.quantized_weight.kernel_common import add_steps
+from vl2.ops.quantized_weight.triton_layout import step_of
+from vl2.ops.quantized_weight.weight import QuantizedWeight
+from vl2.ops.saturate_kernel import to_dtype
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """Rows of x, outputs, and the warps that share the inputs."""
+
+    block_m: int
+    block_n: int
+    num_warps: int
+    num_stages: int
+
+
+ROWS = 16
+"""Up to so many rows: with more, each byte of the weight is worth the work of whole tiles."""
+WIDE = 4096
+"""Outputs from which on there are programs enough."""
+
+
+def choose_tile(num_rows: int, out_width: int) -> Tile:
+    return Tile(8 if num_rows <= 8 else 16, 16, 4 if out_width >= WIDE else 8, 3)
+
+
+def multiply_few(
+    rows: torch.Tensor, weight: QuantizedWeight, bias: torch.Tensor | None, out: torch.Tensor, tile: Tile, has_asm: bool
+) -> None:
+    """out [M, N] = rows [M, K] Wᵀ + b, of rows of 16 bits."""
+    step = step_of(weight.scheme, weight.in_width)
+    _linear[triton.cdiv(weight.out_width, tile.block_n), triton.cdiv(len(rows), tile.block_m)](
+        rows, weight.codes, weight.scales, out if bias is None else bias, out, len(rows), weight.codes.stride(-2),
+        weight.out_width, rows.stride(0), weight.in_width // step, HAS_BIAS=bias is not None,
+        GROUP_STEPS=(weight.scheme.group_size or weight.in_width) // step, STEP=step, BITS=weight.scheme.bits,
+        SPLITS=tile.num_warps, BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, HAS_ASM=has_asm, PRECISION=precision(rows),
+        num_warps=tile.num_warps, num_stages=tile.num_stages, **chained(out.device),
+    )  # fmt: skip
+
+
+@triton.jit(do_not_specialize=["num_rows"])
+def _linear(
+    x, codes, scales, bias, out, num_rows, row_words, out_width, row_stride, num_steps, HAS_BIAS: tl.constexpr,
+    GROUP_STEPS: tl.constexpr, STEP: tl.constexpr, BITS: tl.constexpr, SPLITS: tl.constexpr, BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr, HAS_ASM: tl.constexpr, PRECISION: tl.constexpr, CHAINED: tl.constexpr,
+):  # fmt: skip
+    wait_for_last(CHAINED)
+    WORDS: tl.constexpr = STEP // (4 if BITS == 4 else 1)
+    column, row = (
+        tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N),
+        tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M),
+    )
+    is_column, is_row = column < out_width, row < num_rows
+    split, j = tl.arange(0, SPLITS), tl.arange(0, WORDS)
+    words_at = codes + column.to(tl.int64)[None, :, None] * row_words + (split[:, None] * WORDS + j)[:, None, :]
+    inputs_at = x + row.to(tl.int64)[None, None, :] * row_stride + (split[:, None] * STEP + j)[:, :, None]
+    total = tl.zeros((SPLITS, BLOCK_N, BLOCK_M), tl.float32)
+    for first in range(0, num_steps, SPLITS):
+        is_step = first + split < num_steps
+        words = tl.load(words_at + first * WORDS, mask=is_step[:, None, None] & is_column[None, :, None], other=0.0)
+        scales_at = scales + ((first + split) // GROUP_STEPS * out_width)[:, None] + column[None, :]
+        scale = tl.load(scales_at, mask=is_step[:, None] & is_column[None, :], other=0.0)
+        inputs, is_input = inputs_at + first * STEP, is_step[:, None, None] & is_row[None, None, :]
+        total = add_steps(total, words, scale, inputs, is_input, WORDS, BITS, HAS_ASM, PRECISION)
+    result = tl.sum(total, 0)
+    if HAS_BIAS:
+        result += tl.load(bias + column, mask=is_column, other=0.0).to(tl.float32)[:, None]
+    at = row.to(tl.int64)[None, :] * out_width + column[:, None]
+    tl.store(out + at, to_dtype(result, out.dtype.element_ty), mask=is_row[None, :] & is_column[:, None])
