@@ -2,7 +2,7 @@
 
 One question for each kind of thing; the picture is encoded once and the questions run together, so twelve of them cost
 little more than one. Boxes are pixels of the picture. Not for steering anything: answers take a good part of a second
-and may be wrong.
+and may be wrong: nano takes the red car of our picture for a train, too.
 """
 
 import asyncio
@@ -16,7 +16,7 @@ from PIL import Image
 
 from vl2 import LLM, Grammar, Message, SamplingParams
 
-KINDS = ("car", "taxi", "bus", "bicycle", "train")  # with a real model also: pedestrian, traffic light, truck, …
+KINDS = ("car", "taxi", "bus", "bicycle", "train", "dog")  # with a real model also: pedestrian, traffic light, truck, …
 PARAMS = SamplingParams(grammar=Grammar("grounding"), max_tokens=256)
 
 
