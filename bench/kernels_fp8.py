@@ -1,9 +1,10 @@
 """float8 kernels on a GPU: are they right on the real shapes, how long do they take, how near is the floor?
 
-    python bench/kernels_fp8.py [check] [time] [tune]     (nothing named: check and time)
+    python bench/kernels_fp8.py [check] [time] [few] [tune]     (nothing named: check and time)
 
 check  errors against float64 of the same rounded numbers, beside those of bfloat16 products
 time   experts, linears and attention with a float8 cache beside their bfloat16 forms, in the same run
+few    experts of up to 128 tokens with rounded rows (kernel_float8.py) beside those from codes, and linears; minutes
 tune   other tiles than those of ops/experts/kernel_many.py, ops/quantized_*/kernel.py and ops/attention/kernel.py
 The floor is bytes over 3.0 TB/s or operations over 770 TFLOP/s (of float8 twice as many), whichever is more. Weights of
 several layers are used in turn, so that the cache of the card does not hold them.
@@ -19,7 +20,7 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 from kernels_attention import DEVICE, PREFILL, Case, MLACase, error, exact, line, make_batch, microseconds, report
-from kernels_w4 import EXPERTS, draw_dense, routes
+from kernels_w4 import EXPERTS, FEW_LINEARS, draw_dense, multiply, routes, shown
 
 from vl2.core.quantization import WeightScheme
 from vl2.ops.attention import kernel as attention
@@ -29,6 +30,7 @@ from vl2.ops.experts.kernel_many import mix_many_float8
 from vl2.ops.float8 import reference
 from vl2.ops.float8.kernel import round_rows
 from vl2.ops.quantized_experts import kernel as experts_kernel
+from vl2.ops.quantized_experts import kernel_float8
 from vl2.ops.quantized_experts.weights import QuantizedExperts
 from vl2.ops.quantized_linear import kernel as linear_kernel
 from vl2.ops.quantized_weight import triton_layout
@@ -117,7 +119,7 @@ def check_linear(out_width: int, in_width: int, rows: int) -> str:
 
 
 def check_experts(name: str, tokens: int) -> str:
-    """Against exact rows: with many tokens the rounding of rows shows, about 3 %."""
+    """Against exact rows: their rounding shows, about 4 %."""
     experts, (ids, weights, _) = draw_experts(name), routes(name, tokens)
     x = torch.randn(tokens, EXPERTS[name][3], device=DEVICE, dtype=DTYPE)
     all_ids, all_weights = experts.with_shared(ids, weights)
@@ -226,21 +228,16 @@ def time_all() -> None:
 # ---- tune
 
 FEW_TILES = [
-    experts_kernel.Tile(16, n, m, False, warps, stages)
-    for n, m in ((16, 32), (32, 32), (32, 64), (64, 64))
-    for warps, stages in ((2, 5), (4, 4), (4, 6))
-]
-SOME_TILES = [experts_kernel.Tile(m, n, n, False, 4, stages) for m in (32, 64) for n in (64, 128) for stages in (3, 4)]
+    kernel_float8.Tile(m, up_n, up_k, down_n, 4, stages)
+    for m in (8, 16, 32, 64)
+    for up_n, up_k, down_n, stages in (
+        (64, 128, 64, 3), (64, 128, 64, 5), (64, 128, 128, 4), (64, 256, 64, 3), (128, 128, 64, 3), (128, 128, 128, 4),
+    )
+]  # fmt: skip
 MANY_TILES = [
     Tile(m, n, 128, down_n, 128, warps, stages)
     for m, n, down_n in ((64, 64, 128), (64, 128, 128), (128, 64, 128), (128, 128, 128), (128, 128, 256))
     for warps, stages in ((4, 3), (8, 3), (8, 4))
-]
-LINEAR_TILES = [
-    linear_kernel.Tile(16, n, programs, False, warps, stages)
-    for n in (16, 32, 64)
-    for programs in (132, 264, 528)
-    for warps, stages in ((2, 5), (4, 4), (4, 6))
 ]
 DECODE_TILES = [
     dict(block_n=n, num_warps=warps, num_stages=stages, programs=programs)
@@ -250,11 +247,21 @@ DECODE_TILES = [
 ]
 
 
+def few() -> None:
+    mix = functools.partial(experts_kernel.mix_with_tile, tile=experts_kernel.FEW)
+    report("Small experts, (1, 2, 4, 8, 32, 128) tokens, from codes", tune_experts, (1, 2, 4, 8, 32, 128), mix)
+    for tile in FEW_TILES:
+        counts = {8: (1, 2, 4, 8), 16: (1, 2, 4, 8, 32, 128), 32: (32, 64, 128), 64: (64, 128, 256)}[tile.block_m]
+        mix = functools.partial(kernel_float8.mix_few_float8, tile=tile)
+        report(f"Small experts, {counts} tokens, {shown(tile)}", tune_experts, counts, mix)
+    for label in ("Small q", "Small kv_a", "Small o"):
+        for rows in (1, 8):
+            report(f"{label}, {rows} rows, rounded, cuBLAS", tune_rounded, label, rows)
+        for tile in (linear_kernel.FEW, *FEW_LINEARS):
+            report(f"{label}, 1 and 8 rows, {shown(tile)}", tune_linear, label, tile)
+
+
 def tune() -> None:
-    for counts, tiles in (((1, 8, 32), FEW_TILES), ((256,), SOME_TILES)):
-        for tile in tiles:
-            mix = functools.partial(experts_kernel.mix_with_tile, tile=tile)
-            report(f"Small experts, {counts} tokens, {shown(tile)}", tune_experts, counts, mix)
     for tile in MANY_TILES:
         counts = (512, 1024, 8192)
         report(
@@ -263,9 +270,6 @@ def tune() -> None:
             counts,
             functools.partial(mix_many_float8, tile=tile),
         )
-    for label in ("Small q", "Small kv_a", "Small o"):
-        for tile in LINEAR_TILES:
-            report(f"{label}, 1 and 8 rows, {shown(tile)}", tune_linear, label, tile)
     cases = [Case("Tiny", [(1024, 1)] * count, kv_dtype=FLOAT8) for count in (1, 32, 128)]
     usual = attention.TILES["decode_single"]
     for change in DECODE_TILES:
@@ -275,20 +279,26 @@ def tune() -> None:
         )
 
 
-def shown(tile: object) -> str:
-    return " ".join(str(int(value)) for value in dataclasses.astuple(tile))
-
-
 def tune_experts(counts: tuple[int, ...], mix: Callable[..., torch.Tensor]) -> str:
     return " | ".join(f"{microseconds(expert_calls('Small', tokens, mix)[0]):8.1f}" for tokens in counts)
 
 
-def tune_linear(label: str, tile: linear_kernel.Tile) -> str:
+def tune_rounded(label: str, rows: int) -> str:
+    """Rounding by itself, and the product with it."""
+    weights, x = (
+        [draw(*LINEARS[label]) for _ in range(32)],
+        torch.randn(rows, LINEARS[label][1], device=DEVICE).to(DTYPE),
+    )
+    rounding = microseconds([functools.partial(round_rows, x) for _ in weights])
+    both = microseconds([functools.partial(linear_kernel.multiply_float8, x, weight, None) for weight in weights])
+    return f"{rounding:8.1f} | {both:8.1f}"
+
+
+def tune_linear(label: str, tile: object) -> str:
     weights, times = [draw(*LINEARS[label]) for _ in range(32)], []
     for rows in (1, 8):
         x, out = (torch.randn(rows, width, device=DEVICE, dtype=DTYPE) for width in reversed(LINEARS[label]))
-        calls = [functools.partial(linear_kernel.multiply, x, weight, None, out, tile) for weight in weights]
-        times.append(microseconds(calls))
+        times.append(microseconds([functools.partial(multiply, weight, x, None, out, tile) for weight in weights]))
     return " | ".join(f"{us:8.1f}" for us in times)
 
 
@@ -296,6 +306,6 @@ if __name__ == "__main__":
     torch.manual_seed(0)
     print(torch.cuda.get_device_name(), torch.__version__)
     modes = sys.argv[1:] or ["check", "time"]
-    for mode in ("check", "time", "tune"):
+    for mode in ("check", "time", "few", "tune"):
         if mode in modes:
-            dict(check=check, time=time_all, tune=tune)[mode]()
+            dict(check=check, time=time_all, few=few, tune=tune)[mode]()

@@ -1,9 +1,10 @@
 """4-bit kernels on a GPU: are they right on the real shapes, how long do they take, how near is the floor?
 
-    python bench/kernels_w4.py [check] [time] [tune]     (nothing named: check and time)
+    python bench/kernels_w4.py [check] [time] [few] [tune]     (nothing named: check and time)
 
 check  errors against float64 on the same dequantised weights
 time   experts of 1 to 8,192 tokens and each linear, int4 beside our bfloat16 kernels and cuBLAS, in the same run
+few    up to 128 tokens: the tiles of both kernel_few.py beside those of whole tiles (kernel.py), minutes
 tune   other tiles than those of ops/quantized_experts/kernel.py and ops/quantized_linear/kernel.py
 The floor is bytes over 3.0 TB/s or operations over 770 TFLOP/s, whichever is more. Weights of several layers are used
 in turn, so that the cache of the card does not hold them.
@@ -24,8 +25,10 @@ from vl2.core.quantization import WeightScheme
 from vl2.ops.experts import kernel as dense_experts
 from vl2.ops.experts.weights import ExpertWeights
 from vl2.ops.quantized_experts import kernel as experts_kernel
+from vl2.ops.quantized_experts import kernel_few as few_experts
 from vl2.ops.quantized_experts.weights import QuantizedExperts
 from vl2.ops.quantized_linear import kernel as linear_kernel
+from vl2.ops.quantized_linear import kernel_few as few_linear
 from vl2.ops.quantized_weight import triton_layout
 from vl2.ops.quantized_weight.weight import QuantizedWeight
 
@@ -126,13 +129,16 @@ def layers(name: str) -> tuple[list[QuantizedExperts], list[ExpertWeights]]:
     return [draw_experts(name) for _ in range(LAYERS)], [draw_dense(name) for _ in range(2)]
 
 
-def expert_calls(name: str, tokens: int, tile: experts_kernel.Tile | None) -> tuple[list[Callable[[], object]], int]:
+def expert_calls(
+    name: str, tokens: int, tile: experts_kernel.Tile | few_experts.Tile | None
+) -> tuple[list[Callable[[], object]], int]:
     calls, distinct = [], 0
     for i in range(2 * LAYERS):
         ids, weights, number = routes(name, tokens)
         x = torch.randn(tokens, EXPERTS[name][3], device=DEVICE, dtype=DTYPE)
         arguments = (x, ids, weights, layers(name)[0][i % LAYERS])
         mix = experts_kernel.mix_quantized_experts if tile is None else experts_kernel.mix_with_tile
+        mix = few_experts.mix_few if isinstance(tile, few_experts.Tile) else mix
         calls.append(functools.partial(mix, *arguments, *(() if tile is None else (tile,))))
         distinct += number
     return calls, distinct // len(calls)
@@ -181,17 +187,22 @@ def time_all() -> None:
 
 # ---- tune
 
+FEW_TOKENS = {8: (1, 2, 4, 8), 16: (1, 8, 32, 64, 128)}
+"""By the rows of a block."""
+FEW_EXPERTS = [
+    few_experts.Tile(m, up_n, down_n, warps, stages)
+    for m in (8, 16)
+    for up_n, down_n, warps, stages in (
+        (16, 16, 4, 2), (16, 16, 4, 3), (16, 16, 4, 4), (16, 32, 4, 3), (32, 32, 4, 2), (32, 32, 4, 3), (32, 64, 4, 2),
+        (16, 16, 2, 4), (16, 16, 8, 2), (32, 32, 8, 2), (32, 32, 2, 4),
+    )
+]  # fmt: skip
+FEW_LINEARS = [
+    few_linear.Tile(m, n, warps, stages)
+    for m in (8, 16)
+    for n, warps, stages in ((16, 4, 3), (16, 4, 4), (16, 8, 2), (16, 8, 3), (32, 4, 3), (32, 8, 2))
+]
 EXPERT_TILES = {
-    (1, 8): [
-        experts_kernel.Tile(16, n, m, False, warps, stages)
-        for n, m in ((16, 32), (32, 32), (32, 64), (64, 64))
-        for warps, stages in ((2, 5), (4, 4), (4, 5), (4, 7))
-    ],
-    (32, 64): [
-        experts_kernel.Tile(16, n, m, False, warps, stages)
-        for n, m in ((32, 64), (64, 64), (64, 128))
-        for warps, stages in ((4, 4), (4, 6))
-    ],
     (256,): [experts_kernel.Tile(m, n, n, False, 4, stages) for m in (32, 64) for n in (64, 128) for stages in (3, 4)],
     (1024, 8192): [
         experts_kernel.Tile(m, n, down_n, True, warps, stages)
@@ -200,12 +211,6 @@ EXPERT_TILES = {
     ],
 }
 LINEAR_TILES = {
-    (1, 8): [
-        linear_kernel.Tile(16, n, programs, False, warps, stages)
-        for n in (16, 32, 64)
-        for programs in (1, 132, 264, 528)
-        for warps, stages in ((2, 5), (4, 4), (4, 6))
-    ],
     (32, 64): [
         linear_kernel.Tile(m, n, programs, False, 4, 4)
         for m in (32, 64)
@@ -221,6 +226,16 @@ LINEAR_TILES = {
 }
 
 
+def few() -> None:
+    for tile in (experts_kernel.FEW, *FEW_EXPERTS):
+        counts = FEW_TOKENS[tile.block_m] if isinstance(tile, few_experts.Tile) else (1, 2, 4, 8, 32, 64, 128)
+        report(f"Small experts, {counts} tokens, {shown(tile)}", tune_experts, counts, tile)
+    for label in ("Small q", "Small kv_a", "Small o", "Small dense down"):
+        for tile in (linear_kernel.FEW, *FEW_LINEARS):
+            counts = (1, 8) if tile.block_m == 8 else (1, 8, 16, 32)
+            report(f"{label}, {counts} rows, {shown(tile)}", tune_linear, label, counts, tile)
+
+
 def tune() -> None:
     for counts, tiles in EXPERT_TILES.items():
         for tile in tiles:
@@ -231,30 +246,36 @@ def tune() -> None:
                 report(f"{label}, {counts} rows, {shown(tile)}", tune_linear, label, counts, tile)
 
 
-def shown(tile: experts_kernel.Tile | linear_kernel.Tile) -> str:
-    return " ".join(str(int(value)) for value in dataclasses.astuple(tile))
+def shown(tile: object) -> str:
+    return " ".join([tile.__module__.split(".")[-1], *(str(int(value)) for value in dataclasses.astuple(tile))])
 
 
-def tune_experts(counts: tuple[int, ...], tile: experts_kernel.Tile) -> str:
+def tune_experts(counts: tuple[int, ...], tile: experts_kernel.Tile | few_experts.Tile) -> str:
     return " | ".join(f"{microseconds(expert_calls('Small', tokens, tile)[0]):8.1f}" for tokens in counts)
 
 
-def tune_linear(label: str, counts: tuple[int, ...], tile: linear_kernel.Tile) -> str:
+def tune_linear(label: str, counts: tuple[int, ...], tile: linear_kernel.Tile | few_linear.Tile) -> str:
     out_width, in_width, scheme = LINEARS[label]
     weights = [draw((out_width, in_width), scheme) for _ in range(32)]
     times = []
     for rows in counts:
         x, out = (torch.randn(rows, width, device=DEVICE, dtype=DTYPE) for width in (in_width, out_width))
-        times.append(
-            microseconds([functools.partial(linear_kernel.multiply, x, weight, None, out, tile) for weight in weights])
-        )
+        own = (x, None, out, tile)
+        times.append(microseconds([functools.partial(multiply, weight, *own) for weight in weights]))
     return " | ".join(f"{us:8.1f}" for us in times)
+
+
+def multiply(weight: QuantizedWeight, x, bias, out, tile: linear_kernel.Tile | few_linear.Tile) -> None:
+    if isinstance(tile, few_linear.Tile):
+        few_linear.multiply_few(x, weight, bias, out, tile, has_asm=True)
+    else:
+        linear_kernel.multiply(x, weight, bias, out, tile)
 
 
 if __name__ == "__main__":
     torch.manual_seed(0)
     print(torch.cuda.get_device_name(), torch.__version__)
     modes = sys.argv[1:] or ["check", "time"]
-    for mode in ("check", "time", "tune"):
+    for mode in ("check", "time", "few", "tune"):
         if mode in modes:
-            dict(check=check, time=time_all, tune=tune)[mode]()
+            dict(check=check, time=time_all, few=few, tune=tune)[mode]()
