@@ -26,6 +26,7 @@ def gpu(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA Z9 (test)")
+    monkeypatch.setattr(tuning, "_shared_memory_bytes", lambda: 163 * 1024)
     tuning.of_this_gpu.cache_clear()
     yield "NVIDIA Z9 (test)"
     tuning.of_this_gpu.cache_clear()
@@ -37,6 +38,18 @@ def test_an_unknown_gpu_takes_the_shipped_tiles_and_the_log_names_the_command(gp
         assert tuning.tuned("prefill_heads", attention.Tile) == attention.TILES["prefill_heads"]
     [record] = caplog.records
     assert "vl2 tune" in record.message and gpu in record.message
+
+
+@pytest.mark.parametrize(("kilobytes", "is_small"), [(227, False), (163, False), (99, True), (64, True)])
+def test_a_gpu_with_little_shared_memory_takes_tiles_that_fit(gpu, monkeypatch, kilobytes: int, is_small: bool):
+    monkeypatch.setattr(tuning, "_shared_memory_bytes", lambda: kilobytes * 1024)
+    tile = tuning.tuned("decode_latent", attention.Tile)
+    assert tile.block_n == (32 if is_small else 64)
+
+
+def test_all_shipped_files_have_tiles_of_the_same_kernels():
+    [first, *others] = [file.tiles.keys() for file in tuning._all_shipped()]
+    assert others and all(names == first for names in others)
 
 
 def test_what_was_measured_is_kept_and_goes_first_kernel_by_kernel(gpu):

@@ -19,9 +19,15 @@ HOPPER = 9
 
 
 @functools.cache
+def is_before_hopper(device: torch.device) -> bool:
+    """Whether it is a GPU that can neither chain kernels nor copy tiles by itself (TMA)."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device)[0] < HOPPER
+
+
+@functools.cache
 def chained(device: torch.device) -> dict[str, bool]:
     """Launch options of a kernel that calls `wait_for_last(CHAINED)` before it reads or writes what others do."""
-    if device.type == "cuda" and torch.cuda.get_device_capability(device)[0] >= HOPPER:
+    if device.type == "cuda" and not is_before_hopper(device):
         return {"CHAINED": True, "launch_pdl": True}
     return {"CHAINED": False}
 

@@ -18,6 +18,7 @@ from vl2.core.model_config import LanguageConfig, MLAConfig, MoEConfig
 from vl2.ops.attention import kernel as attention
 from vl2.ops.attention.batch import AttentionBatch, ChunkShape
 from vl2.ops.attention.kernel_mla import attend_mla
+from vl2.ops.chain import is_before_hopper
 from vl2.ops.experts import kernel as experts_kernel
 from vl2.ops.experts import kernel_many
 from vl2.ops.experts.weights import ExpertWeights
@@ -246,6 +247,11 @@ def _expert_cases(
             for n, m in ((64, 128), (64, 64), (128, 128)) for w, s in ((4, 3), (4, 4), (8, 3))]  # fmt: skip
     middle = load.prompt_tokens // 16, load.prompt_tokens // 8
     yield Case("experts_some", experts_kernel.SOME, some, sorted_works(middle))
-    many = [dict(up_n=n, down_n=m, num_stages=s) for n, m in ((128, 256), (128, 128), (64, 128)) for s in (2, 3, 4)]
     large = load.prompt_tokens // 4, load.prompt_tokens
+    if is_before_hopper(device):
+        many = [dict(up_n=n, down_n=m, num_warps=w, num_stages=s)
+                for n, m in ((128, 128), (64, 128)) for w, s in ((8, 2), (8, 3), (8, 4), (4, 3))]  # fmt: skip
+        yield Case("experts_sorted", experts_kernel.MANY, many, sorted_works(large))
+        return
+    many = [dict(up_n=n, down_n=m, num_stages=s) for n, m in ((128, 256), (128, 128), (64, 128)) for s in (2, 3, 4)]
     yield Case("experts_many", kernel_many.TILE, many, lambda tile: works(kernel_many.mix_many, large, tile))

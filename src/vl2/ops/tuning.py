@@ -1,7 +1,8 @@
 """Sizes of the kernels' tiles, measured on each kind of GPU: shipped for some, on others by `vl2 tune`.
 
-One file for a kind of GPU, in the package (`assets/tiles`) or in the user's cache folder, which goes first. A GPU that
-has none takes the shipped ones, which are right everywhere and fast on what is like it; the log says so once.
+One file for a kind of GPU, in the package (`assets/tiles`) or in the user's cache folder, which goes first. What a GPU
+has no tile of its own for, it takes from the shipped file for the most shared memory that it has: tiles live there, and
+a kernel that wants more cannot start. Those are right on it, and fast on what is like it; the log says so once.
 """
 
 from __future__ import annotations
@@ -28,25 +29,22 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-SHIPPED = "NVIDIA H100 80GB HBM3"
-"""What an unknown GPU is taken for."""
-
 
 @dataclass(frozen=True, slots=True)
 class TunedTiles:
     """One file."""
 
-    gpu: str  # as the driver names it
+    gpu: str  # as the driver names it; of the shipped ones, what they are for
     tiles: Mapping[str, Mapping[str, Any]]  # by kernel: the fields of its tile
+    shared_memory_bytes: int = 0  # of the shipped ones: what a block of threads must be able to have
 
 
 def tuned(kernel: str, kind: type[Tile]) -> Tile:
-    """The tile of a kernel on this GPU; where there is none, that of the GPU that the shipped ones were measured on.
+    """The tile of a kernel on this GPU.
 
     Raises: SetupError when the user's own file does not fit this version.
     """
-    own, shipped = of_this_gpu(), _shipped(SHIPPED)
-    assert shipped is not None
+    own, shipped = of_this_gpu(), _shipped(_shared_memory_bytes())
     fields = own.tiles.get(kernel) or shipped.tiles[kernel]
     try:
         return kind(**fields)
@@ -60,13 +58,12 @@ def tuned(kernel: str, kind: type[Tile]) -> Tile:
 @functools.cache
 def of_this_gpu() -> TunedTiles:
     """Read once. Without a GPU, as in the interpreter, the shipped ones."""
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else SHIPPED
-    found = _read(user_file(gpu)) or _shipped(gpu)
-    if found is None:
-        log.info("kernels have the tiles that are fast on an %s; `vl2 tune` finds those for this %s", SHIPPED, gpu)
-        found = _shipped(SHIPPED)
-    assert found is not None
-    return found
+    shipped = _shipped(_shared_memory_bytes())
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else shipped.gpu
+    found = _read(user_file(gpu))
+    if found is None and gpu != shipped.gpu:
+        log.info("kernels have the tiles for %s; `vl2 tune` finds those that are fast on this %s", shipped.gpu, gpu)
+    return found or shipped
 
 
 def save(gpu: str, tiles: Mapping[str, DataclassInstance]) -> Path:
@@ -93,9 +90,26 @@ def _file_name(gpu: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", gpu.lower()).strip("-") + ".json"
 
 
-def _shipped(gpu: str) -> TunedTiles | None:
-    file = importlib.resources.files("vl2") / "assets" / "tiles" / _file_name(gpu)
-    return _parse(file.read_text(encoding="utf-8"), str(file)) if file.is_file() else None
+def _shared_memory_bytes() -> int | None:
+    """What a block of threads can have on this GPU; None: there is no GPU, and no limit."""
+    if not torch.cuda.is_available():
+        return None
+    properties = torch.cuda.get_device_properties(torch.cuda.current_device())
+    return int(properties.shared_memory_per_block_optin)  # type: ignore[attr-defined]  # missing in torch's hints
+
+
+def _shipped(shared_memory_bytes: int | None) -> TunedTiles:
+    """Those for the most shared memory within this; with less than any of them wants, for the least."""
+    files = sorted(_all_shipped(), key=lambda file: file.shared_memory_bytes)
+    fitting = [file for file in files if shared_memory_bytes is None or file.shared_memory_bytes <= shared_memory_bytes]
+    return fitting[-1] if fitting else files[0]
+
+
+@functools.cache
+def _all_shipped() -> tuple[TunedTiles, ...]:
+    folder = importlib.resources.files("vl2") / "assets" / "tiles"
+    files = [file for file in folder.iterdir() if file.name.endswith(".json")]
+    return tuple(_parse(file.read_text(encoding="utf-8"), str(file)) for file in files)
 
 
 def _read(path: Path) -> TunedTiles | None:

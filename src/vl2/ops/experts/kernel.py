@@ -29,8 +29,7 @@ from vl2.ops.rows import RowRounding
 from vl2.ops.saturate_kernel import to_dtype
 from vl2.ops.tuning import tuned
 
-FEW, SOME = tuned("experts_few", Tile), tuned("experts_some", Tile)
-MANY = Tile(128, 128, 64, 128, 64, 8, 3)
+FEW, SOME, MANY = (tuned(kernel, Tile) for kernel in ("experts_few", "experts_some", "experts_sorted"))
 FLOAT32 = Tile(16, 32, 32, 32, 32, 4, 2)
 
 

@@ -17,6 +17,7 @@ import triton
 import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from vl2.ops.chain import is_before_hopper
 from vl2.ops.experts.align import align
 from vl2.ops.experts.kernel_common import GROUP_BLOCKS, Tile, block_and_tile, swiglu, swish, weighted_sum
 from vl2.ops.experts.weights import ExpertWeights
@@ -29,15 +30,14 @@ from vl2.ops.tuning import tuned
 ALIGNMENT = 16
 """Bytes: rows that the copy engine reads begin at multiples of it."""
 
-
-TILE = tuned("experts_many", Tile)
-FLOAT8_TILE = Tile(128, 128, 128, 128, 128, 8, 3)
+TILE, FLOAT8_TILE = tuned("experts_many", Tile), tuned("experts_float8", Tile)
 
 
 def can_lay_out(x: torch.Tensor, experts: ExpertWeights) -> bool:
-    """Whether the copy engine takes rows of these widths."""
+    """Whether there is a copy engine, without which tiles would not be loaded ahead, and it takes these widths."""
     widths = x.shape[1], experts.down.shape[2]
-    return x.dtype != torch.float32 and all(width * x.element_size() % ALIGNMENT == 0 for width in widths)
+    is_able = x.dtype != torch.float32 and not is_before_hopper(x.device)
+    return is_able and all(width * x.element_size() % ALIGNMENT == 0 for width in widths)
 
 
 def mix_many(

@@ -1,0 +1,47 @@
+"""Kernels compile for GPUs that are not here, with no more shared memory a block than those have."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+AMPERE, ADA = 80, 89
+LARGE, SMALL = 163 * 1024, 99 * 1024
+"""A100 and Orin; A10, A40, 4090, L4 and L40S."""
+
+
+def compiled(*arguments: object) -> list[dict]:
+    """In a process of its own: in this one kernels run in the interpreter."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    command = [sys.executable, "-m", "tests.ops.cards", *(str(argument) for argument in arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+@pytest.mark.cpu_only
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("capability", "shared_bytes", "model", "more"),
+    [
+        (ADA, SMALL, "tiny", []),
+        (ADA, SMALL, "small", ["--deterministic"]),
+        (ADA, SMALL, "base", []),
+        (ADA, SMALL, "tiny", ["--quantization", "fp8", "--cache", "fp8"]),
+        (AMPERE, SMALL, "base", ["--quantization", "int4"]),
+        (AMPERE, LARGE, "tiny", []),
+        (AMPERE, LARGE, "base", []),
+    ],
+)
+def test_no_kernel_takes_more_shared_memory_than_the_card_has(
+    capability: int, shared_bytes: int, model: str, more: list[str]
+):
+    kernels = compiled(capability, shared_bytes, model, *more)
+    names = {kernel["kernel"].rpartition(".")[2] for kernel in kernels}
+    attention = {"decode_heads", "prefill_heads"} if model == "tiny" else {"decode_latent", "prefill_expanded"}
+    if "--cache" in more:
+        attention = {"decode_single", "prefill_heads"}
+    assert names >= attention | {"_gate_up", "_down", "_place_part", "_pick", "_begin_decode"}, "steps of all kinds ran"
+    assert [kernel for kernel in kernels if kernel["shared_bytes"] > shared_bytes] == []
