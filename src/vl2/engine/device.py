@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import torch
 
 from vl2.core.errors import SetupError
@@ -10,17 +12,25 @@ from vl2.engine.instructions import cpu_words
 from vl2.ops.float8.support import has_float8
 from vl2.ops.saturate import FLOAT8
 
+log = logging.getLogger(__name__)
+
+AMPERE = (8, 0)
+"""Compute capability from which on Triton supports GPUs; older ones have no bfloat16 either."""
+
 
 def choose_device(name: str, num_replicas: int = 1, replica_idx: int = 0) -> torch.device:
-    """Each replica has a GPU of its own; on a CPU they share it.
+    """Each replica has a GPU of its own; on a CPU they share it. auto: the GPU, if there is one that kernels run on.
 
-    Raises: SetupError when a GPU is asked for and none is there, or too few for the replicas.
+    Raises: SetupError when a GPU is asked for and none is there, it is too old, or there are too few for the replicas.
     """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and not torch.cuda.is_available():
         raise SetupError("--device cuda, but PyTorch sees no GPU; see `nvidia-smi`, or use --device cpu")
-    if name == "cpu":
+    if name == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    if too_old := _why_too_old(replica_idx if replica_idx < torch.cuda.device_count() else 0):
+        if name == "cuda":
+            raise SetupError(f"{too_old}; use --device cpu")
+        log.warning("%s: computing on the CPU", too_old)
         return torch.device("cpu")
     if num_replicas > torch.cuda.device_count():
         raise SetupError(
@@ -28,6 +38,15 @@ def choose_device(name: str, num_replicas: int = 1, replica_idx: int = 0) -> tor
             f"lower it, or use --device cpu"
         )
     return torch.device("cuda", replica_idx)
+
+
+def _why_too_old(gpu_idx: int) -> str | None:
+    capability = torch.cuda.get_device_capability(gpu_idx)
+    if capability >= AMPERE:
+        return None
+    have, need = (".".join(str(part) for part in version) for version in (capability, AMPERE))
+    name = torch.cuda.get_device_name(gpu_idx)
+    return f"{name} has compute capability {have}, but vl2's kernels need {need} (Ampere, as A10 and A100) or later"
 
 
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:
