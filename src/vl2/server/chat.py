@@ -180,7 +180,7 @@ class ChatService:
         self, messages: Sequence[Message], params: SamplingParams, record: RequestRecord, options: QueueOptions
     ) -> AsyncGenerator[Delta, None]:
         self.check_ready()
-        clock = TokenClock(self.metrics)
+        clock = TokenClock(self.metrics.tokens)
         stream = self.llm.stream(messages, params, options=options, request_id=record.answer_id)
         async with aclosing(cast("AsyncGenerator[Delta, None]", stream)) as deltas:
             async for delta in deltas:

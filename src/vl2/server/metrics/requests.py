@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import os
 import platform
-import time
 from typing import Literal
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, disable_created_metrics, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
 from vl2 import __version__
 from vl2.core.errors import RateLimited
 from vl2.core.stats import ModelInfo, resident_bytes
-from vl2.core.types import Delta, Usage
+from vl2.core.types import Usage
 from vl2.server.errors import CLIENT_GONE
 from vl2.server.metrics import catalogue as c
+from vl2.server.metrics.tokens import GatheredHistogram, TokenTally
 from vl2.server.processes import SHARED_FOLDER
 
 disable_created_metrics()  # a second series for each counter, of no use to Prometheus
@@ -35,18 +35,17 @@ class Metrics:
                 self._requests.labels(model, route, status, outcome)
         self.in_flight = self._gauge(c.IN_FLIGHT, "livesum").labels(model)
         self._request_s = self._histogram(c.REQUEST_SECONDS)
-        self.first_token_s, self.inter_token_s, self._intake_s, self._queue_s, self._vision_s = (
+        self.first_token_s, self._intake_s, self._queue_s, self._vision_s = (
             self._histogram(metric).labels(model)
-            for metric in (
-                c.FIRST_TOKEN_SECONDS, c.INTER_TOKEN_SECONDS, c.INTAKE_SECONDS, c.QUEUE_SECONDS, c.VISION_SECONDS
-            )
-        )  # fmt: skip
+            for metric in (c.FIRST_TOKEN_SECONDS, c.INTAKE_SECONDS, c.QUEUE_SECONDS, c.VISION_SECONDS)
+        )
         self._prefill_s = self._histogram(c.PREFILL_SECONDS).labels(model)
         self._decode_s = self._histogram(c.DECODE_SECONDS).labels(model)
         prompt_tokens = self._counter(c.PROMPT_TOKENS)
         self._text_tokens, self._image_tokens = (prompt_tokens.labels(model, kind) for kind in ("text", "image"))
         self._cached_tokens = self._counter(c.CACHED_TOKENS).labels(model)
-        self.generated_tokens = self._counter(c.GENERATED_TOKENS).labels(model)
+        between_s = self._histogram(c.INTER_TOKEN_SECONDS).labels(model)
+        self.tokens = TokenTally(self._counter(c.GENERATED_TOKENS).labels(model), between_s)
         self.result_cache_hits = self._counter(c.RESULT_CACHE_HITS).labels(model)
         self._ready = self._gauge(c.READY).labels(model)
         self._resident_bytes = self._gauge(c.RESIDENT_BYTES)
@@ -55,6 +54,7 @@ class Metrics:
     def count_request(self, route: str, status: int, error_code: str | None, seconds: float) -> None:
         self._requests.labels(self.model, route, str(status), outcome_of(status, error_code)).inc()
         self._request_s.labels(self.model, route).observe(seconds)
+        self.tokens.pass_on()
 
     def count_answer(self, usage: Usage, first_token_s: float | None) -> None:
         """A complete answer; `first_token_s`: from its request's arrival."""
@@ -74,6 +74,7 @@ class Metrics:
 
     def exposition(self) -> bytes:
         """As text; of all front-ends together, where there are several."""
+        self.tokens.pass_on()
         if SHARED_FOLDER not in os.environ:
             return generate_latest(self.registry)
         together = CollectorRegistry()
@@ -97,9 +98,11 @@ class Metrics:
         """`together`: what several front-ends' values come to."""
         return Gauge(metric.name, metric.help, metric.all_labels, registry=self.registry, multiprocess_mode=together)
 
-    def _histogram(self, metric: c.Metric) -> Histogram:
+    def _histogram(self, metric: c.Metric) -> GatheredHistogram:
         assert metric.buckets is not None
-        return Histogram(metric.name, metric.help, metric.all_labels, buckets=metric.buckets, registry=self.registry)
+        return GatheredHistogram(
+            metric.name, metric.help, metric.all_labels, buckets=metric.buckets, registry=self.registry
+        )
 
 
 def forget_process(pid: int) -> None:
@@ -115,22 +118,3 @@ def outcome_of(status: int, error_code: str | None) -> str:
         return "limited"
     known = {CLIENT_GONE: "cancelled", 429: "refused", 503: "refused", 504: "expired"}
     return known.get(status, "invalid" if status < 500 else "failed")
-
-
-class TokenClock:
-    """Counts one request's tokens as they come by, and the time between them."""
-
-    def __init__(self, metrics: Metrics) -> None:
-        self._metrics = metrics
-        self._last_s: dict[int, float] = {}  # choice → when its last token came
-
-    def observe(self, delta: Delta) -> None:
-        if not delta.token_ids:
-            return
-        self._metrics.generated_tokens.inc(len(delta.token_ids))
-        now_s = time.monotonic()
-        if (last_s := self._last_s.get(delta.choice_idx)) is not None:
-            gap_s = (now_s - last_s) / len(delta.token_ids)
-            for _ in delta.token_ids:
-                self._metrics.inter_token_s.observe(gap_s)
-        self._last_s[delta.choice_idx] = now_s
