@@ -228,10 +228,10 @@ def time_all() -> None:
 # ---- tune
 
 FEW_TILES = [
-    kernel_float8.Tile(m, up_n, up_k, down_n, 4, stages)
-    for m in (8, 16, 32, 64)
-    for up_n, up_k, down_n, stages in (
-        (64, 128, 64, 3), (64, 128, 64, 5), (64, 128, 128, 4), (64, 256, 64, 3), (128, 128, 64, 3), (128, 128, 128, 4),
+    kernel_float8.Tile(m, up_n, up_k, down_n, warps, stages, prefetch)
+    for m, prefetch in ((16, True), (16, False), (32, False), (64, False))
+    for up_n, up_k, down_n, warps, stages in (
+        (64, 128, 64, 4, 3), (64, 128, 64, 4, 5), (64, 128, 128, 4, 4), (64, 256, 64, 4, 3), (128, 128, 128, 8, 4),
     )
 ]  # fmt: skip
 MANY_TILES = [
@@ -251,7 +251,8 @@ def few() -> None:
     mix = functools.partial(experts_kernel.mix_with_tile, tile=experts_kernel.FEW)
     report("Small experts, (1, 2, 4, 8, 32, 128) tokens, from codes", tune_experts, (1, 2, 4, 8, 32, 128), mix)
     for tile in FEW_TILES:
-        counts = {8: (1, 2, 4, 8), 16: (1, 2, 4, 8, 32, 128), 32: (32, 64, 128), 64: (64, 128, 256)}[tile.block_m]
+        counts = {16: (1, 2, 4, 8, 32, 128), 32: (32, 64, 128), 64: (64, 128, 256)}[tile.block_m]
+        counts = (1, 2, 8) if tile.prefetch else counts
         mix = functools.partial(kernel_float8.mix_few_float8, tile=tile)
         report(f"Small experts, {counts} tokens, {shown(tile)}", tune_experts, counts, mix)
     for label in ("Small q", "Small kv_a", "Small o"):

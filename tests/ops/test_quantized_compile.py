@@ -21,9 +21,11 @@ from vl2.ops.quantized_linear import kernel_few as few_linear
 
 what, codes, scales = sys.argv[1:]
 POINTERS = dict(codes=codes, scales=scales, partial="*fp32", arrivals="*i32", pairs="*i32", block_experts="*i32",
-                rows=codes, row_scales="*fp32", hidden_scales="*fp32")
+                rows=codes, row_scales="*fp32", hidden_scales="*fp32", down=codes)
 FLOATS = ("x", "bias", "out", "hidden", "results")
 ALIGNED = (*POINTERS, *FLOATS, "row_words", "out_width", "row_stride", "width", "inner")
+WORDS = ("ldmatrix", "mma.sync", "lop3", "prmt", "shfl", "cp.async.cg", "k32.f32.e4m3.e4m3", ".e4m3x2",
+         "prefetch.global.L2")
 found = {}
 
 
@@ -37,13 +39,12 @@ def compile(kernel, constants, stages, label=None, **others):
     source = ASTSource(kernel, signature, constants, {place: [["tt.divisibility", 16]] for place in aligned})
     options = dict(num_stages=stages, launch_pdl=True)
     ptx = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options).asm["ptx"]
-    words = ("ldmatrix", "mma.sync", "lop3", "prmt", "shfl", "cp.async.cg", "k32.f32.e4m3.e4m3", ".e4m3x2")
-    found[label or kernel.__name__] = {word: ptx.count(word) for word in words}
+    found[label or kernel.__name__] = {word: ptx.count(word) for word in WORDS}
 
 
 if what == "rounded":
     tile = dict(BLOCK_M=16, BLOCK_N=64, BLOCK_K=128, GROUP=8, CHAINED=True)
-    own = dict(NUM_ACTIVE=8, NUM_CHOSEN=6, LEAST=1e-10, DTYPE=tl.bfloat16)
+    own = dict(NUM_ACTIVE=8, NUM_CHOSEN=6, LEAST=1e-10, LINES=1024, DTYPE=tl.bfloat16)
     compile(kernel_float8._gate_up, tile | own, 4, hidden=codes)
     compile(kernel_float8._down, tile | dict(NUM_CHOSEN=0), 4, hidden=codes)
 else:
@@ -53,8 +54,8 @@ else:
     compile(experts._gate_up, tile | dict(NUM_ACTIVE=8, NUM_CHOSEN=6, GROUP=8), 4)
     compile(experts._down, tile | dict(NUM_CHOSEN=0, GROUP=8), 4)
     few = step | dict(BLOCK_M=8, BLOCK_N=16, SPLITS=4)
-    compile(few_linear._linear, few | dict(HAS_BIAS=True), 3, label="few: linear")
-    compile(few_experts._gate_up, few | dict(NUM_ACTIVE=8, NUM_CHOSEN=6, GROUP=8), 3, label="few: gate_up")
+    compile(few_linear._linear, few | dict(HAS_BIAS=True, LINES=128), 3, label="few: linear")
+    compile(few_experts._gate_up, few | dict(NUM_ACTIVE=8, NUM_CHOSEN=6, GROUP=8, LINES=128), 3, label="few: gate_up")
     compile(few_experts._down, few | dict(NUM_CHOSEN=0, GROUP=8), 3, label="few: down")
 print(json.dumps(found))
 """
@@ -78,6 +79,7 @@ def test_codes_reach_the_tensor_cores_without_moving_between_threads(bits: str, 
     for name, counts in compiled(bits, codes, scales).items():
         assert counts["mma.sync"] and counts["ldmatrix"] and counts["cp.async.cg"], name
         assert "few" in name or counts["shfl"] == 0, name
+        assert counts["prefetch.global.L2"] == (name in ("few: linear", "few: gate_up")), name
         assert counts["prmt"] == (0 if bits == "4" else counts["lop3"]), name
         assert counts["lop3"] % 4 == 0 and counts["lop3"], name
 
@@ -90,3 +92,4 @@ def test_rounded_rows_and_float8_codes_reach_the_tensor_cores_as_they_are():
         assert counts["k32.f32.e4m3.e4m3"] and counts["cp.async.cg"], name
         assert not counts["ldmatrix"] and not counts["mma.sync"], name
     assert kernels["_gate_up"][".e4m3x2"] and not kernels["_down"][".e4m3x2"]
+    assert kernels["_gate_up"]["prefetch.global.L2"]

@@ -14,7 +14,7 @@ import triton.language as tl
 
 from vl2.ops.chain import chained, wait_for_last
 from vl2.ops.experts.kernel_common import precision
-from vl2.ops.quantized_weight.kernel_common import add_steps
+from vl2.ops.quantized_weight.kernel_common import add_steps, lines_of_share, prefetch
 from vl2.ops.quantized_weight.triton_layout import step_of
 from vl2.ops.quantized_weight.weight import QuantizedWeight
 from vl2.ops.saturate_kernel import to_dtype
@@ -45,21 +45,27 @@ def multiply_few(
 ) -> None:
     """out [M, N] = rows [M, K] Wᵀ + b, of rows of 16 bits."""
     step = step_of(weight.scheme, weight.in_width)
-    _linear[triton.cdiv(weight.out_width, tile.block_n), triton.cdiv(len(rows), tile.block_m)](
+    num_tiles = triton.cdiv(weight.out_width, tile.block_n)
+    _linear[num_tiles, triton.cdiv(len(rows), tile.block_m)](
         rows, weight.codes, weight.scales, out if bias is None else bias, out, len(rows), weight.codes.stride(-2),
         weight.out_width, rows.stride(0), weight.in_width // step, HAS_BIAS=bias is not None,
         GROUP_STEPS=(weight.scheme.group_size or weight.in_width) // step, STEP=step, BITS=weight.scheme.bits,
-        SPLITS=tile.num_warps, BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, HAS_ASM=has_asm, PRECISION=precision(rows),
-        num_warps=tile.num_warps, num_stages=tile.num_stages, **chained(out.device),
+        LINES=lines_of_share(weight, num_tiles), SPLITS=tile.num_warps, BLOCK_M=tile.block_m, BLOCK_N=tile.block_n,
+        HAS_ASM=has_asm, PRECISION=precision(rows), num_warps=tile.num_warps, num_stages=tile.num_stages,
+        **chained(out.device),
     )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=["num_rows"])
 def _linear(
     x, codes, scales, bias, out, num_rows, row_words, out_width, row_stride, num_steps, HAS_BIAS: tl.constexpr,
-    GROUP_STEPS: tl.constexpr, STEP: tl.constexpr, BITS: tl.constexpr, SPLITS: tl.constexpr, BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr, HAS_ASM: tl.constexpr, PRECISION: tl.constexpr, CHAINED: tl.constexpr,
+    GROUP_STEPS: tl.constexpr, STEP: tl.constexpr, BITS: tl.constexpr, LINES: tl.constexpr,
+    SPLITS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, HAS_ASM: tl.constexpr,
+    PRECISION: tl.constexpr, CHAINED: tl.constexpr,
 ):  # fmt: skip
+    if CHAINED:  # the weight is there before the rows are
+        own = tl.program_id(0).to(tl.int64) * BLOCK_N * row_words
+        prefetch(codes, own, min(own + BLOCK_N * row_words, out_width.to(tl.int64) * row_words), LINES)
     wait_for_last(CHAINED)
     WORDS: tl.constexpr = STEP // (4 if BITS == 4 else 1)
     column, row = (

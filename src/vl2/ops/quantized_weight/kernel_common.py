@@ -6,6 +6,7 @@ import triton
 import triton.language as tl
 
 from vl2.ops.float8.kernel_common import from_float8
+from vl2.ops.quantized_weight.weight import QuantizedWeight
 
 # A pair of words in a register → two codes as floating point: 4 bits are put into the mantissa of 128 (bfloat16) or
 # 1024 (float16), where a step is 1, and 136 or 1032 are taken away. All of it is exact.
@@ -21,6 +22,27 @@ FLOAT16_0 = tl.constexpr(_PLANE.format(shift=0, **_FLOAT16))
 FLOAT16_1 = tl.constexpr(_PLANE.format(shift=4, **_FLOAT16))
 FLOAT16_2 = tl.constexpr(_PLANE.format(shift=8, **_FLOAT16))
 FLOAT16_3 = tl.constexpr(_PLANE.format(shift=12, **_FLOAT16))
+
+
+LINE = 128
+"""Bytes that the card's cache holds together."""
+
+
+@triton.jit
+def prefetch(codes, first, end, LINES: tl.constexpr):
+    """Have the card's cache fetch the codes from `first` to before `end`, at most LINES lines: memory is idle while
+    small kernels wait for each other. Only where there is assembly."""
+    WIDTH: tl.constexpr = 128 * 8 // codes.dtype.element_ty.primitive_bitwidth
+    at = first + tl.arange(0, LINES) * WIDTH
+    address = (codes + tl.where(at < end, at, first)).to(tl.int64)
+    fetch: tl.constexpr = "prefetch.global.L2 [$1]; mov.b32 $0, 0;"
+    tl.inline_asm_elementwise(fetch, "=r,l", [address], dtype=tl.int32, is_pure=False, pack=1)
+
+
+def lines_of_share(weight: QuantizedWeight, num_shares: int) -> int:
+    """Lines of the cache that one of so many parts of a matrix has, at most; a power of two."""
+    num_bytes = weight.out_width * weight.codes.stride(-2) * weight.codes.element_size()
+    return triton.next_power_of_2(triton.cdiv(num_bytes, num_shares * LINE))
 
 
 @triton.jit
@@ -92,7 +114,7 @@ def add_steps(
     PRECISION: tl.constexpr,
 ):  # fmt: skip
     """total [S, N, M] + the weights of S steps (words [S, N, WORDS], scale [S, N]) times their inputs, at [S, WORDS, M]
-    addresses. With S warps each has a step of its own: none waits for another, as products of whole tiles would have it.
+    addresses. With S warps each has a step of its own: none waits for others, as products of whole tiles have it.
     """
     PLANES: tl.constexpr = 4 if BITS == 4 else 1
     part = tl.zeros_like(total)
