@@ -102,7 +102,7 @@ def make_plan(config: ModelConfig, device: Device, wanted: Wanted, engine: Engin
         raise SetupError(
             f"--context is {context}, but must be between 64 and {trained}, what the model was trained for"
         )
-    dtype = _computing_dtype(wanted, device)
+    dtype = "bfloat16" if wanted.dtype == "auto" else wanted.dtype  # of activations and cache
     config = with_quantization(config, wanted.quantization)
     sequences = max(engine.max_sequences, wanted.concurrency)
     tokens = engine.max_step_tokens
@@ -128,6 +128,8 @@ def make_plan(config: ModelConfig, device: Device, wanted: Wanted, engine: Engin
 def judge(config: ModelConfig, device: Device, wanted: Wanted, engine: EngineConfig) -> Verdict:
     """Whether as many sequences fit as are wanted, and if not, the smallest change that helps."""
     plan = make_plan(config, device, wanted, engine)
+    if device.is_too_old:
+        return Verdict(plan, False, "too old: kernels need Ampere or later")
     if plan.concurrency >= wanted.concurrency:
         return Verdict(plan, True, "")
     return Verdict(plan, False, _advice(config, plan, wanted, engine))
@@ -139,9 +141,8 @@ def _advice(config: ModelConfig, plan: Plan, wanted: Wanted, engine: EngineConfi
 
     if plan.concurrency:
         return f"--concurrency {plan.concurrency} fits"
-    half = "bfloat16" if plan.device.has_bfloat16 else "float16"
-    if BYTES_PER_NUMBER[plan.dtype] == 4 and fits(replace(wanted, dtype=half)):
-        return f"--dtype {half} fits"
+    if BYTES_PER_NUMBER[plan.dtype] == 4 and fits(replace(wanted, dtype="bfloat16")):
+        return "--dtype bfloat16 fits"
     for quantization in ("auto",) if plan.quantization else ("auto", "int4"):
         words = "" if quantization == "auto" else f"--quantization {quantization} "
         changed = replace(wanted, quantization=quantization) if words else wanted
@@ -159,11 +160,6 @@ def _longest_context(config: ModelConfig, plan: Plan, wanted: Wanted, engine: En
         if context < plan.context_tokens and changed.concurrency >= 1:
             return context
     return None
-
-
-def _computing_dtype(wanted: Wanted, device: Device) -> str:
-    """Number format of activations and cache."""
-    return ("bfloat16" if device.has_bfloat16 else "float16") if wanted.dtype == "auto" else wanted.dtype
 
 
 def _shown(config: ModelConfig) -> str:

@@ -1,4 +1,4 @@
-"""The GPUs that `vl2 plan` compares: how much memory CUDA reports, and what they compute in."""
+"""The GPUs that `vl2 plan` compares: how much memory CUDA reports, and which are too old."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Device:
 
     name: str
     memory_bytes: int
-    has_bfloat16: bool = True
+    is_too_old: bool = False  # for the kernels, which need Ampere or later (engine/device.py)
     measured_models: tuple[str, ...] = ()
     note: str = ""
 
@@ -25,9 +25,9 @@ def _gpu(name: str, memory_gib: float, **more: bool | str | tuple[str, ...]) -> 
 
 
 DEVICES = (
-    _gpu("T4", 14.5, has_bfloat16=False),
-    _gpu("V100-16GB", 15.7, has_bfloat16=False),
-    _gpu("V100-32GB", 31.7, has_bfloat16=False),
+    _gpu("T4", 14.5, is_too_old=True),
+    _gpu("V100-16GB", 15.7, is_too_old=True),
+    _gpu("V100-32GB", 31.7, is_too_old=True),
     _gpu("A10", 22.0),
     _gpu("L4", 22.0),
     _gpu("4090", 23.6),
