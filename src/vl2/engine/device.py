@@ -53,9 +53,7 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
     """auto: bfloat16 where the hardware computes in it, else float32."""
     if name != "auto":
         return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]
-    if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-    return torch.bfloat16 if _cpu_computes_bfloat16() else torch.float32
+    return torch.bfloat16 if device.type == "cuda" or _cpu_computes_bfloat16() else torch.float32
 
 
 def choose_kv_dtype(name: str, dtype: torch.dtype, device: torch.device) -> torch.dtype:
