@@ -3,7 +3,7 @@
 Products of whole tiles (`kernel.py`) make the warps of a program wait for each other after each quarter of a step,
 which is most of the time where a multiprocessor has a program or two. Here each warp adds up steps of its own
 (`add_steps`), there are more and smaller programs, and sums are brought together once, at the end. Of a token or two,
-the programs of gate-up also have the cache fetch what down will read.
+the programs of gate-up also have the cache fetch what down will read, and what they will where they know it early.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from vl2.ops.experts.align import align_few
 from vl2.ops.experts.kernel_common import GROUP_BLOCKS, block_and_tile, precision, rows_of_block, swish, weighted_sum
 from vl2.ops.quantized_experts.weights import QuantizedExperts
 from vl2.ops.quantized_linear.kernel import has_asm
-from vl2.ops.quantized_weight.kernel_common import add_steps, lines_of_share, prefetch
+from vl2.ops.quantized_weight.kernel_common import add_steps, lines_of_share, prefetch, prefetch_shared
 from vl2.ops.quantized_weight.triton_layout import step_of
 from vl2.ops.quantized_weight.weight import QuantizedWeight
 from vl2.ops.saturate_kernel import to_dtype
@@ -59,7 +59,8 @@ def mix_few(
     _gate_up[(num_blocks * num_tiles,)](
         x, experts.gate_up.codes, experts.gate_up.scales, hidden, *shared, experts.gate_up.codes.stride(-2),
         x.stride(0), experts.down.codes, experts.down.codes.stride(-2), NUM_ACTIVE=num_active, NUM_CHOSEN=num_chosen,
-        BLOCK_N=tile.up_n, LINES=lines_of_share(experts.down, num_tiles) if tile.prefetch and has_asm(x.device) else 0,
+        BLOCK_N=tile.up_n, OWN_LINES=lines_of_share(experts.gate_up, 2 * num_tiles),
+        LINES=lines_of_share(experts.down, num_tiles) if tile.prefetch and has_asm(x.device) else 0,
         **_settings(experts.gate_up, x, tile),
     )  # fmt: skip
     results = torch.empty(num_pairs, width, dtype=x.dtype, device=x.device)
@@ -83,12 +84,15 @@ def _settings(weight: QuantizedWeight, x: torch.Tensor, tile: Tile) -> dict[str,
 def _gate_up(
     x, codes, scales, hidden, pairs, block_experts, num_blocks, num_pairs, num_routed, width, inner, row_words,
     row_stride, down, down_words, NUM_ACTIVE: tl.constexpr, NUM_CHOSEN: tl.constexpr, BLOCK_N: tl.constexpr,
-    LINES: tl.constexpr, GROUP_STEPS: tl.constexpr, STEP: tl.constexpr, BITS: tl.constexpr, BLOCK_M: tl.constexpr,
-    SPLITS: tl.constexpr, GROUP: tl.constexpr, HAS_ASM: tl.constexpr, PRECISION: tl.constexpr, CHAINED: tl.constexpr,
+    OWN_LINES: tl.constexpr, LINES: tl.constexpr, GROUP_STEPS: tl.constexpr, STEP: tl.constexpr, BITS: tl.constexpr,
+    BLOCK_M: tl.constexpr, SPLITS: tl.constexpr, GROUP: tl.constexpr, HAS_ASM: tl.constexpr, PRECISION: tl.constexpr,
+    CHAINED: tl.constexpr,
 ):  # fmt: skip
-    wait_for_last(CHAINED)
     WORDS: tl.constexpr = STEP // (4 if BITS == 4 else 1)
     block, tile = block_and_tile(tl.program_id(0), num_blocks, tl.cdiv(inner, BLOCK_N), GROUP)
+    if LINES > 0 and NUM_CHOSEN > 0:
+        prefetch_shared(codes, block, tile, num_routed, inner, row_words, NUM_CHOSEN, BLOCK_N, OWN_LINES)
+    wait_for_last(CHAINED)
     expert, pair = rows_of_block(pairs, block_experts, block, num_pairs, num_routed, NUM_CHOSEN, BLOCK_M)
     if expert < 0:
         return

@@ -21,7 +21,7 @@ from vl2.ops.experts.kernel_common import GROUP_BLOCKS, block_and_tile, rows_of_
 from vl2.ops.float8.kernel import round_rows
 from vl2.ops.float8.reference import SMALLEST
 from vl2.ops.quantized_experts.weights import QuantizedExperts
-from vl2.ops.quantized_weight.kernel_common import lines_of_share, prefetch
+from vl2.ops.quantized_weight.kernel_common import lines_of_share, prefetch, prefetch_shared
 from vl2.ops.saturate import FLOAT8
 from vl2.ops.saturate_kernel import FLOAT8_MAX, to_dtype
 
@@ -74,6 +74,7 @@ def mix_few_float8(
     _gate_up[(num_blocks * num_tiles,)](
         rows, row_scales, experts.gate_up.codes, experts.gate_up.scales, hidden, hidden_scales, *shared,
         experts.down.codes, NUM_ACTIVE=num_active, BLOCK_N=tile.up_n, BLOCK_K=tile.up_k, LEAST=SMALLEST,
+        OWN_LINES=lines_of_share(experts.gate_up, 2 * num_tiles),
         LINES=lines_of_share(experts.down, num_tiles) if tile.prefetch and x.is_cuda else 0,
         DTYPE=tl.bfloat16 if x.dtype == torch.bfloat16 else tl.float16, **options,
     )  # fmt: skip
@@ -89,16 +90,18 @@ def mix_few_float8(
 def _gate_up(
     rows, row_scales, codes, scales, hidden, hidden_scales, pairs, block_experts, num_blocks, num_pairs, num_routed,
     width, inner, down, NUM_ACTIVE: tl.constexpr, NUM_CHOSEN: tl.constexpr, BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP: tl.constexpr, LEAST: tl.constexpr, LINES: tl.constexpr,
-    DTYPE: tl.constexpr, CHAINED: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP: tl.constexpr, LEAST: tl.constexpr,
+    OWN_LINES: tl.constexpr, LINES: tl.constexpr, DTYPE: tl.constexpr, CHAINED: tl.constexpr,
 ):  # fmt: skip
     """rows [T, C] with scales [T], codes [E, 2F, C] with scales [E, 2F] → hidden [pairs, F] with scales [pairs, F / N].
 
     Swished as numbers of DTYPE, the model's.
     """
-    wait_for_last(CHAINED)
     num_tiles = tl.cdiv(inner, BLOCK_N)
     block, tile = block_and_tile(tl.program_id(0), num_blocks, num_tiles, GROUP)
+    if LINES > 0 and NUM_CHOSEN > 0:
+        prefetch_shared(codes, block, tile, num_routed, inner, width, NUM_CHOSEN, BLOCK_N, OWN_LINES)
+    wait_for_last(CHAINED)
     expert, pair = rows_of_block(pairs, block_experts, block, num_pairs, num_routed, NUM_CHOSEN, BLOCK_M)
     if expert < 0:
         return
