@@ -30,8 +30,7 @@ def compiled(*arguments: object) -> list[dict]:
         (ADA, SMALL, "small", ["--deterministic"]),
         (ADA, SMALL, "base", []),
         (ADA, SMALL, "tiny", ["--quantization", "fp8", "--cache", "fp8"]),
-        (AMPERE, SMALL, "base", ["--quantization", "int4"]),
-        (AMPERE, LARGE, "tiny", []),
+        (AMPERE, SMALL, "small", ["--quantization", "int4"]),
         (AMPERE, LARGE, "base", []),
     ],
 )

@@ -68,7 +68,9 @@ class EngineConfig:
         choices=("auto", "cpu", "cuda", "tensorrt"),
     )
     device: str = option(
-        "auto", "Where the model runs. auto: cuda on a GPU (Ampere or later), else cpu.", choices=("auto", "cpu", "cuda")
+        "auto",
+        "Where the model runs. auto: cuda on a GPU (Ampere or later), else cpu.",
+        choices=("auto", "cpu", "cuda"),
     )
     dtype: str = option(
         "auto",
