@@ -7,13 +7,13 @@ Source: `siglip_vit.py` of the official repository. The remainder of a tile that
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from vl2.core.model_config import VisionConfig
 from vl2.model.linear import GeluLinear, LayerNorm, Linear, empty
+from vl2.ops.attention.tiles import attend_tiles
 from vl2.ops.backend import Backend
-from vl2.ops.saturate import saturate, to_dtype
+from vl2.ops.saturate import to_dtype
 
 PIXEL_MEAN = PIXEL_STD = 0.5
 """Of every published processor_config.json; the processor refuses others."""
@@ -40,9 +40,7 @@ class VisionBlock(nn.Module):
         return x, self.fc2(self.fc1(normed))
 
     def attention(self, x: torch.Tensor) -> torch.Tensor:
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        out = saturate(F.scaled_dot_product_attention(q, k, v))
-        return self.proj(out.transpose(1, 2).flatten(2))
+        return self.proj(attend_tiles(self.qkv(x).unflatten(-1, (3, self.heads, -1))).flatten(2))
 
 
 class VisionTower(nn.Module):

@@ -1,6 +1,6 @@
-"""Prompts by torch's fused attention, a chunk at a time: scores are never written out.
+"""Prompts by the native library's attention or by torch's fused one, a chunk at a time: scores are never written out.
 
-Its sums depend on the chunk's length, so this is not for the deterministic mode.
+The sums of torch's depend on the chunk's length, so this is not for the deterministic mode.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from vl2.ops.attention.batch import AttentionBatch, ChunkShape
+from vl2.ops.native.prompts import attention_workers
 from vl2.ops.rope.reference import rotate_pairs
 from vl2.ops.rope.table import RopeTable
 
@@ -43,11 +44,7 @@ def fuse_mla(
         latent, key = gather(pool, block_table, chunk.context_length, q.dtype).split((rank, width - nope), -1)
         expanded = F.linear(latent, kv_b.to(q.dtype)).unflatten(-1, (heads, -1))
         keys = torch.cat((expanded[..., :nope], key.unsqueeze(1).expand(-1, heads, -1)), dim=-1)
-        # Torch's fused attention knows one width of heads only.
-        missing = width - value_dim
-        values = F.pad(expanded[..., nope:], (0, max(missing, 0)))
-        own, keys = (F.pad(x, (0, max(-missing, 0))) for x in (q[rows], keys))
-        out[rows] = _attend(own, keys, values, chunk, scale)[..., :value_dim]
+        out[rows] = _attend(q[rows], keys, expanded[..., nope:], chunk, scale)
     return out.flatten(1)
 
 
@@ -58,7 +55,13 @@ def gather(pool: torch.Tensor, block_table: torch.Tensor, context_length: int, d
 
 
 def _attend(q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, chunk: ChunkShape, scale: float) -> torch.Tensor:
-    """q [length, H, D], keys and values [context, K, D] → [length, H, D]."""
+    """q [length, H, D], keys [context, K, D], values [context, K, Dv] → [length, H, Dv]."""
+    workers = attention_workers(q)
+    if workers is not None:
+        return workers.attend(q, keys, values, scale, is_causal=True)
+    value_dim, missing = values.shape[2], q.shape[2] - values.shape[2]  # torch's knows one width of heads only
+    values = F.pad(values, (0, max(missing, 0)))
+    q, keys = (F.pad(x, (0, max(-missing, 0))) for x in (q, keys))
     is_fresh = chunk.length == chunk.context_length
     mask = None
     if not is_fresh:
@@ -74,4 +77,4 @@ def _attend(q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, chunk: Ch
         scale=scale,
         enable_gqa=q.shape[1] > keys.shape[1],
     )
-    return out.squeeze(0).transpose(0, 1)
+    return out.squeeze(0).transpose(0, 1)[..., :value_dim]

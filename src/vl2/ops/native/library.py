@@ -32,8 +32,11 @@ def variants() -> list[str]:
     machine = platform.machine()
     if machine == "aarch64":
         return ["aarch64"]
-    words = set(CPUINFO.read_text().split()) if machine == "x86_64" and CPUINFO.exists() else set()
-    return [name for name, needed in X86_64 if needed <= words]
+    return [name for name, needed in X86_64 if needed <= processor_words()] if machine == "x86_64" else []
+
+
+def processor_words() -> set[str]:
+    return set(CPUINFO.read_text().split()) if CPUINFO.exists() else set()
 
 
 def find() -> tuple[Path | None, str]:
@@ -59,4 +62,7 @@ def load(path: Path) -> ctypes.CDLL:
     library.vl2_engine_new.argtypes, library.vl2_engine_new.restype = (c_void_p, c_int32), c_void_p
     library.vl2_engine_free.argtypes, library.vl2_engine_free.restype = (c_void_p,), None
     library.vl2_step.argtypes, library.vl2_step.restype = (c_void_p, c_void_p), None
+    library.vl2_workers_new.argtypes, library.vl2_workers_new.restype = (c_int32,), c_void_p
+    if hasattr(library, "vl2_attend_prompt"):  # only where the processor multiplies bfloat16
+        library.vl2_attend_prompt.argtypes, library.vl2_attend_prompt.restype = (c_void_p, c_void_p), c_int32
     return library

@@ -1,4 +1,4 @@
-"""The structures of source/model.h and source/product.h, field by field."""
+"""The structures of source/model.h, source/product.h and source/prompt.h, field by field."""
 
 from __future__ import annotations
 
@@ -54,5 +54,15 @@ class Step(Structure):
     ]
 
 
-STRUCTURES = (Matrix, Layer, Model, Step)
+class PromptAttention(Structure):
+    _fields_ = [
+        *_fields(c_void_p, "q keys values out"),
+        *_fields(c_int64, "rows context heads kv_heads dim value_dim"),
+        *_fields(c_int64, "q_row q_head key_row key_head value_row value_head out_row out_head"),
+        *_fields(c_float, "scale"),
+        *_fields(c_int32, "is_causal"),
+    ]
+
+
+STRUCTURES = (Matrix, Layer, Model, Step, PromptAttention)
 """In the order of `vl2_sizes`."""

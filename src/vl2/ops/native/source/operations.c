@@ -2,6 +2,7 @@
 #include <stdlib.h>
 
 #include "engine.h"
+#include "prompt.h"
 #include "router.h"
 
 static void piece(void *context, long idx, int thread) {
@@ -38,9 +39,10 @@ EXPORT void vl2_route(const Model *model, const float *bias, float *scores, floa
 }
 
 /* Bytes of the structures, which the caller compares with its own: a library of another version is not used. */
-EXPORT void vl2_sizes(int64_t sizes[4]) {
+EXPORT void vl2_sizes(int64_t sizes[5]) {
     sizes[0] = sizeof(Matrix);
     sizes[1] = sizeof(Layer);
     sizes[2] = sizeof(Model);
     sizes[3] = sizeof(Step);
+    sizes[4] = sizeof(PromptAttention);
 }

@@ -13,7 +13,7 @@
 
 /* Turns that a thread looks for work before it sleeps: some tens of microseconds, longer than what lies between two
  * loops of a step. On a machine that others use too, a thread that spins takes the core from the one it waits for. */
-enum { SPIN_TURNS = 2000, MOST_PIECES = 0xffff };
+enum { SPIN_TURNS = 2000 };
 
 typedef struct {
     Pool *pool;

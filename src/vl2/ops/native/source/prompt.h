@@ -1,0 +1,26 @@
+/* What computes prompts and pictures beside torch: threads, and room that grows with what is asked. */
+#pragma once
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "pool.h"
+
+typedef struct {
+    Pool *pool;
+    char *arena;
+    size_t size;
+} Workers;
+
+/* At least `bytes`, aligned to 64, whose contents are anything; NULL: not enough memory. */
+void *workers_room(Workers *workers, size_t bytes);
+
+/* Distances are in numbers. vl2_attend_prompt is only there where the processor multiplies bfloat16. */
+typedef struct {
+    const uint16_t *q, *keys, *values;
+    uint16_t *out;
+    int64_t rows, context, heads, kv_heads, dim, value_dim; /* dim even */
+    int64_t q_row, q_head, key_row, key_head, value_row, value_head, out_row, out_head; /* distances in numbers */
+    float scale;
+    int32_t is_causal; /* the last query sees all of the context, the one before one position less, … */
+} PromptAttention;
