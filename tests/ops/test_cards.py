@@ -8,8 +8,8 @@ import sys
 import pytest
 
 AMPERE, ADA = 80, 89
-LARGE, SMALL = 163 * 1024, 99 * 1024
-"""A100 and Orin; A10, A40, 4090, L4 and L40S."""
+SHARED_BYTES = 99 * 1024
+"""Of a block of threads on A10, A40, 4090, L4 and L40S; A100 and Orin, which take the same tiles, have 163 KB."""
 
 
 def compiled(*arguments: object) -> list[dict]:
@@ -24,23 +24,20 @@ def compiled(*arguments: object) -> list[dict]:
 @pytest.mark.cpu_only
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("capability", "shared_bytes", "model", "more"),
+    ("capability", "model", "more"),
     [
-        (ADA, SMALL, "tiny", []),
-        (ADA, SMALL, "small", ["--deterministic"]),
-        (ADA, SMALL, "base", []),
-        (ADA, SMALL, "tiny", ["--quantization", "fp8", "--cache", "fp8"]),
-        (AMPERE, SMALL, "small", ["--quantization", "int4"]),
-        (AMPERE, LARGE, "base", []),
+        (ADA, "tiny", []),
+        (ADA, "small", ["--deterministic"]),
+        (ADA, "base", []),
+        (ADA, "tiny", ["--quantization", "fp8", "--cache", "fp8"]),
+        (AMPERE, "small", ["--quantization", "int4"]),
     ],
 )
-def test_no_kernel_takes_more_shared_memory_than_the_card_has(
-    capability: int, shared_bytes: int, model: str, more: list[str]
-):
-    kernels = compiled(capability, shared_bytes, model, *more)
+def test_no_kernel_takes_more_shared_memory_than_the_card_has(capability: int, model: str, more: list[str]):
+    kernels = compiled(capability, SHARED_BYTES, model, *more)
     names = {kernel["kernel"].rpartition(".")[2] for kernel in kernels}
     attention = {"decode_heads", "prefill_heads"} if model == "tiny" else {"decode_latent", "prefill_expanded"}
     if "--cache" in more:
         attention = {"decode_single", "prefill_heads"}
     assert names >= attention | {"_gate_up", "_down", "_place_part", "_pick", "_begin_decode"}, "steps of all kinds ran"
-    assert [kernel for kernel in kernels if kernel["shared_bytes"] > shared_bytes] == []
+    assert [kernel for kernel in kernels if kernel["shared_bytes"] > SHARED_BYTES] == []
