@@ -13,6 +13,7 @@ import torch
 from vl2.core.model_config import MoEConfig
 from vl2.ops.attention.batch import AttentionBatch
 from vl2.ops.experts.weights import ExpertWeights
+from vl2.ops.native import library
 from vl2.ops.quantized_experts.weights import QuantizedExperts
 from vl2.ops.quantized_weight.weight import QuantizedLayout, QuantizedWeight
 from vl2.ops.rope.table import RopeTable
@@ -241,12 +242,12 @@ class Backend(Protocol):
 
 def choose_backend(device: torch.device, is_deterministic: bool = False) -> Backend:
     """Kernels on CUDA, of which a row's bits depend on the number of rows or not; else torch, where that is a matter
-    of `RowRounding`.
+    of `RowRounding`, beside the native library if it was built.
     """
     if device.type == "cuda":
         from vl2.ops import exact_backend, triton_backend  # import Triton, which a CPU does not need
 
         return exact_backend if is_deterministic else triton_backend
-    from vl2.ops import torch_backend
+    from vl2.ops import native_backend, torch_backend
 
-    return torch_backend
+    return torch_backend if device.type != "cpu" or library.find()[0] is None else native_backend

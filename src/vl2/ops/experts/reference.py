@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from vl2.ops.activation import silu
@@ -47,21 +48,16 @@ class Grouping:
 
 def group(ids: torch.Tensor, rounding: RowRounding) -> Grouping:
     """ids [T, A]."""
-    num_active = ids.shape[1]
-    pairs_of: dict[int, list[int]] = {}
-    for pair, expert in enumerate(ids.flatten().tolist()):
-        pairs_of.setdefault(expert, []).append(pair)
-    sizes: list[int] = []
-    tokens: list[int] = []
-    rows = [0] * ids.numel()
-    for pairs in pairs_of.values():
-        size = rounding.up(len(pairs))
-        for row, pair in enumerate(pairs, start=len(tokens)):
-            rows[pair] = row
-        tokens += [pair // num_active for pair in pairs] + [0] * (size - len(pairs))
-        sizes.append(size)
-    on_device = functools.partial(torch.tensor, dtype=torch.int64, device=ids.device)
-    return Grouping(list(pairs_of), sizes, on_device(tokens), on_device(rows))
+    expert_of = ids.flatten().cpu().numpy()
+    pairs = np.argsort(expert_of, kind="stable")
+    experts, counts = np.unique(expert_of, return_counts=True)
+    sizes = np.array([rounding.up(count) for count in counts.tolist()], dtype=np.int64)
+    places = np.repeat(sizes.cumsum() - sizes - (counts.cumsum() - counts), counts) + np.arange(len(pairs))
+    rows, tokens = np.empty(len(pairs), dtype=np.int64), np.zeros(sizes.sum(), dtype=np.int64)
+    rows[pairs] = places
+    tokens[places] = pairs // ids.shape[1]
+    on_device = functools.partial(torch.as_tensor, device=ids.device)
+    return Grouping(experts.tolist(), sizes.tolist(), on_device(tokens), on_device(rows))
 
 
 def routed_experts(

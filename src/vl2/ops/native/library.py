@@ -22,6 +22,8 @@ X86_64: tuple[tuple[str, frozenset[str]], ...] = (
 )
 """(variant, words of /proc/cpuinfo that it needs), the fastest first. hatch_build.py builds all of a machine's kind."""
 
+PROMPT_CALLS = ("vl2_attend_prompt", "vl2_swiglu_rows", "vl2_mix_rows", "vl2_norm_rows")
+
 
 def library_path(variant: str) -> Path:
     return FOLDER / f"vl2-{variant}.so"
@@ -63,6 +65,9 @@ def load(path: Path) -> ctypes.CDLL:
     library.vl2_engine_free.argtypes, library.vl2_engine_free.restype = (c_void_p,), None
     library.vl2_step.argtypes, library.vl2_step.restype = (c_void_p, c_void_p), None
     library.vl2_workers_new.argtypes, library.vl2_workers_new.restype = (c_int32,), c_void_p
-    if hasattr(library, "vl2_attend_prompt"):  # only where the processor multiplies bfloat16
-        library.vl2_attend_prompt.argtypes, library.vl2_attend_prompt.restype = (c_void_p, c_void_p), c_int32
+    library.vl2_workers_free.argtypes, library.vl2_workers_free.restype = (c_void_p,), None
+    for name in PROMPT_CALLS:
+        if hasattr(library, name):  # attention only where the processor multiplies bfloat16
+            function = getattr(library, name)
+            function.argtypes, function.restype = (c_void_p, c_void_p), c_int32
     return library

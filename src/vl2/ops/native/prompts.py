@@ -1,15 +1,20 @@
-"""Parts of a prompt or a picture by the library, where it is faster than torch; the rest of them is torch's."""
+"""Parts of a prompt or a picture by the library, where it is faster than torch; the rest of them is torch's.
+
+A row's bits depend on that row alone.
+"""
 
 from __future__ import annotations
 
 import ctypes
 import functools
 import threading
+from collections.abc import Sequence
 
+import numpy as np
 import torch
 
 from vl2.ops.native import library
-from vl2.ops.native.structures import PromptAttention
+from vl2.ops.native.structures import PromptAttention, RowsJob
 
 AMX = "amx_bf16"
 """A word of /proc/cpuinfo. Torch's attention uses these units, the library does not."""
@@ -22,7 +27,8 @@ class Workers:
         self._library, self._lock = loaded, threading.Lock()
         self._handle = loaded.vl2_workers_new(num_threads)
         if self._handle is None:
-            raise MemoryError("no memory for the native attention")
+            raise MemoryError("no memory for native prompts")
+        self.attends = hasattr(loaded, "vl2_attend_prompt") and AMX not in library.processor_words()
 
     def attend(
         self, q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scale: float, is_causal: bool
@@ -42,22 +48,85 @@ class Workers:
             *(stride for x in (q, keys, values, out) for stride in x.stride()[:2]),
             *(scale, is_causal),
         )
-        with self._lock:
-            if self._library.vl2_attend_prompt(self._handle, ctypes.byref(own)):
-                raise MemoryError(f"no memory to attend to {context} positions")
+        self._call("vl2_attend_prompt", own)
         return out
+
+    def swiglu(self, parts: Sequence[torch.Tensor]) -> torch.Tensor:
+        """silu(gate) · up of all rows of all parts, [rows, 2F] each → [all rows, F]."""
+        addresses, width = row_addresses(parts), parts[0].shape[1] // 2
+        out = parts[0].new_empty(len(addresses), width)
+        self._rows("vl2_swiglu_rows", out, addresses)
+        return out
+
+    def mix(
+        self, parts: Sequence[torch.Tensor], rows: np.ndarray, weights: torch.Tensor, others: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Σ_a weights[t, a] · (row rows[t, a] of the parts [rows, C] as one) + others[t] → [T, C], rounded once.
+
+        weights  [T, A] float32
+        """
+        assert weights.dtype == torch.float32 and weights.is_contiguous() and weights.numel() == rows.size
+        out = parts[0].new_empty(len(weights), parts[0].shape[1])
+        added = None if others is None else row_addresses([others])
+        addresses = row_addresses(parts)[rows]
+        self._rows("vl2_mix_rows", out, addresses, added, weights=weights.data_ptr(), choices=weights.shape[1])
+        return out
+
+    def add_rms_norm(
+        self, x: torch.Tensor, delta: torch.Tensor | None, weight: torch.Tensor, eps: float
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """x, delta [T, C], weight [C], one dtype → (x + delta rounded, its rms_norm)."""
+        out, sums = x.new_empty(x.shape), x if delta is None else x.new_empty(x.shape)
+        added = None if delta is None else row_addresses([delta])
+        pointers = dict(weights=weight.data_ptr(), sums=sums.data_ptr())
+        self._rows("vl2_norm_rows", out, row_addresses([x]), added, **pointers, eps=eps)
+        return sums, out
+
+    def _rows(
+        self,
+        name: str,
+        out: torch.Tensor,
+        addresses: np.ndarray,
+        added: np.ndarray | None = None,
+        **fields: float,
+    ) -> None:
+        own = RowsJob(rows=len(out), width=out.shape[1], is_bfloat16=out.dtype == torch.bfloat16, **fields)
+        own.from_rows, own.out = addresses.ctypes.data, out.data_ptr()
+        own.others = None if added is None else added.ctypes.data
+        self._call(name, own)
+
+    def _call(self, name: str, own: ctypes.Structure) -> None:
+        with self._lock:
+            if getattr(self._library, name)(self._handle, ctypes.byref(own)):
+                raise MemoryError("no memory for a prompt's rows")
+
+
+def row_addresses(parts: Sequence[torch.Tensor]) -> np.ndarray:
+    """Where each row lies; parts [rows, width], rows without gaps."""
+    assert all(part.stride(1) == 1 for part in parts)
+    starts = np.repeat([part.data_ptr() for part in parts], [len(part) for part in parts])
+    strides = np.repeat([part.stride(0) * part.element_size() for part in parts], [len(part) for part in parts])
+    within = np.concatenate([np.arange(len(part)) for part in parts])
+    addresses: np.ndarray = starts + within * strides
+    return addresses
+
+
+DTYPES = (torch.float32, torch.bfloat16)
+
+
+def row_workers(x: torch.Tensor) -> Workers | None:
+    """For what is done row by row; None: it is torch's."""
+    return workers(torch.get_num_threads()) if x.device.type == "cpu" and x.dtype in DTYPES else None
 
 
 def attention_workers(x: torch.Tensor) -> Workers | None:
-    """None where torch's attention is the faster one, or the only one."""
-    is_known = x.device.type == "cpu" and x.dtype == torch.bfloat16 and x.shape[-1] % 2 == 0
-    return _workers(torch.get_num_threads()) if is_known else None
+    """x [..., D]; None where torch's attention is the faster one, or the only one."""
+    found = row_workers(x) if x.dtype == torch.bfloat16 and x.shape[-1] % 2 == 0 else None
+    return found if found is not None and found.attends else None
 
 
 @functools.cache
-def _workers(num_threads: int) -> Workers | None:
+def workers(num_threads: int) -> Workers | None:
+    """None: there is no library."""
     path, _ = library.find()
-    if path is None or AMX in library.processor_words():
-        return None
-    loaded = library.load(path)
-    return Workers(loaded, num_threads) if hasattr(loaded, "vl2_attend_prompt") else None
+    return None if path is None else Workers(library.load(path), num_threads)

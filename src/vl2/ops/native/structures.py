@@ -64,5 +64,14 @@ class PromptAttention(Structure):
     ]
 
 
-STRUCTURES = (Matrix, Layer, Model, Step, PromptAttention)
+class RowsJob(Structure):
+    _fields_ = [
+        *_fields(c_void_p, "from_rows others weights sums out"),
+        *_fields(c_int64, "rows width choices"),
+        *_fields(c_float, "eps"),
+        *_fields(c_int32, "is_bfloat16"),
+    ]
+
+
+STRUCTURES = (Matrix, Layer, Model, Step, PromptAttention, RowsJob)
 """In the order of `vl2_sizes`."""

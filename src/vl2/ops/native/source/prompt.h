@@ -24,3 +24,13 @@ typedef struct {
     float scale;
     int32_t is_causal; /* the last query sees all of the context, the one before one position less, … */
 } PromptAttention;
+
+/* Rows of float32 or bfloat16 that lie anywhere, each without gaps; prompt_rows.c says what each call reads. */
+typedef struct {
+    const void *const *from, *const *others;
+    const void *weights;
+    void *sums, *out;
+    int64_t rows, width, choices;
+    float eps;
+    int32_t is_bfloat16;
+} RowsJob;

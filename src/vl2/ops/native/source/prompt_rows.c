@@ -1,0 +1,93 @@
+/* What lies between a prompt's products, in one pass each: numbers are read once, computed in float32, rounded once. */
+#include "engine.h"
+#include "pointwise.h"
+#include "prompt.h"
+
+enum { BLOCK = 16 };
+
+typedef struct Rows Rows;
+typedef void (*RowTask)(const Rows *rows, int64_t row, float *room);
+
+struct Rows {
+    const RowsJob *own;
+    RowTask task;
+    float *room;
+    int64_t room_floats, first; /* of a thread; the loop's first block */
+};
+
+INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+
+static void block_of_rows(void *context, long piece, int thread) {
+    const Rows *rows = context;
+    int64_t begin = (rows->first + piece) * BLOCK, end = smaller(begin + BLOCK, rows->own->rows);
+    for (int64_t row = begin; row < end; row++) rows->task(rows, row, rows->room + thread * rows->room_floats);
+}
+
+/* `floats` numbers of room for each row; returns 0, or -1 without memory. */
+static int32_t run_rows(Workers *workers, const RowsJob *own, RowTask task, int64_t floats) {
+    Rows rows = {.own = own, .task = task, .room_floats = (floats + 15) / 16 * 16};
+    rows.room = workers_room(workers, (size_t)(pool_threads(workers->pool) * rows.room_floats) * sizeof(float));
+    if (rows.room == NULL) return -1;
+    int64_t blocks = (own->rows + BLOCK - 1) / BLOCK;
+    for (; rows.first < blocks; rows.first += MOST_PIECES)
+        pool_run(workers->pool, block_of_rows, &rows, (long)smaller(blocks - rows.first, MOST_PIECES));
+    return 0;
+}
+
+static void swiglu_row(const Rows *rows, int64_t row, float *room) {
+    const RowsJob *own = rows->own;
+    read_row(own->from[row], 0, 2 * own->width, own->is_bfloat16, room);
+    swiglu(room, own->width, room + 2 * own->width);
+    write_row(room + 2 * own->width, own->width, own->is_bfloat16, own->out, row * own->width);
+}
+
+/* from [rows] → gates, then ups; out [rows, width] */
+EXPORT int32_t vl2_swiglu_rows(Workers *workers, const RowsJob *own) {
+    return run_rows(workers, own, swiglu_row, 3 * own->width);
+}
+
+INLINE void add_weighted_row(float *sum, float weight, const void *from, int64_t width, int is_bfloat16) {
+    int64_t i = 0;
+    for (; i + LANES <= width; i += LANES)
+        store_floats(sum + i, load_floats(sum + i) + weight * values_at(from, i, is_bfloat16));
+    for (; i < width; i++) sum[i] += weight * value_at(from, i, is_bfloat16);
+}
+
+static void add_row(float *sum, float weight, const void *from, int64_t width, int is_bfloat16) {
+    if (is_bfloat16) add_weighted_row(sum, weight, from, width, 1);
+    else add_weighted_row(sum, weight, from, width, 0);
+}
+
+static void mix_row(const Rows *rows, int64_t row, float *sum) {
+    const RowsJob *own = rows->own;
+    memset(sum, 0, (size_t)own->width * sizeof(float));
+    for (int64_t pair = row * own->choices; pair < (row + 1) * own->choices; pair++)
+        add_row(sum, ((const float *)own->weights)[pair], own->from[pair], own->width, own->is_bfloat16);
+    if (own->others != NULL) add_row(sum, 1.0f, own->others[row], own->width, own->is_bfloat16);
+    write_row(sum, own->width, own->is_bfloat16, own->out, row * own->width);
+}
+
+/* from [rows · choices] → results, weights [rows, choices], others [rows] → what is added, or NULL; out [rows, width] */
+EXPORT int32_t vl2_mix_rows(Workers *workers, const RowsJob *own) {
+    return run_rows(workers, own, mix_row, own->width);
+}
+
+static void norm_row(const Rows *rows, int64_t row, float *x) {
+    const RowsJob *own = rows->own;
+    int64_t width = own->width;
+    read_row(own->from[row], 0, width, own->is_bfloat16, x);
+    if (own->others != NULL) {
+        add_row(x, 1.0f, own->others[row], width, own->is_bfloat16);
+        write_row(x, width, own->is_bfloat16, own->sums, row * width);
+        read_row(own->sums, row * width, width, own->is_bfloat16, x);
+    }
+    read_row(own->weights, 0, width, own->is_bfloat16, x + width);
+    rms_norm(x, x + width, own->eps, width, x);
+    write_row(x, width, own->is_bfloat16, own->out, row * width);
+}
+
+/* from [rows] → x; others [rows] → what is added first, or NULL, then sums [rows, width] gets it; weights [width] in the
+ * rows' type; out [rows, width] */
+EXPORT int32_t vl2_norm_rows(Workers *workers, const RowsJob *own) {
+    return run_rows(workers, own, norm_row, 2 * own->width);
+}

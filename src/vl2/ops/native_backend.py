@@ -1,0 +1,24 @@
+"""A CPU's ops where the native library is there: torch's products, and what lies between them in one pass each."""
+
+from vl2.ops.activation import linear_gelu
+from vl2.ops.attention.reference import attend_heads, attend_mla
+from vl2.ops.experts.native import mix_experts, swiglu
+from vl2.ops.gate.reference import route
+from vl2.ops.linear import multiply as linear
+from vl2.ops.logits import project_logits as logits
+from vl2.ops.norm.native import add_rms_norm, rms_norm
+from vl2.ops.norm.reference import add_layer_norm
+from vl2.ops.quantized_experts.reference import mix_quantized_experts
+from vl2.ops.quantized_linear.reference import quantized_linear, quantized_logits
+from vl2.ops.quantized_weight import torch_layout as quantized_layout
+from vl2.ops.rope.reference import write_heads, write_latent
+from vl2.ops.sampling.reference import sample
+from vl2.ops.step.reference import begin_decode
+
+NAME = "torch and native"
+
+__all__ = [
+    "NAME", "add_layer_norm", "add_rms_norm", "attend_heads", "attend_mla",
+    "begin_decode", "linear", "linear_gelu", "logits", "mix_experts", "mix_quantized_experts", "quantized_layout",
+    "quantized_linear", "quantized_logits", "rms_norm", "route", "sample", "swiglu", "write_heads", "write_latent",
+]  # fmt: skip

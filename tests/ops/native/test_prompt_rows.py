@@ -1,0 +1,69 @@
+"""What lies between a prompt's products: the native ops are the reference's, and a row's bits are its own."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests.ops.native.libraries import needs_library
+from vl2.ops import native_backend, torch_backend
+from vl2.ops.experts.weights import ExpertWeights
+from vl2.ops.rows import RowRounding
+
+pytestmark = needs_library
+DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+
+
+def draw(*shape: int) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(sum(shape)))
+
+
+def tolerance(dtype: torch.dtype) -> dict[str, float]:
+    return dict(atol=1e-5, rtol=1e-5) if dtype == torch.float32 else dict(atol=0.01, rtol=0.01)
+
+
+def make_experts(width: int, inner: int, has_shared: bool, dtype: torch.dtype) -> ExpertWeights:
+    gate_up, down = draw(4, 2 * inner, width) / width**0.5, draw(4, width, inner) / inner**0.5
+    shared = (gate_up[0].to(dtype), down[0].to(dtype)) if has_shared else (None, None)
+    return ExpertWeights(gate_up.to(dtype), down.to(dtype), *shared)
+
+
+@DTYPES
+@pytest.mark.parametrize("width", [1, 40, 129])
+def test_swiglu(width: int, dtype: torch.dtype) -> None:
+    gate_up = 4 * draw(3, 7, 2 * width).to(dtype)
+    right = torch_backend.swiglu(gate_up.double())
+    torch.testing.assert_close(native_backend.swiglu(gate_up).double(), right, **tolerance(dtype))
+
+
+@DTYPES
+@pytest.mark.parametrize("width", [16, 100])
+def test_the_residual_is_added_and_rounded_before_the_norm(width: int, dtype: torch.dtype) -> None:
+    x, delta, weight = draw(37, width).to(dtype), draw(37, width).to(dtype) / 3, draw(width).to(dtype)
+    sums, normed = native_backend.add_rms_norm(x, delta, weight, 1e-6)
+    assert torch.equal(sums, x + delta)
+    right = torch_backend.rms_norm(sums.double(), weight.double(), 1e-6)
+    torch.testing.assert_close(normed.double(), right, **tolerance(dtype))
+    assert torch.equal(native_backend.rms_norm(sums, weight, 1e-6), normed)
+
+
+@DTYPES
+@pytest.mark.parametrize("rounding", [RowRounding(), RowRounding(multiple=4, is_exact=True)])
+@pytest.mark.parametrize("has_shared", [False, True])
+@pytest.mark.parametrize("num_tokens", [1, 21])
+def test_experts(num_tokens: int, has_shared: bool, rounding: RowRounding, dtype: torch.dtype) -> None:
+    experts, x = make_experts(40, 24, has_shared, dtype), draw(num_tokens, 40).to(dtype)
+    weights, ids = draw(num_tokens, 4).softmax(-1).topk(2)
+    given = (x, ids, weights.contiguous(), experts, rounding)
+    out, right = native_backend.mix_experts(*given), torch_backend.mix_experts(*given)
+    torch.testing.assert_close(out, right, **tolerance(dtype))
+
+
+def test_a_tokens_experts_do_not_depend_on_other_tokens() -> None:
+    experts, x = make_experts(40, 24, True, torch.float32), draw(21, 40)
+    weights, ids = draw(21, 4).softmax(-1).topk(2)
+    rounding = RowRounding(multiple=16, is_exact=True)
+    whole = native_backend.mix_experts(x, ids, weights, experts, rounding)
+    for begin, end in [(0, 1), (3, 9), (9, 21)]:
+        own = slice(begin, end)
+        assert torch.equal(native_backend.mix_experts(x[own], ids[own], weights[own], experts, rounding), whole[own])
