@@ -6,12 +6,12 @@ from vl2.ops.experts.native import mix_experts, swiglu
 from vl2.ops.gate.reference import route
 from vl2.ops.linear import multiply as linear
 from vl2.ops.logits import project_logits as logits
-from vl2.ops.norm.native import add_rms_norm, rms_norm
-from vl2.ops.norm.reference import add_layer_norm
+from vl2.ops.norm.native import add_layer_norm, add_rms_norm, rms_norm
 from vl2.ops.quantized_experts.reference import mix_quantized_experts
 from vl2.ops.quantized_linear.reference import quantized_linear, quantized_logits
 from vl2.ops.quantized_weight import torch_layout as quantized_layout
-from vl2.ops.rope.reference import write_heads, write_latent
+from vl2.ops.rope.native import write_heads
+from vl2.ops.rope.reference import write_latent
 from vl2.ops.sampling.reference import sample
 from vl2.ops.step.reference import begin_decode
 

@@ -8,6 +8,7 @@ import torch
 from tests.ops.native.libraries import needs_library
 from vl2.ops import native_backend, torch_backend
 from vl2.ops.experts.weights import ExpertWeights
+from vl2.ops.rope.table import rope_table
 from vl2.ops.rows import RowRounding
 
 pytestmark = needs_library
@@ -67,3 +68,27 @@ def test_a_tokens_experts_do_not_depend_on_other_tokens() -> None:
     for begin, end in [(0, 1), (3, 9), (9, 21)]:
         own = slice(begin, end)
         assert torch.equal(native_backend.mix_experts(x[own], ids[own], weights[own], experts, rounding), whole[own])
+
+
+@DTYPES
+@pytest.mark.parametrize("has_delta", [False, True])
+def test_layer_norm(has_delta: bool, dtype: torch.dtype) -> None:
+    x, weight, bias = 3 + draw(2, 9, 40).to(dtype), draw(40).to(dtype), draw(41)[1:].to(dtype)
+    delta = draw(2, 9, 40).to(dtype) / 3 if has_delta else None
+    sums, normed = native_backend.add_layer_norm(x, delta, weight, bias)
+    assert torch.equal(sums, x if delta is None else x + delta)
+    _, right = torch_backend.add_layer_norm(sums.double(), None, weight.double(), bias.double())
+    torch.testing.assert_close(normed.double(), right.double(), **tolerance(dtype))
+
+
+@DTYPES
+def test_heads_are_rotated_and_written(dtype: torch.dtype) -> None:
+    heads, kv_heads, dim, pages, page_size = 4, 2, 8, 3, 16
+    qkv = draw(21, 100)[:, : (heads + 2 * kv_heads) * dim].to(dtype)  # rows may be strided
+    rope = rope_table(dim, 64, 10000.0, None, "cpu")
+    positions, slots = torch.arange(5, 26), torch.randperm(pages * page_size)[:21]
+    pool, right_pool = (torch.zeros(2, pages, page_size, kv_heads, dim, dtype=dtype) for _ in range(2))
+    q = native_backend.write_heads(qkv, rope, positions, slots, pool)
+    right = torch_backend.write_heads(qkv, rope, positions, slots, right_pool)
+    torch.testing.assert_close(q, right, **tolerance(dtype))
+    torch.testing.assert_close(pool, right_pool, **tolerance(dtype))

@@ -22,7 +22,7 @@ X86_64: tuple[tuple[str, frozenset[str]], ...] = (
 )
 """(variant, words of /proc/cpuinfo that it needs), the fastest first. hatch_build.py builds all of a machine's kind."""
 
-PROMPT_CALLS = ("vl2_attend_prompt", "vl2_swiglu_rows", "vl2_mix_rows", "vl2_norm_rows")
+PROMPT_CALLS = ("vl2_attend_prompt", "vl2_swiglu_rows", "vl2_mix_rows", "vl2_norm_rows", "vl2_write_heads")
 
 
 def library_path(variant: str) -> Path:

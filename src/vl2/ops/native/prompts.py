@@ -14,7 +14,8 @@ import numpy as np
 import torch
 
 from vl2.ops.native import library
-from vl2.ops.native.structures import PromptAttention, RowsJob
+from vl2.ops.native.structures import HeadsJob, PromptAttention, RowsJob
+from vl2.ops.rope.table import RopeTable
 
 AMX = "amx_bf16"
 """A word of /proc/cpuinfo. Torch's attention uses these units, the library does not."""
@@ -72,15 +73,38 @@ class Workers:
         self._rows("vl2_mix_rows", out, addresses, added, weights=weights.data_ptr(), choices=weights.shape[1])
         return out
 
-    def add_rms_norm(
-        self, x: torch.Tensor, delta: torch.Tensor | None, weight: torch.Tensor, eps: float
+    def add_norm(
+        self,
+        x: torch.Tensor,
+        delta: torch.Tensor | None,
+        weight: torch.Tensor,
+        eps: float,
+        bias: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """x, delta [T, C], weight [C], one dtype → (x + delta rounded, its rms_norm)."""
+        """x, delta [T, C], weight and bias [C], one dtype → (x + delta rounded, its layer norm; RMS without a bias)."""
         out, sums = x.new_empty(x.shape), x if delta is None else x.new_empty(x.shape)
         added = None if delta is None else row_addresses([delta])
-        pointers = dict(weights=weight.data_ptr(), sums=sums.data_ptr())
+        pointers = dict(weights=weight.data_ptr(), bias=None if bias is None else bias.data_ptr(), sums=sums.data_ptr())
         self._rows("vl2_norm_rows", out, row_addresses([x]), added, **pointers, eps=eps)
         return sums, out
+
+    def write_heads(
+        self, qkv: torch.Tensor, rope: RopeTable, positions: torch.Tensor, slots: torch.Tensor, pool: torch.Tensor
+    ) -> torch.Tensor:
+        """`Backend.write_heads` (ops/backend.py) for a pool of qkv's dtype."""
+        kv_heads, dim = pool.shape[3:]
+        heads = qkv.shape[1] // dim - 2 * kv_heads
+        assert qkv.stride(1) == 1 and pool.is_contiguous() and pool.dtype == qkv.dtype
+        assert all(x.is_contiguous() for x in (positions, slots, rope.cos, rope.sin))
+        q = qkv.new_empty(len(qkv), heads, dim)
+        given = (qkv, q, pool, rope.cos, rope.sin, positions, slots)
+        own = HeadsJob(
+            *(x.data_ptr() for x in given),
+            *(len(qkv), qkv.stride(0), heads, kv_heads, dim, pool.shape[1] * pool.shape[2]),
+            qkv.dtype == torch.bfloat16,
+        )
+        self._call("vl2_write_heads", own)
+        return q
 
     def _rows(
         self,
@@ -88,7 +112,7 @@ class Workers:
         out: torch.Tensor,
         addresses: np.ndarray,
         added: np.ndarray | None = None,
-        **fields: float,
+        **fields: float | None,
     ) -> None:
         own = RowsJob(rows=len(out), width=out.shape[1], is_bfloat16=out.dtype == torch.bfloat16, **fields)
         own.from_rows, own.out = addresses.ctypes.data, out.data_ptr()

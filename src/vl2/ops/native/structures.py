@@ -66,12 +66,19 @@ class PromptAttention(Structure):
 
 class RowsJob(Structure):
     _fields_ = [
-        *_fields(c_void_p, "from_rows others weights sums out"),
+        *_fields(c_void_p, "from_rows others weights bias sums out"),
         *_fields(c_int64, "rows width choices"),
         *_fields(c_float, "eps"),
         *_fields(c_int32, "is_bfloat16"),
     ]
 
 
-STRUCTURES = (Matrix, Layer, Model, Step, PromptAttention, RowsJob)
+class HeadsJob(Structure):
+    _fields_ = [
+        *_fields(c_void_p, "qkv q pool cos sin positions slots"),
+        *_fields(c_int64, "rows qkv_row heads kv_heads dim num_slots is_bfloat16"),
+    ]
+
+
+STRUCTURES = (Matrix, Layer, Model, Step, PromptAttention, RowsJob, HeadsJob)
 """In the order of `vl2_sizes`."""

@@ -1,4 +1,4 @@
-"""The decoder's norm by the native library, in one pass with the addition before it."""
+"""Norms by the native library, in one pass with the addition before them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     workers = row_workers(x)
     if workers is None or x.dtype != weight.dtype or x.dim() != 2:
         return reference.rms_norm(x, weight, eps)
-    return workers.add_rms_norm(x, None, weight, eps)[1]
+    return workers.add_norm(x, None, weight, eps)[1]
 
 
 def add_rms_norm(
@@ -23,4 +23,17 @@ def add_rms_norm(
     workers = row_workers(x)
     if workers is None or not x.dtype == delta.dtype == weight.dtype:
         return reference.add_rms_norm(x, delta, weight, eps)
-    return workers.add_rms_norm(x, delta, weight, eps)
+    return workers.add_norm(x, delta, weight, eps)
+
+
+def add_layer_norm(
+    x: torch.Tensor, delta: torch.Tensor | None, weight: torch.Tensor, bias: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`Backend.add_layer_norm` (ops/backend.py)."""
+    workers = row_workers(x)
+    if workers is None or x.dtype != weight.dtype:
+        return reference.add_layer_norm(x, delta, weight, bias)
+    rows, added = (None if part is None else part.flatten(0, -2) for part in (x, delta))
+    assert rows is not None
+    sums, normed = workers.add_norm(rows, added, weight, reference.LAYER_NORM_EPS, bias)
+    return sums.view(x.shape), normed.view(x.shape)

@@ -39,11 +39,12 @@ EXPORT void vl2_route(const Model *model, const float *bias, float *scores, floa
 }
 
 /* Bytes of the structures, which the caller compares with its own: a library of another version is not used. */
-EXPORT void vl2_sizes(int64_t sizes[6]) {
+EXPORT void vl2_sizes(int64_t sizes[7]) {
     sizes[0] = sizeof(Matrix);
     sizes[1] = sizeof(Layer);
     sizes[2] = sizeof(Model);
     sizes[3] = sizeof(Step);
     sizes[4] = sizeof(PromptAttention);
     sizes[5] = sizeof(RowsJob);
+    sizes[6] = sizeof(HeadsJob);
 }

@@ -7,6 +7,23 @@ void rms_norm(const float *x, const float *weight, float eps, int64_t width, flo
     for (int64_t i = 0; i < width; i++) out[i] = x[i] * factor * weight[i];
 }
 
+/* Σ x[i], in vectors. */
+static float sum_of(const float *x, int64_t width) {
+    Floats sums = {0};
+    int64_t i = 0;
+    for (; i + LANES <= width; i += LANES) sums += load_floats(x + i);
+    float total = sum_floats(sums);
+    for (; i < width; i++) total += x[i];
+    return total;
+}
+
+void layer_norm(const float *x, const float *weight, const float *bias, float eps, int64_t width, float *out) {
+    float mean = sum_of(x, width) / (float)width;
+    for (int64_t i = 0; i < width; i++) out[i] = x[i] - mean;
+    float factor = 1.0f / sqrtf(dot_values(out, out, 0, width, 0) / (float)width + eps);
+    for (int64_t i = 0; i < width; i++) out[i] = out[i] * factor * weight[i] + bias[i];
+}
+
 void swiglu(const float *gate_up, int64_t width, float *out) {
     const float *up = gate_up + width;
     for (int64_t i = 0; i < width; i++) out[i] = gate_up[i] / (1.0f + exponential(-gate_up[i])) * up[i];
@@ -30,15 +47,10 @@ void rotate_pairs(float *x, const float *cos, const float *sin, int64_t width) {
 }
 
 void softmax(float *x, int64_t width) {
-    Floats sums = {0};
     float most = x[0];
-    int64_t i = 0;
     for (int64_t k = 1; k < width; k++) most = x[k] > most ? x[k] : most;
     for (int64_t k = 0; k < width; k++) x[k] = exponential(x[k] - most);
-    for (; i + LANES <= width; i += LANES) sums += load_floats(x + i);
-    float total = sum_floats(sums);
-    for (; i < width; i++) total += x[i];
-    float factor = 1.0f / total;
+    float factor = 1.0f / sum_of(x, width);
     for (int64_t k = 0; k < width; k++) x[k] *= factor;
 }
 

@@ -6,6 +6,9 @@
 /* x / sqrt(mean(x²) + eps) · weight */
 void rms_norm(const float *x, const float *weight, float eps, int64_t width, float *out);
 
+/* (x - mean) / sqrt(variance + eps) · weight + bias */
+void layer_norm(const float *x, const float *weight, const float *bias, float eps, int64_t width, float *out);
+
 /* silu(gate) · up; `gate_up` holds `width` numbers of each. */
 void swiglu(const float *gate_up, int64_t width, float *out);
 

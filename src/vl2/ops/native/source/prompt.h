@@ -28,9 +28,19 @@ typedef struct {
 /* Rows of float32 or bfloat16 that lie anywhere, each without gaps; prompt_rows.c says what each call reads. */
 typedef struct {
     const void *const *from, *const *others;
-    const void *weights;
+    const void *weights, *bias;
     void *sums, *out;
     int64_t rows, width, choices;
     float eps;
     int32_t is_bfloat16;
 } RowsJob;
+
+/* MHA: rotate queries and keys of each row and write keys and values into their slots. */
+typedef struct {
+    const void *qkv; /* [rows, (heads + 2 · kv_heads) · dim] */
+    void *q, *pool;  /* [rows, heads · dim]; [2, slots, kv_heads · dim] */
+    const float *cos, *sin; /* [positions, dim / 2] */
+    const int64_t *positions, *slots; /* [rows] */
+    int64_t rows, qkv_row, heads, kv_heads, dim, num_slots;
+    int64_t is_bfloat16;
+} HeadsJob;

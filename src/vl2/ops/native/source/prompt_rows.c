@@ -5,37 +5,36 @@
 
 enum { BLOCK = 16 };
 
-typedef struct Rows Rows;
-typedef void (*RowTask)(const Rows *rows, int64_t row, float *room);
+typedef void (*RowTask)(const void *job, int64_t row, float *room);
 
-struct Rows {
-    const RowsJob *own;
+typedef struct {
+    const void *job;
     RowTask task;
     float *room;
-    int64_t room_floats, first; /* of a thread; the loop's first block */
-};
+    int64_t rows, room_floats, first; /* room of a thread; the loop's first block */
+} Rows;
 
 INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
 static void block_of_rows(void *context, long piece, int thread) {
     const Rows *rows = context;
-    int64_t begin = (rows->first + piece) * BLOCK, end = smaller(begin + BLOCK, rows->own->rows);
-    for (int64_t row = begin; row < end; row++) rows->task(rows, row, rows->room + thread * rows->room_floats);
+    int64_t begin = (rows->first + piece) * BLOCK, end = smaller(begin + BLOCK, rows->rows);
+    for (int64_t row = begin; row < end; row++) rows->task(rows->job, row, rows->room + thread * rows->room_floats);
 }
 
 /* `floats` numbers of room for each row; returns 0, or -1 without memory. */
-static int32_t run_rows(Workers *workers, const RowsJob *own, RowTask task, int64_t floats) {
-    Rows rows = {.own = own, .task = task, .room_floats = (floats + 15) / 16 * 16};
+static int32_t run_rows(Workers *workers, const void *job, RowTask task, int64_t count, int64_t floats) {
+    Rows rows = {.job = job, .task = task, .rows = count, .room_floats = (floats + 15) / 16 * 16};
     rows.room = workers_room(workers, (size_t)(pool_threads(workers->pool) * rows.room_floats) * sizeof(float));
     if (rows.room == NULL) return -1;
-    int64_t blocks = (own->rows + BLOCK - 1) / BLOCK;
+    int64_t blocks = (count + BLOCK - 1) / BLOCK;
     for (; rows.first < blocks; rows.first += MOST_PIECES)
         pool_run(workers->pool, block_of_rows, &rows, (long)smaller(blocks - rows.first, MOST_PIECES));
     return 0;
 }
 
-static void swiglu_row(const Rows *rows, int64_t row, float *room) {
-    const RowsJob *own = rows->own;
+static void swiglu_row(const void *job, int64_t row, float *room) {
+    const RowsJob *own = job;
     read_row(own->from[row], 0, 2 * own->width, own->is_bfloat16, room);
     swiglu(room, own->width, room + 2 * own->width);
     write_row(room + 2 * own->width, own->width, own->is_bfloat16, own->out, row * own->width);
@@ -43,7 +42,7 @@ static void swiglu_row(const Rows *rows, int64_t row, float *room) {
 
 /* from [rows] → gates, then ups; out [rows, width] */
 EXPORT int32_t vl2_swiglu_rows(Workers *workers, const RowsJob *own) {
-    return run_rows(workers, own, swiglu_row, 3 * own->width);
+    return run_rows(workers, own, swiglu_row, own->rows, 3 * own->width);
 }
 
 INLINE void add_weighted_row(float *sum, float weight, const void *from, int64_t width, int is_bfloat16) {
@@ -58,8 +57,8 @@ static void add_row(float *sum, float weight, const void *from, int64_t width, i
     else add_weighted_row(sum, weight, from, width, 0);
 }
 
-static void mix_row(const Rows *rows, int64_t row, float *sum) {
-    const RowsJob *own = rows->own;
+static void mix_row(const void *job, int64_t row, float *sum) {
+    const RowsJob *own = job;
     memset(sum, 0, (size_t)own->width * sizeof(float));
     for (int64_t pair = row * own->choices; pair < (row + 1) * own->choices; pair++)
         add_row(sum, ((const float *)own->weights)[pair], own->from[pair], own->width, own->is_bfloat16);
@@ -69,11 +68,11 @@ static void mix_row(const Rows *rows, int64_t row, float *sum) {
 
 /* from [rows · choices] → results, weights [rows, choices], others [rows] → what is added, or NULL; out [rows, width] */
 EXPORT int32_t vl2_mix_rows(Workers *workers, const RowsJob *own) {
-    return run_rows(workers, own, mix_row, own->width);
+    return run_rows(workers, own, mix_row, own->rows, own->width);
 }
 
-static void norm_row(const Rows *rows, int64_t row, float *x) {
-    const RowsJob *own = rows->own;
+static void norm_row(const void *job, int64_t row, float *x) {
+    const RowsJob *own = job;
     int64_t width = own->width;
     read_row(own->from[row], 0, width, own->is_bfloat16, x);
     if (own->others != NULL) {
@@ -81,13 +80,34 @@ static void norm_row(const Rows *rows, int64_t row, float *x) {
         write_row(x, width, own->is_bfloat16, own->sums, row * width);
         read_row(own->sums, row * width, width, own->is_bfloat16, x);
     }
-    read_row(own->weights, 0, width, own->is_bfloat16, x + width);
-    rms_norm(x, x + width, own->eps, width, x);
+    float *weight = x + width, *bias = weight + width;
+    read_row(own->weights, 0, width, own->is_bfloat16, weight);
+    if (own->bias == NULL) {
+        rms_norm(x, weight, own->eps, width, x);
+    } else {
+        read_row(own->bias, 0, width, own->is_bfloat16, bias);
+        layer_norm(x, weight, bias, own->eps, width, x);
+    }
     write_row(x, width, own->is_bfloat16, own->out, row * width);
 }
 
-/* from [rows] → x; others [rows] → what is added first, or NULL, then sums [rows, width] gets it; weights [width] in the
- * rows' type; out [rows, width] */
+/* from [rows] → x; others [rows] → what is added first, or NULL, then sums [rows, width] gets it; weights [width] and bias
+ * [width] in the rows' type, without a bias it is an RMS norm; out [rows, width] */
 EXPORT int32_t vl2_norm_rows(Workers *workers, const RowsJob *own) {
-    return run_rows(workers, own, norm_row, 2 * own->width);
+    return run_rows(workers, own, norm_row, own->rows, 3 * own->width);
+}
+
+static void heads_row(const void *job, int64_t row, float *x) {
+    const HeadsJob *own = job;
+    int64_t dim = own->dim, kv_width = own->kv_heads * dim, q_width = own->heads * dim, slot = own->slots[row];
+    const float *cos = own->cos + own->positions[row] * (dim / 2), *sin = own->sin + own->positions[row] * (dim / 2);
+    read_row(own->qkv, row * own->qkv_row, q_width + 2 * kv_width, own->is_bfloat16, x);
+    for (int64_t head = 0; head < own->heads + own->kv_heads; head++) rotate_halves(x + head * dim, cos, sin, dim);
+    write_row(x, q_width, own->is_bfloat16, own->q, row * q_width);
+    write_row(x + q_width, kv_width, own->is_bfloat16, own->pool, slot * kv_width);
+    write_row(x + q_width + kv_width, kv_width, own->is_bfloat16, own->pool, (own->num_slots + slot) * kv_width);
+}
+
+EXPORT int32_t vl2_write_heads(Workers *workers, const HeadsJob *own) {
+    return run_rows(workers, own, heads_row, own->rows, (own->heads + 2 * own->kv_heads) * own->dim);
 }
