@@ -41,7 +41,7 @@ from vl2.ops.rows import RowRounding, find_row_multiple
 
 log = logging.getLogger(__name__)
 
-SIZES_PER_OCTAVE = 4
+SIZES_PER_OCTAVE = 8
 
 
 class Runner:

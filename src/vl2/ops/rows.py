@@ -28,7 +28,7 @@ class RowRounding:
     """How row counts are rounded up: to a multiple, and where kernels are compiled for each count, to few sizes.
 
     oneDNN compiles a bfloat16 kernel for every row count that it meets and keeps about a thousand; with any count a
-    server would compile for ever. `sizes_per_octave` sizes between a power of two and the next waste at most a fourth.
+    server would compile for ever. With 8 `sizes_per_octave`, between a power of two and the next, at most an eighth is wasted.
     """
 
     multiple: int = 1

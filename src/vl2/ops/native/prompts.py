@@ -128,11 +128,9 @@ class Workers:
 def row_addresses(parts: Sequence[torch.Tensor]) -> np.ndarray:
     """Where each row lies; parts [rows, width], rows without gaps."""
     assert all(part.stride(1) == 1 for part in parts)
-    starts = np.repeat([part.data_ptr() for part in parts], [len(part) for part in parts])
-    strides = np.repeat([part.stride(0) * part.element_size() for part in parts], [len(part) for part in parts])
-    within = np.concatenate([np.arange(len(part)) for part in parts])
-    addresses: np.ndarray = starts + within * strides
-    return addresses
+    ranges = [(part.data_ptr(), len(part), part.stride(0) * part.element_size()) for part in parts]
+    each = [np.arange(start, start + rows * stride, stride) for start, rows, stride in ranges]
+    return np.concatenate(each) if len(each) > 1 else each[0]
 
 
 DTYPES = (torch.float32, torch.bfloat16)
