@@ -9,7 +9,7 @@
 
 #if HAS_BF16_DOT
 
-enum { ROWS = 6, VECTORS = 4, WIDE = VECTORS * LANES, BLOCK = 4 * ROWS };
+enum { ROWS = 6, VECTORS = 4, WIDE = VECTORS * LANES, BLOCK = 2 * ROWS };
 
 typedef struct {
     const PromptAttention *own;
