@@ -28,7 +28,7 @@ class RowRounding:
     """How row counts are rounded up: to a multiple, and where kernels are compiled for each count, to few sizes.
 
     oneDNN compiles a bfloat16 kernel for every row count that it meets and keeps about a thousand; with any count a
-    server would compile for ever. With 8 `sizes_per_octave` between a power of two and the next an eighth is wasted at most.
+    server would compile for ever. With 8 `sizes_per_octave` an eighth is wasted at most.
     """
 
     multiple: int = 1
