@@ -86,7 +86,18 @@ def test_the_fastest_build_that_runs_is_taken(monkeypatch: pytest.MonkeyPatch, t
     monkeypatch.setattr("platform.machine", lambda: "x86_64")
     for variant in ("x86-64-v3", "x86-64-v4", "x86-64-v4-bf16"):
         (tmp_path / f"vl2-{variant}.so").touch()
-    assert library.find()[1] == "x86-64-v4"
+    monkeypatch.setattr(library, "load", lambda path: None)
+    assert library.find() == (tmp_path / "vl2-x86-64-v4.so", "x86-64-v4")
+
+
+def test_a_build_that_does_not_fit_is_as_good_as_none(monkeypatch: pytest.MonkeyPatch, tmp_path, caplog):
+    """A checkout that was updated, and not installed again; or half a file."""
+    broken = tmp_path / "broken.so"
+    broken.write_bytes(b"\x7fELF")
+    monkeypatch.setattr(library, "library_path", lambda variant: broken)
+    monkeypatch.setattr(library, "variants", lambda: ["x86-64-v3"])
+    path, reason = library.find()
+    assert path is None and reason.endswith("install vl2 again") and "is not used" in caplog.text
 
 
 @needs_library

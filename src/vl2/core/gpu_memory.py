@@ -5,7 +5,7 @@ from __future__ import annotations
 RUNTIME_BYTES = 800 * 2**20
 """CUDA's context, cuBLAS and the first kernels: gone before anything of ours is allocated."""
 GRAPH_BYTES = 1500 * 2**20
-"""CUDA graphs and their kernels, recorded when the cache has its pages: 1,490 to 1,580 MiB on an H100 (bench/plan.py)."""
+"""CUDA graphs and their kernels, recorded after the cache is made: 1,490 to 1,580 MiB on an H100 (bench/plan.py)."""
 
 
 def usable_bytes(total: int, share: float) -> int:

@@ -55,7 +55,7 @@ def align(ids: torch.Tensor, num_routed: int, num_shared: int, block_m: int) -> 
 
 
 def align_few(ids: torch.Tensor, num_routed: int, num_shared: int, block_m: int) -> tuple[Blocks, int, int]:
-    """(blocks, their number, 0); a single token needs no sorting: its ids and how many they are, see `rows_of_block`."""
+    """(blocks, their number, 0); a token alone needs no sorting: its ids and how many they are, see `rows_of_block`."""
     if len(ids) == 1:
         return Blocks(ids, ids), ids.shape[1] + num_shared, ids.shape[1]
     blocks = align(ids, num_routed, num_shared, block_m)

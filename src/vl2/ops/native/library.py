@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import logging
 import platform
 from ctypes import c_int32, c_int64, c_void_p
 from pathlib import Path
 
 from vl2.ops.native.structures import STRUCTURES
+
+log = logging.getLogger(__name__)
 
 FOLDER = Path(__file__).parent
 CPUINFO = Path("/proc/cpuinfo")
@@ -42,25 +45,36 @@ def processor_words() -> set[str]:
 
 
 def find() -> tuple[Path | None, str]:
-    """(the library, its variant), or (None, why there is none)."""
+    """(the library, its variant), or (None, why there is none that can be used)."""
     runnable = variants()
     if not runnable:
         return None, "this processor is too old for it"
     for name in runnable:
         if library_path(name).exists():
-            return library_path(name), name
+            return _usable(library_path(name), name)
     return None, "it was not built: install vl2 where a C compiler or the package ziglang can be had"
 
 
 @functools.cache
+def _usable(path: Path, variant: str) -> tuple[Path | None, str]:
+    """As `find`. A checkout may be newer than what was built in it: torch computes the same, only slower."""
+    try:
+        load(path)
+    except (OSError, AttributeError) as error:  # no library; one that lacks a function
+        log.warning("the native library is not used: %s", error)
+        return None, f"{error}; install vl2 again"
+    return path, variant
+
+
+@functools.cache
 def load(path: Path) -> ctypes.CDLL:
-    """Raises: OSError where it cannot be loaded, or belongs to another version of these files."""
+    """Raises: OSError, AttributeError where it cannot be loaded, or belongs to another version of these files."""
     library = ctypes.CDLL(str(path))
     library.vl2_sizes.argtypes, library.vl2_sizes.restype = (c_void_p,), None
     sizes = (c_int64 * len(STRUCTURES))()
     library.vl2_sizes(sizes)
     if list(sizes) != [ctypes.sizeof(structure) for structure in STRUCTURES]:
-        raise OSError(f"{path} is of another version; install vl2 again")
+        raise OSError(f"{path} is of another version")
     library.vl2_engine_new.argtypes, library.vl2_engine_new.restype = (c_void_p, c_int32), c_void_p
     library.vl2_engine_free.argtypes, library.vl2_engine_free.restype = (c_void_p,), None
     library.vl2_step.argtypes, library.vl2_step.restype = (c_void_p, c_void_p), None
