@@ -5,6 +5,7 @@ import json
 import logging
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from vl2.cli.quantize import command
 from vl2.core.config import ProcessorConfig
 from vl2.core.errors import SetupError
 from vl2.core.quantization import WeightScheme
+from vl2.engine.threads import choose_num_threads
 from vl2.model.stored import WeightReader, group_tensors
 from vl2.model.vl2 import DeepseekVL2
 from vl2.model.weights import load_weights
@@ -27,6 +29,15 @@ from vl2.quant.calibration import MIN_CONVERSATIONS, VISION_WEIGHT, read_calibra
 from vl2.quant.compare import compare_logits
 from vl2.quant.gptq import Hessian, quantize_matrix
 from vl2.quant.output import OutputFolder
+
+
+@pytest.fixture(scope="module", autouse=True)
+def as_many_threads_as_a_process_of_its_own_has() -> Iterator[None]:
+    """Sums of the fast mode depend on their number, and tests before may have set another."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(choose_num_threads(None, 1))
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
