@@ -26,7 +26,7 @@ import psutil
 from common import report
 from serving import serving
 
-STREAMS, REQUESTS, TOKENS = 8, 16, 24
+STREAMS, REQUESTS, TOKENS = 8, 64, 64
 SCRAPE_S = 10
 NOTHING_IS_COUNTED = """
 import prometheus_client, vl2.engine.meter, vl2.server.metrics.tokens
