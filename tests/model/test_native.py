@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from tests.ops.native.libraries import every_build, fastest, needs_library
-from vl2.core.model_config import LanguageConfig, MLAConfig, MoEConfig
+from tests.ops.test_ops import moe_config
+from vl2.core.model_config import LanguageConfig, MLAConfig
 from vl2.model.decoder import Decoder
 from vl2.model.kv_pool import KVPool
 from vl2.model.native import NativeDecoder
@@ -24,20 +25,7 @@ from vl2.ops.rows import RowRounding
 
 pytestmark = [pytest.mark.cpu_only, needs_library]
 PAGE_SIZE, NUM_PAGES = 4, 40
-MOE = MoEConfig(
-    num_experts=6,
-    num_active=2,
-    expert_width=24,
-    shared_width=40,
-    topk_method="greedy",
-    scoring_func="softmax",
-    num_groups=1,
-    num_active_groups=1,
-    norm_topk_prob=False,
-    routed_scaling_factor=1.0,
-    first_dense_layers=1,
-    layer_freq=1,
-)
+MOE = moe_config(expert_width=24, shared_width=40, first_dense_layers=1)
 MHA = LanguageConfig(
     vocab_size=101,
     hidden_size=60,
