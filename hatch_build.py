@@ -21,7 +21,7 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 FLAGS = """-O3 -std=c11 -Wall -Wextra -fPIC -shared -pthread -s -fvisibility=hidden -ffp-contract=fast -fno-math-errno
     -fno-trapping-math""".split()  # none that lets a compiler add up in another order
-VARIANTS = {  # as ops/native/library.py names them: a compiler's flags, and zig's
+VARIANTS = {  # as ops/native/builds.py names them: a compiler's flags, and zig's
     "x86_64": {
         "x86-64-v3": ("-march=x86-64-v3", "-mcpu=x86_64_v3"),
         "x86-64-v4": ("-march=x86-64-v4", "-mcpu=x86_64_v4"),
@@ -33,7 +33,7 @@ ZIG = "ziglang>=0.13"
 PROBE = "#define _GNU_SOURCE\n#include <linux/futex.h>\n#include <pthread.h>\n#include <stdatomic.h>\nint probe;\n"
 
 
-class NativeBuildHook(BuildHookInterface):  # type: ignore[type-arg]
+class NativeBuildHook(BuildHookInterface):
     def dependencies(self) -> list[str]:
         return [ZIG] if self._variants and not has_compiler(self._variants) else []
 

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from vl2.engine import instructions
+from vl2.core import cpu
 from vl2.engine.instructions import REPRODUCIBLE, limit_instructions
 
 
@@ -16,7 +16,7 @@ def no_settings(monkeypatch):
 
 def processor(monkeypatch, tmp_path, text: str) -> None:
     (tmp_path / "cpuinfo").write_text(text)
-    monkeypatch.setattr(instructions, "CPUINFO", tmp_path / "cpuinfo")
+    monkeypatch.setattr(cpu, "CPUINFO", tmp_path / "cpuinfo")
 
 
 INTEL = "vendor_id\t: GenuineIntel\nflags\t\t: fpu avx512f amx_bf16\n"

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from golden_cases import load_variant
-from tests.ops.native.libraries import needs_library
+from tests.ops.native.builds import BUILT, needs_library
 from tests.parity.steps import build_engine, case_prompt, greedy
+from vl2.core import cpu
 from vl2.engine import native_steps
-from vl2.ops.native import library
+from vl2.ops.native import builds
 
 pytestmark = pytest.mark.cpu_only
+
+
+def test_where_a_build_can_run_there_is_one() -> None:
+    """Else all tests of the library would be skipped, and nobody would know."""
+    assert BUILT or not builds.variants() or os.environ.get("VL2_WITHOUT_NATIVE")
 
 
 def golden(name: str) -> tuple[dict, dict]:
@@ -29,7 +37,7 @@ def test_generated_tokens_are_decoded_natively(name: str, monkeypatch: pytest.Mo
     steps = engine.runner.native_steps
     assert steps is not None
     sizes, run = [], steps.run
-    monkeypatch.setattr(steps, "run", lambda batch: sizes.append(len(batch.chunks)) or run(batch))
+    monkeypatch.setattr(steps, "run", lambda chunks: sizes.append(len(chunks)) or run(chunks))
     assert tokens(greedy(engine, prompts)) == expected
     assert max(sizes) >= 4 and len(sizes) >= 14, "all but first tokens, and those beside other prompts"
 
@@ -62,7 +70,7 @@ def test_more_sequences_than_there_is_room_for_are_decoded_in_groups(monkeypatch
 
 @pytest.mark.parametrize("name", ["mha-greedy", "mla-noaux"])
 def test_without_a_library_torch_decodes(name: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture):
-    monkeypatch.setattr(library, "library_path", lambda variant: library.FOLDER / "none.so")
+    monkeypatch.setattr(builds, "library_path", lambda variant: builds.FOLDER / "none.so")
     with caplog.at_level("INFO"):
         engine = build_engine(name, deterministic=False)
     assert engine.runner.native_steps is None and "without the native library: it was not built" in caplog.text
@@ -73,30 +81,30 @@ def test_without_a_library_torch_decodes(name: str, monkeypatch: pytest.MonkeyPa
 def test_an_old_processor_has_no_build_that_it_can_run(monkeypatch: pytest.MonkeyPatch, tmp_path):
     cpuinfo = tmp_path / "cpuinfo"
     cpuinfo.write_text("flags : fpu sse2 avx")
-    monkeypatch.setattr(library, "CPUINFO", cpuinfo)
+    monkeypatch.setattr(cpu, "CPUINFO", cpuinfo)
     monkeypatch.setattr("platform.machine", lambda: "x86_64")
-    assert library.find() == (None, "this processor is too old for it")
+    assert builds.find() == (None, "this processor is too old for it")
 
 
 def test_the_fastest_build_that_runs_is_taken(monkeypatch: pytest.MonkeyPatch, tmp_path):
     cpuinfo = tmp_path / "cpuinfo"
-    cpuinfo.write_text("flags : " + " ".join(library.AVX512))
-    monkeypatch.setattr(library, "CPUINFO", cpuinfo)
-    monkeypatch.setattr(library, "FOLDER", tmp_path)
+    cpuinfo.write_text("flags : " + " ".join(builds.AVX512))
+    monkeypatch.setattr(cpu, "CPUINFO", cpuinfo)
+    monkeypatch.setattr(builds, "FOLDER", tmp_path)
     monkeypatch.setattr("platform.machine", lambda: "x86_64")
     for variant in ("x86-64-v3", "x86-64-v4", "x86-64-v4-bf16"):
         (tmp_path / f"vl2-{variant}.so").touch()
-    monkeypatch.setattr(library, "load", lambda path: None)
-    assert library.find() == (tmp_path / "vl2-x86-64-v4.so", "x86-64-v4")
+    monkeypatch.setattr(builds, "load", lambda path: None)
+    assert builds.find() == (tmp_path / "vl2-x86-64-v4.so", "x86-64-v4")
 
 
 def test_a_build_that_does_not_fit_is_as_good_as_none(monkeypatch: pytest.MonkeyPatch, tmp_path, caplog):
     """A checkout that was updated, and not installed again; or half a file."""
     broken = tmp_path / "broken.so"
     broken.write_bytes(b"\x7fELF")
-    monkeypatch.setattr(library, "library_path", lambda variant: broken)
-    monkeypatch.setattr(library, "variants", lambda: ["x86-64-v3"])
-    path, reason = library.find()
+    monkeypatch.setattr(builds, "library_path", lambda variant: broken)
+    monkeypatch.setattr(builds, "variants", lambda: ["x86-64-v3"])
+    path, reason = builds.find()
     assert path is None and reason.endswith("install vl2 again") and "is not used" in caplog.text
 
 
@@ -116,5 +124,5 @@ def test_in_the_deterministic_mode_groups_do_not_show(name: str, monkeypatch: py
 @needs_library
 def test_the_receipt_names_the_build(monkeypatch: pytest.MonkeyPatch):
     with_library = build_engine("mha-greedy").info.fingerprint
-    monkeypatch.setattr(library, "library_path", lambda variant: library.FOLDER / "none.so")
+    monkeypatch.setattr(builds, "library_path", lambda variant: builds.FOLDER / "none.so")
     assert build_engine("mha-greedy").info.fingerprint != with_library

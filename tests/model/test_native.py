@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.ops.native.libraries import every_build, fastest, needs_library
+from tests.ops.native.builds import every_build, fastest, needs_library
 from tests.ops.test_ops import moe_config
 from vl2.core.model_config import LanguageConfig, MLAConfig
 from vl2.model.decoder import Decoder
@@ -19,8 +19,7 @@ from vl2.model.packing import pack_weights
 from vl2.model.step import QueryRows, StepInputs
 from vl2.ops import torch_backend
 from vl2.ops.attention.batch import AttentionBatch, ChunkShape
-from vl2.ops.native import library as libraries
-from vl2.ops.native import structures
+from vl2.ops.native import builds, structures
 from vl2.ops.rows import RowRounding
 
 pytestmark = [pytest.mark.cpu_only, needs_library]
@@ -156,8 +155,8 @@ def test_a_sequence_has_the_same_bits_alone_and_among_others(name: str, dtype: t
 
 def test_a_library_of_another_version_is_refused(monkeypatch: pytest.MonkeyPatch):
     path = fastest()
-    libraries.load.cache_clear()
-    monkeypatch.setattr(libraries, "STRUCTURES", (structures.Layer, *structures.STRUCTURES[1:]))
+    builds.load.cache_clear()
+    monkeypatch.setattr(builds, "STRUCTURES", (structures.Layer, *structures.STRUCTURES[1:]))
     with pytest.raises(OSError, match="of another version"):
-        libraries.load(path)
-    libraries.load.cache_clear()
+        builds.load(path)
+    builds.load.cache_clear()

@@ -174,7 +174,7 @@ def _with_fixed_splits(step: StepInputs) -> StepInputs:
 def _batch(chunks: list[ChunkShape], **more: bool | int) -> AttentionBatch:
     longest = max(chunk.length for chunk in chunks)
     lengths = _ints(len(chunks) + 1), _ints(len(chunks))
-    return AttentionBatch(tuple(chunks), _ints(len(chunks), MAX_PAGES), *lengths, longest, **more)  # type: ignore[arg-type]
+    return AttentionBatch(tuple(chunks), _ints(len(chunks), MAX_PAGES), *lengths, longest, **more)
 
 
 def _ints(*shape: int) -> torch.Tensor:

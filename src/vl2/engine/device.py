@@ -6,9 +6,9 @@ import logging
 
 import torch
 
+from vl2.core.cpu import cpu_words
 from vl2.core.errors import SetupError
 from vl2.core.stats import DeviceMemory
-from vl2.engine.instructions import cpu_words
 from vl2.ops.float8.support import has_float8
 from vl2.ops.saturate import FLOAT8
 

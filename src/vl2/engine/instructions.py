@@ -9,13 +9,13 @@ agree, with MKL's float32 only 16 does, on one thread. Two settings of theirs en
 from __future__ import annotations
 
 import os
-from pathlib import Path
+
+from vl2.core.cpu import cpu_words
 
 REPRODUCIBLE = {
     "MKL_CBWR": "AVX512,STRICT",  # sgemm: one way to add up, whatever the shape and the number of threads
     "ONEDNN_MAX_CPU_ISA": "AVX512_CORE_FP16",  # the widest set without AMX
 }
-CPUINFO = Path("/proc/cpuinfo")
 
 
 def limit_instructions(is_deterministic: bool) -> None:
@@ -26,8 +26,3 @@ def limit_instructions(is_deterministic: bool) -> None:
     if is_deterministic and {"GenuineIntel", "avx512f"} <= cpu_words():
         for name, value in REPRODUCIBLE.items():
             os.environ.setdefault(name, value)
-
-
-def cpu_words() -> set[str]:
-    """What Linux says of the processor, word by word: its maker, its instruction sets."""
-    return set(CPUINFO.read_text().split()) if CPUINFO.exists() else set()

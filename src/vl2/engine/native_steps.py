@@ -8,11 +8,11 @@ import numpy as np
 import torch
 
 from vl2.engine.batch import block_tables
-from vl2.engine.scheduler import Chunk, StepBatch
+from vl2.engine.scheduler import Chunk
 from vl2.model.kv_pool import KVPool
 from vl2.model.native import DTYPES, NativeDecoder, UnknownLayout
 from vl2.model.vl2 import DeepseekVL2
-from vl2.ops.native import library
+from vl2.ops.native import builds
 
 log = logging.getLogger(__name__)
 
@@ -24,15 +24,12 @@ class NativeSteps:
     def __init__(self, decoder: NativeDecoder, variant: str) -> None:
         self._decoder, self.variant = decoder, variant
 
-    def run(self, batch: StepBatch) -> torch.Tensor:
-        """Logits [L, V] float32 of `batch.sampled`. Every chunk is one generated token (`StepBatch.is_decode`)."""
+    def run(self, chunks: list[Chunk]) -> torch.Tensor:
+        """Logits [S, V] float32 of one token of each sequence, as `DecodeGraphs.run`."""
         size = self._decoder.max_rows
-        groups = [batch.chunks[first : first + size] for first in range(0, len(batch.chunks), size)]
+        groups = [chunks[first : first + size] for first in range(0, len(chunks), size)]
         logits = [self._run(group) for group in groups]
-        whole = logits[0] if len(logits) == 1 else torch.cat(logits)
-        if len(batch.sampled) == len(batch.chunks):
-            return whole
-        return whole[[row for row, chunk in enumerate(batch.chunks) if chunk.is_last]]  # others are computed again
+        return logits[0] if len(logits) == 1 else torch.cat(logits)
 
     def _run(self, chunks: list[Chunk]) -> torch.Tensor:
         token_ids = np.array([chunk.sequence.token_ids[chunk.start] for chunk in chunks])
@@ -44,7 +41,7 @@ def choose_native_steps(model: DeepseekVL2, pool: KVPool, max_sequences: int, nu
     """None: torch computes these steps too; the log says why."""
     if model.device.type != "cpu":
         return None
-    path, found = library.find()
+    path, found = builds.find()
     if model.dtype not in DTYPES or pool.layers[0].dtype != model.dtype:
         found = f"it does not know {model.dtype} with a cache in {pool.layers[0].dtype}"
     elif path is not None:

@@ -17,6 +17,7 @@ import onnxruntime
 from vl2 import __version__
 from vl2.checkpoint.folder import read_model_config
 from vl2.core.config import EngineConfig
+from vl2.core.cpu import cpu_words
 from vl2.core.errors import SetupError
 from vl2.core.model_config import LanguageConfig
 from vl2.core.stats import DeviceMemory, ModelInfo
@@ -28,7 +29,6 @@ from vl2.edge.home import bundle_of
 from vl2.edge.network import Network
 from vl2.engine.grammar import late_chunks
 from vl2.engine.host_memory import available_host_bytes
-from vl2.engine.instructions import cpu_words
 from vl2.engine.onnx_sampler import choose
 from vl2.engine.pages import cache_slots
 from vl2.engine.pending import FinishedStep, PendingStep

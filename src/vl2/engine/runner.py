@@ -191,14 +191,12 @@ class Runner:
 
     def _run(self, batch: StepBatch) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Logits [L, V] of the sequences whose next token is wanted, and those tokens if they were drawn with them."""
-        if self.decode_graphs is not None and batch.is_decode:
-            logits, tokens = self.decode_graphs.run(batch.chunks)
+        if batch.is_decode and (decoded := self._decode(batch.chunks)) is not None:
+            logits, drawn = decoded
             if len(batch.sampled) < len(batch.chunks):  # others are generated again, after a preemption
                 wanted = [row for row, chunk in enumerate(batch.chunks) if chunk.is_last]
-                logits, tokens = logits[wanted], tokens[wanted]
-            return logits, tokens if batch.needs_only_draws else None
-        if self.native_steps is not None and batch.is_decode:
-            return self.native_steps.run(batch), None
+                logits, drawn = logits[wanted], drawn[wanted] if drawn is not None else None
+            return logits, drawn if batch.needs_only_draws else None
         step = pack_step(batch.chunks, self.shape)
         ran = self.prompt_graphs.run(batch, step) if self.prompt_graphs is not None else None
         if ran is not None:
@@ -213,6 +211,12 @@ class Runner:
         tokens = self.model.ops.sample(logits, sampling_rows(sequences, self.device))
         self.rows.keep_tokens(sequences, tokens)
         return logits, tokens
+
+    def _decode(self, chunks: list[Chunk]) -> tuple[torch.Tensor, torch.Tensor | None] | None:
+        """Logits of one token of each sequence, and tokens drawn with them; None: it is a step as any other."""
+        if self.decode_graphs is not None:
+            return self.decode_graphs.run(chunks)
+        return None if self.native_steps is None else (self.native_steps.run(chunks), None)
 
     def _sample(self, logits: torch.Tensor, batch: StepBatch) -> PendingStep:
         """Of the rows that are ready to be sampled."""

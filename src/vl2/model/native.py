@@ -18,7 +18,7 @@ from vl2.model.kv_pool import KVPool
 from vl2.model.linear import Linear, QuantizedLinear
 from vl2.model.moe import MLP, MoE, QuantizedMoE
 from vl2.ops.native import structures
-from vl2.ops.native.library import load
+from vl2.ops.native.builds import load
 from vl2.ops.native.matrices import describe, describe_quantized
 from vl2.ops.quantized_weight.weight import QuantizedWeight
 

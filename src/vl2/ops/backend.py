@@ -13,7 +13,7 @@ import torch
 from vl2.core.model_config import MoEConfig
 from vl2.ops.attention.batch import AttentionBatch
 from vl2.ops.experts.weights import ExpertWeights
-from vl2.ops.native import library
+from vl2.ops.native import builds
 from vl2.ops.quantized_experts.weights import QuantizedExperts
 from vl2.ops.quantized_weight.weight import QuantizedLayout, QuantizedWeight
 from vl2.ops.rope.table import RopeTable
@@ -250,4 +250,4 @@ def choose_backend(device: torch.device, is_deterministic: bool = False) -> Back
         return exact_backend if is_deterministic else triton_backend
     from vl2.ops import native_backend, torch_backend
 
-    return torch_backend if device.type != "cpu" or library.find()[0] is None else native_backend
+    return torch_backend if device.type != "cpu" or builds.find()[0] is None else native_backend

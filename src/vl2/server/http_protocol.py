@@ -25,7 +25,8 @@ def http_protocol() -> type[asyncio.Protocol] | str:
         _head_bytes: int | None = None  # None: no head is being read
         _head_timer: asyncio.TimerHandle | None = None
 
-        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        # asyncio promises a BaseTransport; uvicorn, as we, is only ever given what can be written to.
+        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's own
             super().connection_made(transport)
             self._begin_head()
 

@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.ops.native.libraries import every_build, fastest, needs_library
+from tests.ops.native.builds import every_build, fastest, needs_library, needs_packing
 from vl2.core.model_config import SCORING_FUNCS, TOPK_METHODS, MoEConfig
 from vl2.core.quantization import WeightScheme
 from vl2.ops.gate.reference import route
 from vl2.ops.linear import can_pack, pack
 from vl2.ops.native import structures
-from vl2.ops.native.library import load
+from vl2.ops.native.builds import load
 from vl2.ops.native.matrices import describe, describe_quantized, packed_layout
 from vl2.ops.quantized_weight import torch_layout
 from vl2.ops.quantized_weight.weight import QuantizedWeight
@@ -47,13 +47,11 @@ def run_product(library: Path, matrix: structures.Matrix, x: torch.Tensor, threa
 
 
 @every_build
-@pytest.mark.parametrize("layout", ["float32", "bfloat16", "packed"])
+@pytest.mark.parametrize("layout", ["float32", "bfloat16", pytest.param("packed", marks=needs_packing)])
 @pytest.mark.parametrize(("out_width", "in_width"), SHAPES)
 def test_products_of_a_few_rows_keep_float32_sums(library: Path, layout: str, out_width: int, in_width: int):
     dtype = torch.float32 if layout == "float32" else torch.bfloat16
     weight, bias = torch.randn(out_width, in_width).to(dtype), torch.randn(out_width)
-    if layout == "packed" and not can_pack(weight):
-        pytest.skip("this processor has no bfloat16 products")
     lying = pack(weight) if layout == "packed" else weight
     for rows in (1, 2, 3, 4, 5, 6, 7, 8, 11):
         x = torch.randn(rows, in_width).to(dtype).float()
@@ -85,18 +83,16 @@ def test_threads_that_come_and_go_lose_no_piece():
     assert all(torch.equal(multiply(fastest(), weight, x, threads=8), expected) for _ in range(200))
 
 
+@needs_packing
 def test_the_packed_layout_is_found_by_looking():
-    if not can_pack(torch.zeros(1, dtype=torch.bfloat16)):
-        pytest.skip("this processor has no bfloat16 products")
     found = packed_layout(100, 90, torch.get_num_threads())
     assert found is not None and found[0] % 16 == 0 and found[1] >= 90
 
 
+@needs_packing
 def test_a_layout_that_is_not_known_is_not_read(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("vl2.ops.native.matrices.BLOCKS", (56,))
     weight = torch.zeros(57, 31, dtype=torch.bfloat16)  # a shape that no other test has asked for
-    if not can_pack(weight):
-        pytest.skip("this processor has no bfloat16 products")
     assert describe(pack(weight)) is None
 
 
@@ -125,11 +121,10 @@ def test_weights_in_few_bits_are_multiplied_as_they_lie(
         assert torch.allclose(got, x.double() @ whole.T + bias, atol=tolerance * in_width**0.5, rtol=1e-5)
 
 
+@needs_packing
 def test_a_weight_that_was_packed_for_other_threads_is_not_misread():
     """oneDNN cuts 96 columns into one block and a half, or into two equal ones, by the number of threads."""
     weight = torch.randn(96, 64).bfloat16()
-    if not can_pack(weight):
-        pytest.skip("this processor has no bfloat16 products")
     x, before = torch.randn(2, 64).bfloat16().float(), torch.get_num_threads()
     try:
         for threads in (1, 3):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.ops.native.libraries import needs_library
+from tests.ops.native.builds import needs_library
 from vl2.ops import native_backend, torch_backend
 from vl2.ops.experts.weights import ExpertWeights
 from vl2.ops.rope.table import rope_table

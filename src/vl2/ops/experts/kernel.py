@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 
 from vl2.ops.chain import chained, wait_for_last
-from vl2.ops.experts.align import Blocks, align
+from vl2.ops.experts.align import align_few
 from vl2.ops.experts.kernel_common import (
     GROUP_BLOCKS,
     Tile,
@@ -70,10 +70,7 @@ def mix_sorted(
     shared_up, shared_down = experts.shared_gate_up, experts.shared_down
     num_shared = count_shared(experts)
     num_active = ids.shape[1] + num_shared
-    is_single = num_tokens == 1
-    blocks = Blocks(ids, ids) if is_single else align(ids, num_routed, num_shared, tile.block_m)
-    num_blocks = num_active if is_single else len(blocks.experts)
-    num_chosen = ids.shape[1] if is_single else 0
+    blocks, num_blocks, num_chosen = align_few(ids, num_routed, num_shared, tile.block_m)
 
     hidden = torch.empty(num_tokens * num_active, inner, dtype=x.dtype, device=x.device)
     grid = (num_blocks * triton.cdiv(inner, tile.up_n),)

@@ -13,7 +13,8 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from vl2.ops.native import library
+from vl2.core.cpu import cpu_words
+from vl2.ops.native import builds
 from vl2.ops.native.structures import HeadsJob, PromptAttention, RowsJob
 from vl2.ops.rope.table import RopeTable
 
@@ -29,7 +30,7 @@ class Workers:
         self._handle = loaded.vl2_workers_new(num_threads)
         if self._handle is None:
             raise MemoryError("no memory for native prompts")
-        self.attends = hasattr(loaded, "vl2_attend_prompt") and AMX not in library.processor_words()
+        self.attends = hasattr(loaded, "vl2_attend_prompt") and AMX not in cpu_words()
 
     def attend(
         self, q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scale: float, is_causal: bool
@@ -150,5 +151,5 @@ def attention_workers(x: torch.Tensor) -> Workers | None:
 @functools.cache
 def workers(num_threads: int) -> Workers | None:
     """None: there is no library."""
-    path, _ = library.find()
-    return None if path is None else Workers(library.load(path), num_threads)
+    path, _ = builds.find()
+    return None if path is None else Workers(builds.load(path), num_threads)

@@ -9,12 +9,12 @@ import platform
 from ctypes import c_int32, c_int64, c_void_p
 from pathlib import Path
 
+from vl2.core.cpu import cpu_words
 from vl2.ops.native.structures import STRUCTURES
 
 log = logging.getLogger(__name__)
 
 FOLDER = Path(__file__).parent
-CPUINFO = Path("/proc/cpuinfo")
 
 AVX2 = frozenset("avx2 fma f16c bmi1 bmi2 movbe".split())
 AVX512 = AVX2 | frozenset("avx512f avx512bw avx512cd avx512dq avx512vl".split())
@@ -37,11 +37,7 @@ def variants() -> list[str]:
     machine = platform.machine()
     if machine == "aarch64":
         return ["aarch64"]
-    return [name for name, needed in X86_64 if needed <= processor_words()] if machine == "x86_64" else []
-
-
-def processor_words() -> set[str]:
-    return set(CPUINFO.read_text().split()) if CPUINFO.exists() else set()
+    return [name for name, needed in X86_64 if needed <= cpu_words()] if machine == "x86_64" else []
 
 
 def find() -> tuple[Path | None, str]:
