@@ -5,7 +5,6 @@ import json
 import logging
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,7 +18,6 @@ from vl2.cli.quantize import command
 from vl2.core.config import ProcessorConfig
 from vl2.core.errors import SetupError
 from vl2.core.quantization import WeightScheme
-from vl2.engine.threads import choose_num_threads
 from vl2.model.stored import WeightReader, group_tensors
 from vl2.model.vl2 import DeepseekVL2
 from vl2.model.weights import load_weights
@@ -29,15 +27,6 @@ from vl2.quant.calibration import MIN_CONVERSATIONS, VISION_WEIGHT, read_calibra
 from vl2.quant.compare import compare_logits
 from vl2.quant.gptq import Hessian, quantize_matrix
 from vl2.quant.output import OutputFolder
-
-
-@pytest.fixture(scope="module", autouse=True)
-def as_many_threads_as_a_process_of_its_own_has() -> Iterator[None]:
-    """Sums of the fast mode depend on their number, and tests before may have set another."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(choose_num_threads(None, 1))
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -61,8 +50,13 @@ def digests(folder: Path) -> dict[str, str]:
 @pytest.fixture(scope="module")
 def gptq(source: Path, pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("gptq") / "out"
-    CliRunner().invoke(command, arguments(source, out, pictures), catch_exceptions=False)
+    assert run_alone("-m", "vl2", "quantize", *arguments(source, out, pictures)) == 0
     return out
+
+
+def run_alone(*words: str) -> int:
+    """In a process of its own, where no other test has chosen threads or instructions, which sums depend on."""
+    return subprocess.run([sys.executable, *words], check=False, capture_output=True).returncode
 
 
 # ---- one matrix
@@ -197,10 +191,9 @@ sys.exit(execute(sys.argv[1:]))
 def test_a_killed_run_goes_on_to_the_same_bytes(source: Path, gptq: Path, pictures: Path, tmp_path: Path, layer: int):
     out = tmp_path / "out"
     words = ["quantize", *arguments(source, out, pictures)]
-    killed = subprocess.run([sys.executable, "-c", KILL, str(layer), *words], check=False, capture_output=True)
-    assert killed.returncode == -9
+    assert run_alone("-c", KILL, str(layer), *words) == -9
     assert len(list(out.glob("model-*.safetensors"))) == layer and not (out / "config.json").exists()
-    assert execute(words) == 0
+    assert run_alone("-m", "vl2", *words) == 0
     expected = digests(gptq)
     assert {name: digest for name, digest in digests(out).items() if name in expected} == expected
 

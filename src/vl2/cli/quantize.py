@@ -78,11 +78,17 @@ def command(
     vl2 quantize small small-int4 --calibration my-pictures/
     vl2 serve ./small-int4
     """
+    import torch
+
     from vl2.checkpoint.source import resolve_model
     from vl2.engine.device import choose_device, choose_dtype
+    from vl2.engine.threads import choose_num_threads
     from vl2.quant.job import Settings, quantize
     from vl2.quant.output import SETTINGS_FILE
 
+    # As many as the engine takes. Left to itself, torch takes one where two processors share a core, and what another
+    # number of threads adds up has other bits: a run that goes on elsewhere in this machine must find the same.
+    torch.set_num_threads(choose_num_threads(None, 1))
     usual = "128" if bits == "4" else "none"
     place = choose_device(device)
     kind = choose_dtype(dtype, place)
