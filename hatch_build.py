@@ -25,6 +25,10 @@ VARIANTS = {  # as ops/native/builds.py names them: a compiler's flags, and zig'
     "x86_64": {
         "x86-64-v3": ("-march=x86-64-v3", "-mcpu=x86_64_v3"),
         "x86-64-v4": ("-march=x86-64-v4", "-mcpu=x86_64_v4"),
+        "x86-64-v4-amx": (
+            "-march=x86-64-v4 -mavx512bf16 -mamx-tile -mamx-bf16",
+            "-mcpu=x86_64_v4+avx512bf16+amx_tile+amx_bf16",
+        ),
         "x86-64-v4-bf16": ("-march=x86-64-v4 -mavx512bf16", "-mcpu=x86_64_v4+avx512bf16"),
     },
     "aarch64": {"aarch64": ("-march=armv8-a", "-mcpu=generic")},

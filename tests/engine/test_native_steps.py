@@ -98,6 +98,18 @@ def test_the_fastest_build_that_runs_is_taken(monkeypatch: pytest.MonkeyPatch, t
     assert builds.find() == (tmp_path / "vl2-x86-64-v4.so", "x86-64-v4")
 
 
+@pytest.mark.parametrize(("is_permitted", "expected"), [(True, "x86-64-v4-amx"), (False, "x86-64-v4-bf16")])
+def test_matrix_units_are_used_where_the_system_gives_them(
+    monkeypatch: pytest.MonkeyPatch, tmp_path, is_permitted: bool, expected: str
+):
+    cpuinfo = tmp_path / "cpuinfo"
+    cpuinfo.write_text("flags : " + " ".join(builds.BFLOAT16 | builds.AMX))
+    monkeypatch.setattr(cpu, "CPUINFO", cpuinfo)
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    monkeypatch.setattr(builds, "may_use_tiles", lambda: is_permitted)
+    assert builds.variants()[0] == expected
+
+
 def test_a_build_that_does_not_fit_is_as_good_as_none(monkeypatch: pytest.MonkeyPatch, tmp_path, caplog):
     """A checkout that was updated, and not installed again; or half a file."""
     broken = tmp_path / "broken.so"

@@ -53,7 +53,7 @@ def test_products_of_a_few_rows_keep_float32_sums(library: Path, layout: str, ou
     dtype = torch.float32 if layout == "float32" else torch.bfloat16
     weight, bias = torch.randn(out_width, in_width).to(dtype), torch.randn(out_width)
     lying = pack(weight) if layout == "packed" else weight
-    for rows in (1, 2, 3, 4, 5, 6, 7, 8, 11):
+    for rows in (1, 2, 3, 4, 5, 6, 7, 8, 11, 16, 17, 40):
         x = torch.randn(rows, in_width).to(dtype).float()
         expected = x.double() @ weight.double().T + bias
         got = multiply(library, lying, x, bias)
@@ -70,9 +70,9 @@ def test_a_bfloat16_weight_meets_rows_rounded_to_bfloat16(library: Path):
 def test_a_row_has_the_same_bits_alone_and_among_others_on_any_number_of_threads(library: Path):
     for weight in (torch.randn(200, 130), torch.randn(200, 130).bfloat16(), torch.randn(200, 128).bfloat16()):
         lying = pack(weight) if can_pack(weight) and weight.shape[1] == 128 else weight
-        x = torch.randn(16, weight.shape[1])
+        x = torch.randn(40, weight.shape[1])
         together = multiply(library, lying, x, threads=1)
-        for rows in (1, 3, 8, 13):
+        for rows in (1, 3, 8, 13, 17, 33):
             assert torch.equal(multiply(library, lying, x[:rows], threads=4), together[:rows])
 
 

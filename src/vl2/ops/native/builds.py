@@ -18,8 +18,11 @@ FOLDER = Path(__file__).parent
 
 AVX2 = frozenset("avx2 fma f16c bmi1 bmi2 movbe".split())
 AVX512 = AVX2 | frozenset("avx512f avx512bw avx512cd avx512dq avx512vl".split())
+BFLOAT16 = AVX512 | {"avx512_bf16"}
+AMX = frozenset({"amx_tile", "amx_bf16"})
 X86_64: tuple[tuple[str, frozenset[str]], ...] = (
-    ("x86-64-v4-bf16", AVX512 | {"avx512_bf16"}),
+    ("x86-64-v4-amx", BFLOAT16 | AMX),
+    ("x86-64-v4-bf16", BFLOAT16),
     ("x86-64-v4", AVX512),
     ("x86-64-v3", AVX2),
 )
@@ -37,7 +40,16 @@ def variants() -> list[str]:
     machine = platform.machine()
     if machine == "aarch64":
         return ["aarch64"]
-    return [name for name, needed in X86_64 if needed <= cpu_words()] if machine == "x86_64" else []
+    if machine != "x86_64":
+        return []
+    words = cpu_words() if may_use_tiles() else cpu_words() - AMX
+    return [name for name, needed in X86_64 if needed <= words]
+
+
+@functools.cache
+def may_use_tiles() -> bool:
+    """Linux gives AMX's large registers only to a process that asks for them: arch_prctl(ARCH_REQ_XCOMP_PERM, 18)."""
+    return "amx_tile" in cpu_words() and ctypes.CDLL(None).syscall(158, 0x1023, 18) == 0
 
 
 def find() -> tuple[Path | None, str]:

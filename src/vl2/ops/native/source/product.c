@@ -1,5 +1,7 @@
 #include "product.h"
 
+#include "amx.h"
+
 enum {
     COLUMNS_OF_ROWS = 32,               /* of a piece, where weights lie in rows */
     ROWS_AT_ONCE = LANES == 16 ? 6 : 4, /* for whose sums, times four, registers suffice: 32 of them, or 16 */
@@ -112,6 +114,66 @@ static void block_piece(const Product *product, int64_t piece, int64_t first_row
 #endif
     }
 }
+
+#if HAS_AMX
+
+/* ---- weights in blocks, on matrix units: up to 32 rows */
+
+enum { NUMBERS_AT_ONCE = 512, MOST_BLOCK = 64 };
+
+/* `numbers` of each row from `begin` on: where they lie if the rows follow one another, else copied to `room`. */
+INLINE const void *operand_tiles(const Product *product, int64_t first_row, int64_t rows, int64_t begin,
+                                 int64_t numbers, uint16_t *room, int64_t *row_bytes) {
+    const int32_t *in_rows = product->in_rows + first_row;
+    *row_bytes = product->operand->stride * 4;
+    if (in_rows[rows - 1] - in_rows[0] == rows - 1) return (const uint16_t *)operand_row(product, first_row) + begin;
+    for (int64_t row = 0; row < rows; row++)
+        memcpy(room + row * numbers, (const uint16_t *)operand_row(product, first_row + row) + begin,
+               (size_t)numbers * sizeof *room);
+    *row_bytes = numbers * 2;
+    return room;
+}
+
+INLINE void tiles_columns(const Product *product, const uint32_t *weights, int64_t first_row, int64_t rows,
+                          int is_few, int vectors, float *out) {
+    const Matrix *matrix = product->weight;
+    uint16_t room[MOST_TILE_ROWS * NUMBERS_AT_ONCE];
+    tiles_zero();
+    for (int64_t begin = 0; begin < matrix->padded_in; begin += NUMBERS_AT_ONCE) {
+        int64_t rest = matrix->padded_in - begin, numbers = rest < NUMBERS_AT_ONCE ? rest : NUMBERS_AT_ONCE, x_bytes;
+        const void *x = operand_tiles(product, first_row, rows, begin, numbers, room, &x_bytes);
+        const uint32_t *from = weights + begin / 2 * matrix->block;
+        if (is_few) tiles_add_few(x, x_bytes, from, matrix->block, numbers / TILE_NUMBERS, vectors);
+        else tiles_add_many(x, x_bytes, from, matrix->block, numbers / TILE_NUMBERS, vectors);
+    }
+    if (is_few) tiles_store_few(out, MOST_BLOCK, vectors);
+    else tiles_store_many(out, MOST_BLOCK, vectors);
+}
+
+static void tiles_piece(const Product *product, int64_t piece, int64_t first_row, int64_t rows) {
+    const Matrix *matrix = product->weight;
+    const uint32_t *block = (const uint32_t *)matrix->data + piece * matrix->block * (matrix->padded_in / 2);
+    float done[MOST_TILE_ROWS][MOST_BLOCK];
+    int64_t first = piece * matrix->block, offset = 0;
+    tiles_begin(rows);
+    if (rows <= TILE_ROWS) {
+        switch (matrix->block / LANES) {
+            case 1: tiles_columns(product, block, first_row, rows, 1, 1, done[0]); break;
+            case 2: tiles_columns(product, block, first_row, rows, 1, 2, done[0]); break;
+            case 3: tiles_columns(product, block, first_row, rows, 1, 3, done[0]); break;
+            default: tiles_columns(product, block, first_row, rows, 1, 4, done[0]);
+        }
+    } else {
+        for (; offset + 2 * LANES <= matrix->block; offset += 2 * LANES)
+            tiles_columns(product, block + offset, first_row, rows, 0, 2, done[0] + offset);
+        if (offset < matrix->block) tiles_columns(product, block + offset, first_row, rows, 0, 1, done[0] + offset);
+    }
+    tiles_end();
+    int64_t wanted = matrix->out_width - first < matrix->block ? matrix->out_width - first : matrix->block;
+    for (int64_t row = 0; row < rows; row++) store_sums(product, first_row + row, first, done[row], wanted);
+}
+
+#endif
 
 /* ---- weights in rows: one after the other, as the memory is read fastest, for `rows` rows of x */
 
@@ -301,13 +363,28 @@ int64_t product_pieces(const Product *product) {
     return (matrix->out_width + columns - 1) / columns;
 }
 
+/* Whether tiles multiply it, whatever the number of rows. */
+INLINE int is_for_tiles(const Matrix *matrix) {
+    return HAS_AMX && matrix->layout == BFLOAT16_BLOCKS && matrix->padded_in % 32 == 0;
+}
+
+INLINE int64_t rows_at_once(const Matrix *matrix) {
+    if (is_for_tiles(matrix)) return 32;
+    return matrix->layout == INT4_BLOCKS || matrix->layout == INT8_ROWS ? 4 : ROWS_AT_ONCE;
+}
+
 void product_piece(const Product *product, int64_t piece) {
-    int32_t layout = product->weight->layout;
-    int64_t most = layout == INT4_BLOCKS || layout == INT8_ROWS ? 4 : ROWS_AT_ONCE;
-    int64_t groups = (product->num_rows + most - 1) / most;
+    const Matrix *matrix = product->weight;
+    int64_t most = rows_at_once(matrix), groups = (product->num_rows + most - 1) / most;
     for (int64_t group = 0; group < groups; group++) { /* equally large: 8 rows are 4 and 4, not 6 and 2 */
         int64_t row = group * product->num_rows / groups, rows = (group + 1) * product->num_rows / groups - row;
-        switch (layout) {
+#if HAS_AMX
+        if (is_for_tiles(matrix)) {
+            tiles_piece(product, piece, row, rows);
+            continue;
+        }
+#endif
+        switch (matrix->layout) {
             case INT4_BLOCKS: int4_piece(product, piece, row, rows); break;
             case INT8_ROWS: int8_piece(product, piece, row, rows); break;
             case BFLOAT16_BLOCKS: block_piece(product, piece, row, rows); break;
