@@ -8,11 +8,56 @@ INLINE int64_t slot_of(const Model *model, const Step *step, int64_t row, int64_
     return page * model->page_size + position % model->page_size;
 }
 
-INLINE void add_scaled(float *x, float factor, const void *values, int64_t first, int64_t width, int is_bfloat16) {
+/* Rows of `width` numbers in a cache or a weight, `stride` numbers apart. */
+typedef struct {
+    const void *values;
+    int64_t first, stride;
+    int32_t is_bfloat16;
+} Rows;
+
+INLINE Floats vector_of(Rows rows, int64_t row, int64_t i) {
+    return values_at(rows.values, rows.first + row * rows.stride + i, rows.is_bfloat16);
+}
+
+INLINE float number_of(Rows rows, int64_t row, int64_t i) {
+    return value_at(rows.values, rows.first + row * rows.stride + i, rows.is_bfloat16);
+}
+
+/* scores[i] = factor · x · row i. Four rows at once: one row's additions would wait for each other. */
+INLINE void dot_rows(const float *x, Rows rows, int64_t count, int64_t width, float factor, float *scores) {
+    int64_t row = 0;
+    for (; row + 4 <= count; row += 4) {
+        Floats sums[4] = {{0}};
+        int64_t i = 0;
+        for (; i + LANES <= width; i += LANES) {
+            Floats own = load_floats(x + i);
+            UNROLL for (int k = 0; k < 4; k++) sums[k] += own * vector_of(rows, row + k, i);
+        }
+        for (int k = 0; k < 4; k++) {
+            float total = sum_floats(sums[k]);
+            for (int64_t rest = i; rest < width; rest++) total += x[rest] * number_of(rows, row + k, rest);
+            scores[row + k] = total * factor;
+        }
+    }
+    for (; row < count; row++)
+        scores[row] = factor * dot_values(x, rows.values, rows.first + row * rows.stride, width, rows.is_bfloat16);
+}
+
+INLINE void add_block(float *x, const float *weights, Rows rows, int64_t count, int64_t first, int vectors) {
+    Floats sums[4];
+    UNROLL for (int v = 0; v < vectors; v++) sums[v] = load_floats(x + first + v * LANES);
+    for (int64_t row = 0; row < count; row++)
+        UNROLL for (int v = 0; v < vectors; v++) sums[v] += weights[row] * vector_of(rows, row, first + v * LANES);
+    UNROLL for (int v = 0; v < vectors; v++) store_floats(x + first + v * LANES, sums[v]);
+}
+
+/* x += Σ weights[i] · row i, some columns at a time, whose sums stay in registers. */
+INLINE void add_rows(float *x, const float *weights, Rows rows, int64_t count, int64_t width) {
     int64_t i = 0;
-    for (; i + LANES <= width; i += LANES)
-        store_floats(x + i, load_floats(x + i) + factor * values_at(values, first + i, is_bfloat16));
-    for (; i < width; i++) x[i] += factor * value_at(values, first + i, is_bfloat16);
+    for (; i + 4 * LANES <= width; i += 4 * LANES) add_block(x, weights, rows, count, i, 4);
+    for (; i + LANES <= width; i += LANES) add_block(x, weights, rows, count, i, 1);
+    for (; i < width; i++)
+        for (int64_t row = 0; row < count; row++) x[i] += weights[row] * number_of(rows, row, i);
 }
 
 void write_heads(const Model *model, const Layer *layer, const Step *step, float *qkv) {
@@ -52,25 +97,40 @@ int64_t attention_pieces(const Model *model, const Step *step) {
     return step->rows * (model->rank ? model->heads : model->kv_heads);
 }
 
+/* Positions of a context that lie one behind the other: those of one page. */
+typedef struct {
+    int64_t position, slot, count;
+} Run;
+
+INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+
+INLINE Run page_run(const Model *model, const Step *step, int64_t row, int64_t page, int64_t context) {
+    int64_t position = page * model->page_size;
+    return (Run){position, step->tables[row * step->table_width + page] * model->page_size,
+                 smaller(context - position, model->page_size)};
+}
+
 INLINE void attend_heads(const Model *model, const Layer *layer, const Step *step, const float *q, float *out,
                          float *scores, int64_t piece, int is_bfloat16) {
     int64_t dim = model->head_dim, group = model->heads / model->kv_heads, kv_width = model->kv_heads * dim;
     int64_t row = piece / model->kv_heads, kv_head = piece % model->kv_heads;
-    int64_t context = step->positions[row] + 1, values = model->num_slots * kv_width;
+    int64_t context = step->positions[row] + 1, pages = (context + model->page_size - 1) / model->page_size;
     const float *queries = q + row * (model->heads * dim + 2 * kv_width) + kv_head * group * dim;
     float *results = out + (row * model->heads + kv_head * group) * dim;
-    for (int64_t i = 0; i < context; i++) {
-        int64_t at = slot_of(model, step, row, i) * kv_width + kv_head * dim;
+    Rows keys = {layer->pool, 0, kv_width, is_bfloat16}, values = keys;
+    for (int64_t page = 0; page < pages; page++) {
+        Run run = page_run(model, step, row, page, context);
+        keys.first = run.slot * kv_width + kv_head * dim;
         for (int64_t head = 0; head < group; head++)
-            scores[head * context + i] =
-                dot_values(queries + head * dim, layer->pool, at, dim, is_bfloat16) * model->scale;
+            dot_rows(queries + head * dim, keys, run.count, dim, model->scale, scores + head * context + run.position);
     }
     for (int64_t head = 0; head < group; head++) softmax(scores + head * context, context);
     memset(results, 0, (size_t)(group * dim) * sizeof(float));
-    for (int64_t i = 0; i < context; i++) {
-        int64_t at = values + slot_of(model, step, row, i) * kv_width + kv_head * dim;
+    for (int64_t page = 0; page < pages; page++) {
+        Run run = page_run(model, step, row, page, context);
+        values.first = (model->num_slots + run.slot) * kv_width + kv_head * dim;
         for (int64_t head = 0; head < group; head++)
-            add_scaled(results + head * dim, scores[head * context + i], layer->pool, at, dim, is_bfloat16);
+            add_rows(results + head * dim, scores + head * context + run.position, values, run.count, dim);
     }
 }
 
@@ -80,21 +140,27 @@ INLINE void attend_latent(const Model *model, const Layer *layer, const Step *st
                           float *scratch, int64_t piece, int is_bfloat16, int is_kv_b_bfloat16) {
     int64_t rank = model->rank, stride = rank + model->rope_dim, nope = model->nope_dim, value = model->value_dim;
     int64_t head = piece / step->rows, row = piece % step->rows, context = step->positions[row] + 1;
+    int64_t pages = (context + model->page_size - 1) / model->page_size;
     const float *query = q + (row * model->heads + head) * (nope + model->rope_dim);
-    const void *kv_b = layer->kv_b.data;
-    int64_t keys = head * (nope + value) * rank, values = keys + nope * rank;
+    Rows of_keys = {layer->kv_b.data, head * (nope + value) * rank, rank, is_kv_b_bfloat16}, of_values = of_keys;
+    Rows cached = {layer->pool, 0, stride, is_bfloat16};
     float *absorbed = scratch, *latent = absorbed + stride, *scores = latent + stride;
     memset(absorbed, 0, (size_t)(2 * stride) * sizeof(float));
-    for (int64_t i = 0; i < nope; i++) add_scaled(absorbed, query[i], kv_b, keys + i * rank, rank, is_kv_b_bfloat16);
+    add_rows(absorbed, query, of_keys, nope, rank);
     memcpy(absorbed + rank, query + nope, (size_t)model->rope_dim * sizeof(float));
-    for (int64_t i = 0; i < context; i++)
-        scores[i] = dot_values(absorbed, layer->pool, slot_of(model, step, row, i) * stride, stride, is_bfloat16) *
-                    model->scale;
+    for (int64_t page = 0; page < pages; page++) {
+        Run run = page_run(model, step, row, page, context);
+        cached.first = run.slot * stride;
+        dot_rows(absorbed, cached, run.count, stride, model->scale, scores + run.position);
+    }
     softmax(scores, context);
-    for (int64_t i = 0; i < context; i++)
-        add_scaled(latent, scores[i], layer->pool, slot_of(model, step, row, i) * stride, rank, is_bfloat16);
-    float *results = out + (row * model->heads + head) * value;
-    for (int64_t i = 0; i < value; i++) results[i] = dot_values(latent, kv_b, values + i * rank, rank, is_kv_b_bfloat16);
+    for (int64_t page = 0; page < pages; page++) {
+        Run run = page_run(model, step, row, page, context);
+        cached.first = run.slot * stride;
+        add_rows(latent, scores + run.position, cached, run.count, rank);
+    }
+    of_values.first += nope * rank;
+    dot_rows(latent, of_values, value, rank, 1.0f, out + (row * model->heads + head) * value);
 }
 
 void attend(const Model *model, const Layer *layer, const Step *step, const float *q, float *out, float *scratch,

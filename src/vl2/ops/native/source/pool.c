@@ -13,7 +13,7 @@
 
 /* Turns that a thread looks for work before it sleeps: some tens of microseconds, longer than what lies between two
  * loops of a step. On a machine that others use too, a thread that spins takes the core from the one it waits for. */
-enum { SPIN_TURNS = 2000 };
+enum { SPIN_TURNS = 2000, SHARES = 4 };
 
 typedef struct {
     Pool *pool;
@@ -43,7 +43,16 @@ static void relax(void) {
 #endif
 }
 
-static bool has_piece(uint64_t loop) { return (loop & 0xffff) < (loop >> 16 & 0xffff); }
+static long pieces_left(uint64_t loop) { return (long)(loop >> 16 & 0xffff) - (long)(loop & 0xffff); }
+
+static bool has_piece(uint64_t loop) { return pieces_left(loop) > 0; }
+
+/* Pieces that a thread takes at once: many while many are left, as neighbours lie side by side in memory and taking costs
+ * time; few at the end, so that nobody waits long for the last. */
+static long share_of(const Pool *pool, uint64_t loop) {
+    long share = pieces_left(loop) / (SHARES * pool->num_threads);
+    return share > 1 ? share : 1;
+}
 
 /* Take pieces until none is left. What the task is was written before the loop was announced, and is written again
  * only when all pieces are done: read between a look at the loop and a piece taken of it, it belongs to it. */
@@ -52,9 +61,10 @@ static void work(Pool *pool, int thread) {
     while (has_piece(loop)) {
         Task task = atomic_load_explicit(&pool->task, memory_order_relaxed);
         void *context = atomic_load_explicit(&pool->context, memory_order_relaxed);
-        if (atomic_compare_exchange_weak(&pool->loop, &loop, loop + 1)) {
-            task(context, (long)(loop & 0xffff), thread);
-            atomic_fetch_add(&pool->num_done, 1);
+        long first = (long)(loop & 0xffff), share = share_of(pool, loop);
+        if (atomic_compare_exchange_weak(&pool->loop, &loop, loop + (uint64_t)share)) {
+            for (long piece = first; piece < first + share; piece++) task(context, piece, thread);
+            atomic_fetch_add(&pool->num_done, share);
             loop = atomic_load(&pool->loop);
         }
     }

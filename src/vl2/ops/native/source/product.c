@@ -1,9 +1,7 @@
-#include "product.h"
-
 #include "amx.h"
+#include "product_pieces.h"
 
 enum {
-    COLUMNS_OF_ROWS = 32,               /* of a piece, where weights lie in rows */
     ROWS_AT_ONCE = LANES == 16 ? 6 : 4, /* for whose sums, times four, registers suffice: 32 of them, or 16 */
     COLUMNS_OF_MANY = LANES == 16 ? 4 : 2,   /* of three rows and more on 16 registers half as many columns */
 };
@@ -28,6 +26,17 @@ void operand_store(const Operand *operand, int64_t row, const float *values, int
 #endif
 }
 
+const float *operand_turn(const Operand *operand, int64_t rows, int64_t width, float *to) {
+    if (!HAS_AMX || operand->pairs == NULL || width % 32 != 0) return NULL;
+    int64_t pairs = width / 2;
+    memset(to, 0, (size_t)turned_size(rows, width) * sizeof(float));
+    for (int64_t row = 0; row < rows; row++) {
+        float *own = to + row / 16 * 16 * pairs + row % 16;
+        for (int64_t pair = 0; pair < pairs; pair++) own[pair * 16] = operand->pairs[row * operand->stride + pair];
+    }
+    return to;
+}
+
 /* total + the products of pairs of bfloat16: one pair of x for all lanes. `half` is where its odd elements begin. */
 INLINE Floats add_one_pair(Floats total, Words weights, const float *x, int64_t half, int64_t pair) {
 #if HAS_BF16_DOT
@@ -50,18 +59,6 @@ INLINE Floats add_pairs(Floats total, Words weights, const float *x, int64_t hal
     total += first_of_pairs(weights) * load_floats(x + pair);
     return total + second_of_pairs(weights) * load_floats(x + half + pair);
 #endif
-}
-
-INLINE void store_sums(const Product *product, int64_t row, int64_t column, const float *sums, int64_t count) {
-    const float *bias = product->weight->bias;
-    float *out = product->out + product->out_rows[row] * product->out_stride + column;
-    for (int64_t i = 0; i < count; i++) out[i] = bias == NULL ? sums[i] : sums[i] + bias[column + i];
-}
-
-INLINE const float *operand_row(const Product *product, int64_t row) {
-    int32_t layout = product->weight->layout, is_rounded = layout == BFLOAT16_ROWS || layout == BFLOAT16_BLOCKS;
-    const Operand *operand = product->operand;
-    return (is_rounded ? operand->pairs : operand->floats) + product->in_rows[row] * operand->stride;
 }
 
 /* ---- weights in blocks: `vectors` vectors of columns, `rows` rows of x; both are constants where this is inlined */
@@ -114,66 +111,6 @@ static void block_piece(const Product *product, int64_t piece, int64_t first_row
 #endif
     }
 }
-
-#if HAS_AMX
-
-/* ---- weights in blocks, on matrix units: up to 32 rows */
-
-enum { NUMBERS_AT_ONCE = 512, MOST_BLOCK = 64 };
-
-/* `numbers` of each row from `begin` on: where they lie if the rows follow one another, else copied to `room`. */
-INLINE const void *operand_tiles(const Product *product, int64_t first_row, int64_t rows, int64_t begin,
-                                 int64_t numbers, uint16_t *room, int64_t *row_bytes) {
-    const int32_t *in_rows = product->in_rows + first_row;
-    *row_bytes = product->operand->stride * 4;
-    if (in_rows[rows - 1] - in_rows[0] == rows - 1) return (const uint16_t *)operand_row(product, first_row) + begin;
-    for (int64_t row = 0; row < rows; row++)
-        memcpy(room + row * numbers, (const uint16_t *)operand_row(product, first_row + row) + begin,
-               (size_t)numbers * sizeof *room);
-    *row_bytes = numbers * 2;
-    return room;
-}
-
-INLINE void tiles_columns(const Product *product, const uint32_t *weights, int64_t first_row, int64_t rows,
-                          int is_few, int vectors, float *out) {
-    const Matrix *matrix = product->weight;
-    uint16_t room[MOST_TILE_ROWS * NUMBERS_AT_ONCE];
-    tiles_zero();
-    for (int64_t begin = 0; begin < matrix->padded_in; begin += NUMBERS_AT_ONCE) {
-        int64_t rest = matrix->padded_in - begin, numbers = rest < NUMBERS_AT_ONCE ? rest : NUMBERS_AT_ONCE, x_bytes;
-        const void *x = operand_tiles(product, first_row, rows, begin, numbers, room, &x_bytes);
-        const uint32_t *from = weights + begin / 2 * matrix->block;
-        if (is_few) tiles_add_few(x, x_bytes, from, matrix->block, numbers / TILE_NUMBERS, vectors);
-        else tiles_add_many(x, x_bytes, from, matrix->block, numbers / TILE_NUMBERS, vectors);
-    }
-    if (is_few) tiles_store_few(out, MOST_BLOCK, vectors);
-    else tiles_store_many(out, MOST_BLOCK, vectors);
-}
-
-static void tiles_piece(const Product *product, int64_t piece, int64_t first_row, int64_t rows) {
-    const Matrix *matrix = product->weight;
-    const uint32_t *block = (const uint32_t *)matrix->data + piece * matrix->block * (matrix->padded_in / 2);
-    float done[MOST_TILE_ROWS][MOST_BLOCK];
-    int64_t first = piece * matrix->block, offset = 0;
-    tiles_begin(rows);
-    if (rows <= TILE_ROWS) {
-        switch (matrix->block / LANES) {
-            case 1: tiles_columns(product, block, first_row, rows, 1, 1, done[0]); break;
-            case 2: tiles_columns(product, block, first_row, rows, 1, 2, done[0]); break;
-            case 3: tiles_columns(product, block, first_row, rows, 1, 3, done[0]); break;
-            default: tiles_columns(product, block, first_row, rows, 1, 4, done[0]);
-        }
-    } else {
-        for (; offset + 2 * LANES <= matrix->block; offset += 2 * LANES)
-            tiles_columns(product, block + offset, first_row, rows, 0, 2, done[0] + offset);
-        if (offset < matrix->block) tiles_columns(product, block + offset, first_row, rows, 0, 1, done[0] + offset);
-    }
-    tiles_end();
-    int64_t wanted = matrix->out_width - first < matrix->block ? matrix->out_width - first : matrix->block;
-    for (int64_t row = 0; row < rows; row++) store_sums(product, first_row + row, first, done[row], wanted);
-}
-
-#endif
 
 /* ---- weights in rows: one after the other, as the memory is read fastest, for `rows` rows of x */
 
@@ -252,110 +189,6 @@ INLINE void row_piece(const Product *product, int64_t piece, int64_t first_row, 
     }
 }
 
-/* ---- weights in few bits, on exact rows */
-
-INLINE Floats decode_codes(Words codes) {
-#if LANES == 16
-    const Floats values = {-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7}; /* found by the lowest four bits */
-    return (Floats)_mm512_permutexvar_ps((__m512i)codes, (__m512)values);
-#else
-    typedef int32_t Integers __attribute__((vector_size(LANES * 4)));
-    return __builtin_convertvector((Integers)(codes & 15u) - 8, Floats);
-#endif
-}
-
-/* Scales of columns `first` on; each has its zero point behind it. */
-INLINE Floats load_scales(const Matrix *matrix, int64_t first) {
-    if (matrix->has_bfloat16_scales) return first_of_pairs(load_words((const uint32_t *)matrix->scales + first));
-    Floats scales;
-    for (int lane = 0; lane < LANES; lane++) scales[lane] = ((const float *)matrix->scales)[2 * (first + lane)];
-    return scales;
-}
-
-/* Four vectors of columns: two of the block's first half from `offset` on, and the same two of its second half. */
-INLINE void int4_tile(const Product *product, int64_t piece, int offset, int64_t first_row, int rows) {
-    const Matrix *matrix = product->weight;
-    const int64_t half = matrix->block / 2, group = matrix->group;
-    const uint8_t *codes = (const uint8_t *)matrix->data + piece * half * matrix->in_width + offset;
-    const int64_t columns[4] = {offset, offset + LANES, half + offset, half + offset + LANES};
-    float totals[4][4][LANES] = {0};
-    const float *x[4];
-    for (int row = 0; row < rows; row++) x[row] = operand_row(product, first_row + row);
-    for (int64_t begin = 0; begin < matrix->in_width; begin += group) {
-        Floats sums[4][4];
-        UNROLL for (int row = 0; row < rows; row++)
-            UNROLL for (int v = 0; v < 4; v++) sums[row][v] = (Floats){0};
-        for (int64_t i = begin; i < begin + group; i++) {
-            Words first = widen_bytes(codes + i * half), second = widen_bytes(codes + i * half + LANES);
-            Floats values[4] = {decode_codes(first), decode_codes(second), decode_codes(first >> 4),
-                                decode_codes(second >> 4)};
-            UNROLL for (int row = 0; row < rows; row++)
-                UNROLL for (int v = 0; v < 4; v++) sums[row][v] += values[v] * x[row][i];
-        }
-        int64_t scales = begin / group * matrix->out_width + piece * matrix->block;
-        UNROLL for (int v = 0; v < 4; v++) {
-            Floats scale = load_scales(matrix, scales + columns[v]);
-            UNROLL for (int row = 0; row < rows; row++)
-                store_floats(totals[row][v], load_floats(totals[row][v]) + sums[row][v] * scale);
-        }
-    }
-    for (int row = 0; row < rows; row++)
-        for (int v = 0; v < 4; v++)
-            store_sums(product, first_row + row, piece * matrix->block + columns[v], totals[row][v], LANES);
-}
-
-INLINE void int4_columns(const Product *product, int64_t piece, int64_t first_row, int rows) {
-    for (int offset = 0; offset < product->weight->block / 2; offset += 2 * LANES)
-        int4_tile(product, piece, offset, first_row, rows);
-}
-
-static void int4_piece(const Product *product, int64_t piece, int64_t first_row, int64_t rows) {
-    switch (rows) {
-        case 1: int4_columns(product, piece, first_row, 1); break;
-        case 2: int4_columns(product, piece, first_row, 2); break;
-        case 3: int4_columns(product, piece, first_row, 3); break;
-        default: int4_columns(product, piece, first_row, 4); break;
-    }
-}
-
-INLINE void int8_columns(const Product *product, int64_t piece, int64_t first_row, int rows) {
-    const Matrix *matrix = product->weight;
-    const int64_t width = matrix->in_width;
-    int64_t column = piece * COLUMNS_OF_ROWS, end = column + COLUMNS_OF_ROWS;
-    const float *x[4];
-    for (int row = 0; row < rows; row++) x[row] = operand_row(product, first_row + row);
-    if (end > matrix->out_width) end = matrix->out_width;
-    for (; column < end; column++) {
-        const int8_t *codes = (const int8_t *)matrix->data + column * width;
-        Floats sums[4], others[4];
-        UNROLL for (int row = 0; row < rows; row++) sums[row] = others[row] = (Floats){0};
-        int64_t i = 0;
-        for (; i + 2 * LANES <= width; i += 2 * LANES) {
-            Floats first = widen_signed(codes + i), second = widen_signed(codes + i + LANES);
-            UNROLL for (int row = 0; row < rows; row++) {
-                sums[row] += first * load_floats(x[row] + i);
-                others[row] += second * load_floats(x[row] + i + LANES);
-            }
-        }
-        float done[4], scale = value_at(matrix->scales, column, matrix->has_bfloat16_scales);
-        UNROLL for (int row = 0; row < rows; row++) done[row] = sum_floats(sums[row] + others[row]);
-        for (int row = 0; row < rows; row++) {
-            for (int64_t k = i; k < width; k++) done[row] += (float)codes[k] * x[row][k];
-            done[row] *= scale;
-            store_sums(product, first_row + row, column, &done[row], 1);
-        }
-    }
-}
-
-static void int8_piece(const Product *product, int64_t piece, int64_t first_row, int64_t rows) {
-    switch (rows) {
-        case 1: int8_columns(product, piece, first_row, 1); break;
-        case 2: int8_columns(product, piece, first_row, 2); break;
-        case 3: int8_columns(product, piece, first_row, 3); break;
-        default: int8_columns(product, piece, first_row, 4); break;
-    }
-}
-
 int64_t product_pieces(const Product *product) {
     const Matrix *matrix = product->weight;
     int is_blocks = matrix->layout == BFLOAT16_BLOCKS || matrix->layout == INT4_BLOCKS;
@@ -363,7 +196,7 @@ int64_t product_pieces(const Product *product) {
     return (matrix->out_width + columns - 1) / columns;
 }
 
-/* Whether tiles multiply it, whatever the number of rows. */
+/* Whether matrix units multiply it, whatever the number of rows. */
 INLINE int is_for_tiles(const Matrix *matrix) {
     return HAS_AMX && matrix->layout == BFLOAT16_BLOCKS && matrix->padded_in % 32 == 0;
 }
@@ -373,23 +206,26 @@ INLINE int64_t rows_at_once(const Matrix *matrix) {
     return matrix->layout == INT4_BLOCKS || matrix->layout == INT8_ROWS ? 4 : ROWS_AT_ONCE;
 }
 
+INLINE void some_rows(const Product *product, int64_t piece, int64_t row, int64_t rows) {
+    switch (product->weight->layout) {
+        case INT4_BLOCKS: int4_piece(product, piece, row, rows); break;
+        case INT8_ROWS: int8_piece(product, piece, row, rows); break;
+        case BFLOAT16_BLOCKS: block_piece(product, piece, row, rows); break;
+        case BFLOAT16_ROWS: row_piece(product, piece, row, rows, BFLOAT16_ROWS); break;
+        default: row_piece(product, piece, row, rows, FLOAT32_ROWS); break;
+    }
+}
+
 void product_piece(const Product *product, int64_t piece) {
     const Matrix *matrix = product->weight;
+    if (HAS_AMX && product->turned != NULL && matrix->layout == BFLOAT16_ROWS) {
+        turned_piece(product, piece);
+        return;
+    }
     int64_t most = rows_at_once(matrix), groups = (product->num_rows + most - 1) / most;
     for (int64_t group = 0; group < groups; group++) { /* equally large: 8 rows are 4 and 4, not 6 and 2 */
         int64_t row = group * product->num_rows / groups, rows = (group + 1) * product->num_rows / groups - row;
-#if HAS_AMX
-        if (is_for_tiles(matrix)) {
-            tiles_piece(product, piece, row, rows);
-            continue;
-        }
-#endif
-        switch (matrix->layout) {
-            case INT4_BLOCKS: int4_piece(product, piece, row, rows); break;
-            case INT8_ROWS: int8_piece(product, piece, row, rows); break;
-            case BFLOAT16_BLOCKS: block_piece(product, piece, row, rows); break;
-            case BFLOAT16_ROWS: row_piece(product, piece, row, rows, BFLOAT16_ROWS); break;
-            default: row_piece(product, piece, row, rows, FLOAT32_ROWS); break;
-        }
+        if (is_for_tiles(matrix)) tiles_piece(product, piece, row, rows);
+        else some_rows(product, piece, row, rows);
     }
 }
