@@ -1,216 +1,237 @@
-/* Attention of many queries on one context, bfloat16, where the processor multiplies pairs of it (vdpbf16ps).
+/* Attention of many queries on one context, bfloat16, where the processor multiplies pairs of it.
  *
- * Keys and values of each head are laid out once as panels, then pieces of BLOCK queries are computed: all scores of
- * the piece, their softmax in float32, and the sum of the values weighted by e^(score - largest), rounded to bfloat16
- * as torch's fused attention rounds them, over the sum of those before rounding. A row's bits depend on its own
- * context alone: what comes after it is added as zero. */
+ * A piece is a head of keys and values, or part of its queries: what they are laid out as stays in one core's cache.
+ * Queries are computed in blocks, and of the context SPLIT positions at a time, whose scores stay in the first cache: their
+ * softmax in float32, and the sum of the values weighted by e^(score - largest), rounded to bfloat16 as torch's fused
+ * attention rounds them; in the end over the sum of those before rounding. Where a split has a larger score than those
+ * before it, what they gave is scaled down. A row's bits depend on its own context alone: what comes after it is added
+ * as zero. */
 #include "engine.h"
 #include "prompt.h"
+#include "prompt_panels.h"
 
 #if HAS_BF16_DOT
 
-enum { ROWS = 6, VECTORS = 4, WIDE = VECTORS * LANES, BLOCK = 2 * ROWS };
+enum { SPLIT = 512 };
 
 typedef struct {
     const PromptAttention *own;
-    int64_t filled, pairs, value_width; /* context in whole panels, pairs of it; value_dim in whole vectors */
-    uint32_t *keys;                     /* [kv_heads][panels of WIDE positions][dim / 2][WIDE] */
-    uint32_t *values;                   /* [kv_heads][panels of up to WIDE columns][pairs][columns of the panel] */
-    char *scratch;
-    int64_t scratch_bytes; /* of a thread */
-    int64_t first;         /* piece of queries: a pool's loop has a most */
+    Panels panels;  /* without their places */
+    int64_t shares; /* pieces of a head */
+    char *room;     /* [threads][thread_bytes] */
+    int64_t thread_bytes;
 } Job;
 
+/* Some queries of one head. A number x[query, i] lies at [i / WIDE][query][i % WIDE] where it is multiplied. */
 typedef struct {
-    uint32_t *q;     /* [BLOCK][dim / 2] */
-    float *scores;   /* [BLOCK][filled] */
-    uint16_t *probs; /* [BLOCK][filled] */
-    float *out;      /* [BLOCK][value_width] */
-} Scratch;
+    const PromptAttention *own;
+    Panels panels;
+    int64_t head, first, count; /* queries */
+    __m512 scale;               /* from scores to exponents of 2 */
+    uint16_t *q;                /* [dim], as above */
+    float *scores;              /* [SPLIT], as above; then the weights, bfloat16 */
+    float *out;                 /* [BLOCK][value_width] */
+    __m512 most[BLOCK];         /* the largest scores until now, each of some positions */
+    __m512 shift[BLOCK];        /* the largest one as an exponent */
+    __m512 sums[BLOCK];         /* of weights, each of some positions */
+} Block;
 
-INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-INLINE int64_t up(int64_t count, int64_t multiple) { return (count + multiple - 1) / multiple * multiple; }
+/* Positions that a query of the block sees. */
+INLINE int64_t seen_by(const Block *block, int64_t row) {
+    const PromptAttention *own = block->own;
+    return own->is_causal ? own->context - own->rows + block->first + row + 1 : own->context;
+}
 
-/* ROWS rows of pairs times a panel [pairs][vectors · LANES] → out. */
-INLINE void multiply_panel(const uint32_t *x, int64_t x_row, const uint32_t *panel, int64_t pairs, int vectors,
-                           float *out, int64_t out_row) {
-    __m512 sums[ROWS][VECTORS];
-    UNROLL for (int row = 0; row < ROWS; row++)
-        UNROLL for (int i = 0; i < VECTORS; i++) sums[row][i] = _mm512_setzero_ps();
-    for (int64_t pair = 0; pair < pairs; pair++, panel += vectors * LANES) {
-        __m512i columns[VECTORS];
-        UNROLL for (int i = 0; i < VECTORS; i++)
-            if (i < vectors) columns[i] = _mm512_load_si512(panel + i * LANES);
-        UNROLL for (int row = 0; row < ROWS; row++) {
-            __m512i numbers = _mm512_set1_epi32((int32_t)x[row * x_row + pair]);
-            UNROLL for (int i = 0; i < VECTORS; i++)
-                if (i < vectors)
-                    sums[row][i] = _mm512_dpbf16_ps(sums[row][i], (__m512bh)numbers, (__m512bh)columns[i]);
+/* ---- softmax */
+
+/* 2^x for x ≤ 0 to 1e-7 of it, and 2^-126 for what is below. */
+INLINE __m512 power_of_two(__m512 x) {
+    x = _mm512_max_ps(_mm512_set1_ps(-126.0f), x);
+    __m512 r = _mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF), p = _mm512_set1_ps(1.867130213e-3f);
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(9.017030019e-3f));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(5.579991332e-2f));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(2.401644501e-1f));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(6.931513118e-1f));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.0f));
+    return _mm512_scalef_ps(p, x);
+}
+
+INLINE void look_row(const float *scores, int64_t seen, __m512 *most) {
+    *most = _mm512_mask_max_ps(*most, first_lanes(seen), *most, _mm512_load_ps(scores));
+    *most = _mm512_mask_max_ps(*most, first_lanes(seen - LANES), *most, _mm512_load_ps(scores + LANES));
+}
+
+/* At a panel's scores, for the largest; `first` is its first position. */
+INLINE void look_at(Block *block, int64_t first, const float *scores) {
+    if (first + WIDE <= seen_by(block, 0))
+        for (int64_t row = 0; row < block->count; row++) look_row(scores + row * WIDE, WIDE, &block->most[row]);
+    else
+        for (int64_t row = 0; row < block->count; row++)
+            look_row(scores + row * WIDE, seen_by(block, row) - first, &block->most[row]);
+}
+
+/* The largest scores as exponents. What was summed until now is scaled to them. */
+static void shift_to_largest(Block *block, int is_first) {
+    for (int64_t row = 0; row < block->count; row++) {
+        __m512 before = block->shift[row];
+        block->shift[row] = _mm512_mul_ps(_mm512_set1_ps(_mm512_reduce_max_ps(block->most[row])), block->scale);
+        if (is_first || _mm512_cmp_ps_mask(before, block->shift[row], _CMP_EQ_OQ)) continue;
+        __m512 factor = power_of_two(_mm512_sub_ps(before, block->shift[row]));
+        block->sums[row] = _mm512_mul_ps(block->sums[row], factor);
+        float *out = block->out + row * block->panels.value_width;
+        for (int64_t i = 0; i < block->panels.value_width; i += LANES)
+            _mm512_store_ps(out + i, _mm512_mul_ps(_mm512_load_ps(out + i), factor));
+    }
+}
+
+INLINE void weigh_row(Block *block, int64_t row, const float *scores, int64_t seen, uint16_t *weights) {
+    __m512 a = _mm512_fmsub_ps(_mm512_load_ps(scores), block->scale, block->shift[row]);
+    __m512 b = _mm512_fmsub_ps(_mm512_load_ps(scores + LANES), block->scale, block->shift[row]);
+    a = _mm512_maskz_mov_ps(first_lanes(seen), power_of_two(a));
+    b = _mm512_maskz_mov_ps(first_lanes(seen - LANES), power_of_two(b));
+    block->sums[row] = _mm512_add_ps(block->sums[row], _mm512_add_ps(a, b));
+    _mm512_store_si512(weights, (__m512i)_mm512_cvtne2ps_pbh(b, a));
+}
+
+/* Of a panel's positions, 0 where a row does not see one. */
+INLINE void weigh(Block *block, int64_t first, const float *scores, uint16_t *weights) {
+    if (first + WIDE <= seen_by(block, 0))
+        for (int64_t row = 0; row < block->count; row++)
+            weigh_row(block, row, scores + row * WIDE, WIDE, weights + row * WIDE);
+    else
+        for (int64_t row = 0; row < block->count; row++)
+            weigh_row(block, row, scores + row * WIDE, seen_by(block, row) - first, weights + row * WIDE);
+}
+
+/* ---- blocks */
+
+static void copy_queries(Block *block) {
+    const PromptAttention *own = block->own;
+    for (int64_t i = 0; i < own->dim; i += LANES) {
+        uint16_t *to = block->q + i / WIDE * WIDE * BLOCK + i % WIDE;
+        const uint16_t *from = own->q + block->first * own->q_row + block->head * own->q_head + i;
+        __mmask16 given = first_lanes(own->dim - i);
+        for (int64_t row = 0; row < block->count; row++)
+            _mm256_store_si256((void *)(to + row * WIDE), _mm256_maskz_loadu_epi16(given, from + row * own->q_row));
+    }
+}
+
+/* Scores of a panel are looked at one panel later: by then they have been stored, and nothing waits. */
+static void score(Block *block, int64_t first, int64_t end) {
+    const Panels *panels = &block->panels;
+    float *scores = block->scores;
+    for (int64_t at = first; at < end; at += WIDE, scores += WIDE * BLOCK) {
+        multiply_panel((const uint32_t *)block->q, panels->keys + at * panels->key_pairs, panels->key_pairs, 2, scores,
+                       WIDE, 0);
+        if (at > first) look_at(block, at - WIDE, scores - WIDE * BLOCK);
+    }
+    look_at(block, (end - 1) / WIDE * WIDE, scores - WIDE * BLOCK);
+}
+
+static void add_values(Block *block, int64_t first, int64_t end) {
+    const Panels *panels = &block->panels;
+    const uint32_t *weights = (const uint32_t *)block->scores;
+    int64_t width = panels->value_width, pairs = up((end - first + 1) / 2, STEP);
+    for (int64_t column = 0; column < width; column += WIDE) {
+        const uint32_t *panel = panels->values + column * panels->pairs;
+        if (column + WIDE <= width)
+            multiply_panel(weights, panel + first / 2 * WIDE, pairs, 2, block->out + column, width, first > 0);
+        else
+            multiply_panel(weights, panel + first / 2 * LANES, pairs, 1, block->out + column, width, first > 0);
+    }
+}
+
+static void store_rows(const Block *block) {
+    const PromptAttention *own = block->own;
+    for (int64_t row = 0; row < block->count; row++) {
+        const float *from = block->out + row * block->panels.value_width;
+        uint16_t *to = own->out + (block->first + row) * own->out_row + block->head * own->out_head;
+        __m512 factor = _mm512_set1_ps(1.0f / sum_floats((Floats)block->sums[row]));
+        for (int64_t i = 0; i < own->value_dim; i += LANES) {
+            __m512 values = _mm512_mul_ps(_mm512_load_ps(from + i), factor);
+            _mm256_mask_storeu_epi16(to + i, first_lanes(own->value_dim - i), (__m256i)_mm512_cvtneps_pbh(values));
         }
     }
-    UNROLL for (int row = 0; row < ROWS; row++)
-        UNROLL for (int i = 0; i < VECTORS; i++)
-            if (i < vectors) _mm512_storeu_ps(out + row * out_row + i * LANES, sums[row][i]);
 }
 
-static void multiply_rows(const uint32_t *x, int64_t x_row, const uint32_t *panel, int64_t pairs, int64_t vectors,
-                          float *out, int64_t out_row) {
-    for (int64_t row = 0; row < BLOCK; row += ROWS, x += ROWS * x_row, out += ROWS * out_row) {
-        switch (vectors) {
-        case 1: multiply_panel(x, x_row, panel, pairs, 1, out, out_row); break;
-        case 2: multiply_panel(x, x_row, panel, pairs, 2, out, out_row); break;
-        case 3: multiply_panel(x, x_row, panel, pairs, 3, out, out_row); break;
-        default: multiply_panel(x, x_row, panel, pairs, 4, out, out_row);
-        }
+static void attend_block(Block *block) {
+    for (int row = 0; row < BLOCK; row++)
+        block->most[row] = _mm512_set1_ps(-__builtin_inff()), block->sums[row] = _mm512_setzero_ps();
+    copy_queries(block);
+    int64_t seen = seen_by(block, block->count - 1);
+    for (int64_t first = 0; first < seen; first += SPLIT) {
+        int64_t end = smaller(first + SPLIT, seen);
+        score(block, first, end);
+        shift_to_largest(block, first == 0);
+        for (int64_t at = 0; at < end - first; at += WIDE)
+            weigh(block, first + at, block->scores + at * BLOCK, (uint16_t *)block->scores + at * BLOCK);
+        add_values(block, first, end);
     }
+    store_rows(block);
 }
 
-/* e^x for x ≤ 0, as `exponential` (simd.h). */
-INLINE __m512 exponentials(__m512 x) {
-    x = _mm512_max_ps(x, _mm512_set1_ps(-87.0f));
-    __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504088896341f)), _MM_FROUND_TO_NEAREST_INT);
-    __m512 r = _mm512_fmadd_ps(n, _mm512_set1_ps(-0.693359375f), x);
-    r = _mm512_fmadd_ps(n, _mm512_set1_ps(2.12194440e-4f), r);
-    __m512 p = _mm512_set1_ps(1.9875691500e-4f);
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.3981999507e-3f));
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(8.3334519073e-3f));
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(4.1665795894e-2f));
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.6666665459e-1f));
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(5.0000001201e-1f));
-    p = _mm512_fmadd_ps(p, _mm512_mul_ps(r, r), _mm512_add_ps(r, _mm512_set1_ps(1.0f)));
-    return _mm512_scalef_ps(p, n);
+/* ---- pieces */
+
+INLINE int64_t query_bytes(const PromptAttention *own) { return BLOCK * up(own->dim, WIDE) * 2; }
+
+static int64_t thread_bytes(const PromptAttention *own, const Panels *panels) {
+    int64_t numbers = panels->positions * panels->key_pairs + panels->pairs * panels->value_width;
+    return up(4 * (numbers + BLOCK * (SPLIT + panels->value_width)) + query_bytes(own), 64);
 }
 
-INLINE __mmask16 first_lanes(int64_t count) { return (__mmask16)(count >= LANES ? 0xffff : (1u << count) - 1); }
-
-/* e^(scale · (score - largest)) of the first `count` scores, zeros up to `end`; returns their sum. */
-static float weigh(const float *scores, int64_t count, int64_t end, float scale, uint16_t *probs) {
-    __m512 most = _mm512_set1_ps(-__builtin_inff()), sum = _mm512_setzero_ps();
-    for (int64_t i = 0; i < count; i += LANES)
-        most = _mm512_mask_max_ps(most, first_lanes(count - i), most, _mm512_load_ps(scores + i));
-    __m512 scales = _mm512_set1_ps(scale), largest = _mm512_set1_ps(_mm512_reduce_max_ps(most));
-    for (int64_t i = 0; i < end; i += LANES) {
-        __m512 below = _mm512_mul_ps(_mm512_sub_ps(_mm512_load_ps(scores + i), largest), scales);
-        __m512 values = _mm512_maskz_mov_ps(first_lanes(i < count ? count - i : 0), exponentials(below));
-        sum = _mm512_add_ps(sum, values);
-        _mm256_store_si256((void *)(probs + i), (__m256i)_mm512_cvtneps_pbh(values));
-    }
-    return sum_floats((Floats)sum);
-}
-
-/* ---- pieces: one head's keys and values; BLOCK queries of one head */
-
-static void lay_out_keys(const Job *job, int64_t head) {
-    const PromptAttention *own = job->own;
-    int64_t pairs = own->dim / 2;
-    uint32_t *panel = job->keys + head * job->filled * pairs;
-    for (int64_t first = 0; first < job->filled; first += WIDE, panel += WIDE * pairs)
-        for (int64_t i = 0; i < WIDE; i++) {
-            const uint16_t *key = own->keys + (first + i) * own->key_row + head * own->key_head;
-            for (int64_t pair = 0; pair < pairs; pair++) {
-                uint32_t word = 0;
-                if (first + i < own->context) memcpy(&word, key + 2 * pair, sizeof word);
-                panel[pair * WIDE + i] = word;
-            }
-        }
-}
-
-INLINE __m512i widen_some(const uint16_t *from, int64_t count) {
-    return _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(first_lanes(count), from));
-}
-
-static void lay_out_values(const Job *job, int64_t head) {
-    const PromptAttention *own = job->own;
-    uint32_t *to = job->values + head * job->pairs * job->value_width;
-    for (int64_t first = 0; first < job->value_width; first += WIDE) {
-        int64_t end = smaller(first + WIDE, job->value_width);
-        for (int64_t position = 0; position < 2 * job->pairs; position += 2) {
-            const uint16_t *row = own->values + position * own->value_row + head * own->value_head;
-            for (int64_t column = first; column < end; column += LANES, to += LANES) {
-                __m512i words = widen_some(row + column, own->value_dim - column);
-                if (position + 1 < own->context) {
-                    __m512i next = widen_some(row + own->value_row + column, own->value_dim - column);
-                    words = _mm512_or_si512(words, _mm512_slli_epi32(next, 16));
-                }
-                _mm512_store_si512(to, words);
-            }
-        }
-    }
-}
-
-static void lay_out_piece(void *context, long piece, int thread) {
-    const Job *job = context;
-    (void)thread;
-    if (piece < job->own->kv_heads) lay_out_keys(job, piece);
-    else lay_out_values(job, piece - job->own->kv_heads);
-}
-
-static Scratch scratch_of(const Job *job, int thread) {
-    Scratch scratch;
-    char *at = job->scratch + thread * job->scratch_bytes;
-    scratch.scores = (void *)at, at += BLOCK * job->filled * 4;
-    scratch.probs = (void *)at, at += BLOCK * job->filled * 2;
-    scratch.out = (void *)at, at += BLOCK * job->value_width * 4;
-    scratch.q = (void *)at;
-    return scratch;
-}
-
-static void copy_queries(const PromptAttention *own, int64_t first, int64_t count, int64_t head, uint32_t *to) {
-    size_t bytes = (size_t)own->dim * sizeof(uint16_t);
-    memset(to, 0, BLOCK * bytes);
-    for (int64_t row = 0; row < count; row++)
-        memcpy(to + row * own->dim / 2, own->q + (first + row) * own->q_row + head * own->q_head, bytes);
-}
-
-static void store_row(const float *x, float factor, int64_t width, uint16_t *to) {
-    for (int64_t i = 0; i < width; i += LANES) {
-        __m512 values = _mm512_mul_ps(_mm512_loadu_ps(x + i), _mm512_set1_ps(factor));
-        _mm256_mask_storeu_epi16(to + i, first_lanes(width - i), (__m256i)_mm512_cvtneps_pbh(values));
-    }
+static Block block_of(const Job *job, int thread) {
+    Block block = {.own = job->own, .panels = job->panels};
+    Panels *panels = &block.panels;
+    block.scale = _mm512_set1_ps(job->own->scale * 1.44269504088896341f);
+    block.scores = (void *)(job->room + thread * job->thread_bytes);
+    block.out = block.scores + BLOCK * SPLIT;
+    panels->keys = (uint32_t *)(block.out + BLOCK * panels->value_width);
+    panels->values = panels->keys + panels->positions * panels->key_pairs;
+    block.q = (uint16_t *)(panels->values + panels->pairs * panels->value_width);
+    memset(block.q, 0, (size_t)query_bytes(job->own));
+    return block;
 }
 
 static void attend_piece(void *context, long piece, int thread) {
     const Job *job = context;
     const PromptAttention *own = job->own;
-    Scratch scratch = scratch_of(job, thread);
-    int64_t head = (job->first + piece) % own->heads, first = (job->first + piece) / own->heads * BLOCK;
-    int64_t kv_head = head / (own->heads / own->kv_heads), count = smaller(own->rows - first, BLOCK);
-    int64_t before = own->is_causal ? own->context - own->rows + 1 : own->context, step = own->is_causal ? 1 : 0;
-    int64_t seen = before + step * (first + count - 1), end = up(seen, LANES), pairs = (seen + 1) / 2;
-    const uint32_t *keys = job->keys + kv_head * job->filled * (own->dim / 2);
-    const uint32_t *values = job->values + kv_head * job->pairs * job->value_width;
-    copy_queries(own, first, count, head, scratch.q);
-    for (int64_t at = 0; at < seen; at += WIDE)
-        multiply_rows(scratch.q, own->dim / 2, keys + at * (own->dim / 2), own->dim / 2, VECTORS, scratch.scores + at,
-                      job->filled);
-    float sums[BLOCK];
-    for (int64_t row = 0; row < count; row++)
-        sums[row] = weigh(scratch.scores + row * job->filled, before + step * (first + row), end, own->scale,
-                          scratch.probs + row * job->filled);
-    for (int64_t column = 0; column < job->value_width; column += WIDE) {
-        int64_t vectors = smaller((job->value_width - column) / LANES, VECTORS);
-        multiply_rows((const uint32_t *)scratch.probs, job->filled / 2, values + column * job->pairs, pairs, vectors,
-                      scratch.out + column, job->value_width);
+    Block block = block_of(job, thread);
+    int64_t kv_head = piece / job->shares, group = own->heads / own->kv_heads, blocks = up(own->rows, BLOCK) / BLOCK;
+    lay_out_keys(&block.panels, own, kv_head);
+    lay_out_values(&block.panels, own, kv_head);
+#if HAS_AMX
+    tiles_begin(BLOCK);
+#endif
+    for (int64_t idx = piece % job->shares; idx < group * blocks; idx += job->shares) {
+        block.head = kv_head * group + idx / blocks, block.first = idx % blocks * BLOCK;
+        block.count = smaller(own->rows - block.first, BLOCK);
+        attend_block(&block);
     }
-    for (int64_t row = 0; row < count; row++)
-        store_row(scratch.out + row * job->value_width, 1.0f / sums[row], own->value_dim,
-                  own->out + (first + row) * own->out_row + head * own->out_head);
+#if HAS_AMX
+    tiles_end();
+#endif
+}
+
+/* Pieces of a head for which all are done soonest: each lays out keys and values for itself, which takes as long as
+ * LAYOUT_ROWS queries. */
+static int64_t choose_shares(const PromptAttention *own, int64_t threads) {
+    enum { LAYOUT_ROWS = 64 };
+    int64_t rows = own->rows * (own->heads / own->kv_heads), best = 1, least = INT64_MAX;
+    for (int64_t shares = 1; shares <= smaller(threads, up(rows, BLOCK) / BLOCK); shares++) {
+        int64_t rounds = up(own->kv_heads * shares, threads) / threads, cost = rounds * (rows / shares + LAYOUT_ROWS);
+        if (cost < least) least = cost, best = shares;
+    }
+    return best;
 }
 
 /* Returns 0, or -1 without memory. */
 EXPORT int32_t vl2_attend_prompt(Workers *workers, const PromptAttention *own) {
-    Job job = {.own = own, .filled = up(own->context, WIDE), .pairs = (own->context + 1) / 2};
-    job.value_width = up(own->value_dim, LANES);
-    size_t keys = (size_t)(own->kv_heads * job.filled * (own->dim / 2)) * 4;
-    size_t values = (size_t)(own->kv_heads * job.pairs * job.value_width) * 4;
-    job.scratch_bytes = up(BLOCK * (job.filled * 6 + job.value_width * 4 + own->dim * 2), 64);
-    char *room = workers_room(workers, keys + values + (size_t)(pool_threads(workers->pool) * job.scratch_bytes));
-    if (room == NULL) return -1;
-    job.keys = (void *)room, job.values = (void *)(room + keys), job.scratch = room + keys + values;
-    pool_run(workers->pool, lay_out_piece, &job, (long)(2 * own->kv_heads));
-    int64_t pieces = up(own->rows, BLOCK) / BLOCK * own->heads;
-    for (; job.first < pieces; job.first += MOST_PIECES)
-        pool_run(workers->pool, attend_piece, &job, (long)smaller(pieces - job.first, MOST_PIECES));
+    int64_t threads = pool_threads(workers->pool);
+    Job job = {.own = own, .panels = panels_of(own), .shares = choose_shares(own, threads)};
+    job.thread_bytes = thread_bytes(own, &job.panels);
+    job.room = workers_room(workers, (size_t)(threads * job.thread_bytes));
+    if (job.room == NULL) return -1;
+    pool_run(workers->pool, attend_piece, &job, (long)(own->kv_heads * job.shares));
     return 0;
 }
 

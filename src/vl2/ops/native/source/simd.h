@@ -23,6 +23,8 @@
 #define HAS_BF16_DOT 0
 #endif
 
+enum { BYTES_AHEAD = 8192 };
+
 #define INLINE static inline __attribute__((always_inline))
 #define UNROLL _Pragma("GCC unroll 16")
 
@@ -39,6 +41,13 @@ INLINE Words load_words(const uint32_t *from) {
     Words values;
     memcpy(&values, from, sizeof values);
     return values;
+}
+
+/* Asks for what will be read soon after `from`. Weights are read once, one after the other, and faster when asked for: a
+ * virtual Xeon's core reads them at 12 GB/s instead of 6. `bytes` are what is read before the next call. */
+INLINE void read_ahead(const void *from, int64_t bytes) {
+    UNROLL for (int64_t line = 0; line < bytes; line += 64)
+        __builtin_prefetch((const char *)from + BYTES_AHEAD + line, 0, 2);
 }
 
 INLINE void store_floats(float *to, Floats values) { memcpy(to, &values, sizeof values); }
@@ -146,3 +155,23 @@ INLINE float exponential(float x) {
     p = p * r * r + r + 1.0f;
     return p * from_bits((uint32_t)((int32_t)n + 127) << 23);
 }
+
+#if defined(__AVX512F__)
+
+/* The same for x of at most 88, sixteen at a time: compilers left to themselves take eight. */
+INLINE __m512 exponentials(__m512 x) {
+    x = _mm512_max_ps(x, _mm512_set1_ps(-87.0f));
+    __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504088896341f)), _MM_FROUND_TO_NEAREST_INT);
+    __m512 r = _mm512_fmadd_ps(n, _mm512_set1_ps(-0.693359375f), x);
+    r = _mm512_fmadd_ps(n, _mm512_set1_ps(2.12194440e-4f), r);
+    __m512 p = _mm512_set1_ps(1.9875691500e-4f);
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.3981999507e-3f));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(8.3334519073e-3f));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(4.1665795894e-2f));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.6666665459e-1f));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(5.0000001201e-1f));
+    p = _mm512_fmadd_ps(p, _mm512_mul_ps(r, r), _mm512_add_ps(r, _mm512_set1_ps(1.0f)));
+    return _mm512_scalef_ps(p, n);
+}
+
+#endif
