@@ -13,13 +13,9 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from vl2.core.cpu import cpu_words
 from vl2.ops.native import builds
 from vl2.ops.native.structures import HeadsJob, PromptAttention, RowsJob
 from vl2.ops.rope.table import RopeTable
-
-AMX = "amx_bf16"
-"""A word of /proc/cpuinfo. Torch's attention uses these units, the library does not."""
 
 
 class Workers:
@@ -30,7 +26,7 @@ class Workers:
         self._handle = loaded.vl2_workers_new(num_threads)
         if self._handle is None:
             raise MemoryError("no memory for native prompts")
-        self.attends = hasattr(loaded, "vl2_attend_prompt") and AMX not in cpu_words()
+        self.attends = hasattr(loaded, "vl2_attend_prompt")
 
     def attend(
         self, q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scale: float, is_causal: bool
