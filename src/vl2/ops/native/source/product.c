@@ -74,6 +74,7 @@ INLINE void block_tile(const Product *product, const uint32_t *weights, int64_t 
         UNROLL for (int v = 0; v < vectors; v++) sums[row][v] = (Floats){0};
     }
     for (int64_t pair = 0; pair < pairs; pair++, weights += matrix->block) {
+        read_ahead(weights, vectors * LANES * 4);
         UNROLL for (int v = 0; v < vectors; v++) {
             Words loaded = load_words(weights + v * LANES);
             UNROLL for (int row = 0; row < rows; row++)
@@ -151,8 +152,9 @@ INLINE void row_tile(const Product *product, int64_t first_row, int64_t column, 
         x[row] = operand_row(product, first_row + row);
         sums[row] = others[row] = (Floats){0};
     }
-    int64_t i = 0, at = column * width;
+    int64_t i = 0, at = column * width, size = layout == FLOAT32_ROWS ? 4 : 2;
     for (; i + 2 * step <= width; i += 2 * step) {
+        read_ahead((const char *)matrix->data + (at + i) * size, 2 * step * size);
         UNROLL for (int row = 0; row < rows; row++) {
             sums[row] = add_vector(sums[row], matrix, at, x[row], i, layout);
             others[row] = add_vector(others[row], matrix, at, x[row], i + step, layout);

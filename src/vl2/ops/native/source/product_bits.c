@@ -33,6 +33,7 @@ INLINE void int4_tile(const Product *product, int64_t piece, int offset, int64_t
         UNROLL for (int row = 0; row < rows; row++)
             UNROLL for (int v = 0; v < 4; v++) sums[row][v] = (Floats){0};
         for (int64_t i = begin; i < begin + group; i++) {
+            read_ahead(codes + i * half, 2 * LANES);
             Words first = widen_bytes(codes + i * half), second = widen_bytes(codes + i * half + LANES);
             Floats values[4] = {decode_codes(first), decode_codes(second), decode_codes(first >> 4),
                                 decode_codes(second >> 4)};
@@ -78,6 +79,7 @@ INLINE void int8_columns(const Product *product, int64_t piece, int64_t first_ro
         UNROLL for (int row = 0; row < rows; row++) sums[row] = others[row] = (Floats){0};
         int64_t i = 0;
         for (; i + 2 * LANES <= width; i += 2 * LANES) {
+            read_ahead(codes + i, 2 * LANES);
             Floats first = widen_signed(codes + i), second = widen_signed(codes + i + LANES);
             UNROLL for (int row = 0; row < rows; row++) {
                 sums[row] += first * load_floats(x[row] + i);

@@ -23,7 +23,7 @@
 #define HAS_BF16_DOT 0
 #endif
 
-enum { BYTES_AHEAD = 8192 };
+enum { BYTES_AHEAD = 16384 };
 
 #define INLINE static inline __attribute__((always_inline))
 #define UNROLL _Pragma("GCC unroll 16")
