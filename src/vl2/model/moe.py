@@ -12,6 +12,7 @@ from vl2.core.quantization import WeightScheme
 from vl2.model.linear import Linear, Place, empty, empty_quantized
 from vl2.ops.backend import Backend
 from vl2.ops.experts.weights import ExpertWeights
+from vl2.ops.native.matrices import ExpertMatrices
 from vl2.ops.quantized_experts.weights import QuantizedExperts
 from vl2.ops.quantized_weight.weight import QuantizedWeight
 from vl2.ops.rows import RowRounding, pad_rows
@@ -60,6 +61,7 @@ class MoE(nn.Module):
         has_bias = config.topk_method == "noaux_tc"
         self.router_bias = empty(config.num_experts, dtype=torch.float32, device=device) if has_bias else None
         self.shared: MLP | None = None
+        self.described: ExpertMatrices | None = None  # set when weights are packed (model/packing.py)
         self._add_experts(width, place, dtype, device)
 
     def _add_experts(self, width: int, place: Place, dtype: torch.dtype, device: torch.device | str) -> None:
@@ -87,11 +89,11 @@ class MoE(nn.Module):
     def expert_weights(self) -> tuple[ExpertWeights, bool]:
         """All of them, and whether the shared ones run apart, as they are quantised."""
         if self.shared is None:
-            return ExpertWeights(self.gate_up, self.down, None, None), False
+            return ExpertWeights(self.gate_up, self.down, None, None, self.described), False
         gate_up, down = self.shared.gate_up, self.shared.down
         if isinstance(gate_up, Linear) and isinstance(down, Linear):
-            return ExpertWeights(self.gate_up, self.down, gate_up.weight, down.weight), False
-        return ExpertWeights(self.gate_up, self.down, None, None), True
+            return ExpertWeights(self.gate_up, self.down, gate_up.weight, down.weight, self.described), False
+        return ExpertWeights(self.gate_up, self.down, None, None, self.described), True
 
     @property
     def routed_bytes(self) -> int:

@@ -9,6 +9,7 @@ from vl2.model.attention import MLA
 from vl2.model.linear import Linear
 from vl2.model.moe import MoE
 from vl2.ops.linear import can_pack, pack
+from vl2.ops.native.matrices import describe_experts
 
 SMALL_MATRIX = 2**19
 """Elements: 2 MiB of float32."""
@@ -44,6 +45,10 @@ def pack_weights(model: nn.Module) -> None:
         elif type(module) is MoE:
             for name in ("gate_up", "down"):
                 _pack_each(module, name)
+    for module in model.modules():  # their shared experts are packed by now, too
+        if type(module) is MoE:
+            own, _ = module.expert_weights
+            module.described = describe_experts(own.gate_up, own.down, own.shared_gate_up, own.shared_down)
 
 
 def _packed(weight: torch.Tensor) -> nn.Parameter:

@@ -1,4 +1,5 @@
-"""The experts of a prompt: products by torch, what lies between them by the native library in one pass each."""
+"""The experts of a prompt: packed ones by the native library in one call. Others: products by torch, what lies between
+them by the library in one pass each."""
 
 from __future__ import annotations
 
@@ -30,6 +31,8 @@ def mix_experts(
     workers = row_workers(x)
     if workers is None:
         return reference.mix_experts(x, ids, weights, experts, rounding)
+    if experts.described is not None and workers.mixes_experts:
+        return workers.mix_experts(x, ids, weights, experts.described)
     groups = reference.group(ids, rounding)
 
     def multiply_groups(rows: torch.Tensor, matrices: Matrices) -> list[torch.Tensor]:

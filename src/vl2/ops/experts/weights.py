@@ -8,6 +8,8 @@ from typing import TypeAlias
 
 import torch
 
+from vl2.ops.native.matrices import ExpertMatrices
+
 Matrices: TypeAlias = torch.Tensor | Sequence[torch.Tensor]
 """One matrix an expert: a tensor [E, Out, In], or packed ones (ops/linear.py), which the reference alone reads."""
 
@@ -18,3 +20,4 @@ class ExpertWeights:
     down: Matrices  # [E, C, F]
     shared_gate_up: torch.Tensor | None  # [2Fs, C]: the shared experts as one, Fs wide; None: there are none
     shared_down: torch.Tensor | None  # [C, Fs]
+    described: ExpertMatrices | None = None  # packed ones as the native library reads them; None: it does not

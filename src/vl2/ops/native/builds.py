@@ -28,7 +28,10 @@ X86_64: tuple[tuple[str, frozenset[str]], ...] = (
 )
 """(variant, words of /proc/cpuinfo that it needs), the fastest first. hatch_build.py builds all of a machine's kind."""
 
-PROMPT_CALLS = ("vl2_attend_prompt", "vl2_swiglu_rows", "vl2_mix_rows", "vl2_norm_rows", "vl2_write_heads")
+PROMPT_CALLS = (
+    "vl2_attend_prompt", "vl2_swiglu_rows", "vl2_mix_rows", "vl2_norm_rows", "vl2_write_heads", "vl2_mix_experts",
+)  # fmt: skip
+"""Of `workers` and a structure each. Not all are in each build."""
 
 
 def library_path(variant: str) -> Path:
@@ -89,7 +92,7 @@ def load(path: Path) -> ctypes.CDLL:
     library.vl2_workers_new.argtypes, library.vl2_workers_new.restype = (c_int32,), c_void_p
     library.vl2_workers_free.argtypes, library.vl2_workers_free.restype = (c_void_p,), None
     for name in PROMPT_CALLS:
-        if hasattr(library, name):  # attention only where the processor multiplies bfloat16
+        if hasattr(library, name):  # attention and experts only where the processor multiplies bfloat16
             function = getattr(library, name)
             function.argtypes, function.restype = (c_void_p, c_void_p), c_int32
     return library

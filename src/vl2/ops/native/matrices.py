@@ -5,6 +5,8 @@ from __future__ import annotations
 import ctypes
 import functools
 import platform
+from collections.abc import Iterable
+from dataclasses import dataclass
 
 import torch
 
@@ -38,6 +40,46 @@ def describe(weight: torch.Tensor, bias: torch.Tensor | None = None) -> Matrix |
         matrix.layout = FLOAT32_ROWS if weight.dtype == torch.float32 else BFLOAT16_ROWS
         matrix.data = weight.data_ptr()
     return with_bias(matrix, bias)
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertMatrices:
+    """A MoE layer's packed weights, as `describe` them: of each expert, then of the shared ones as one."""
+
+    gate_up: ctypes.Array[Matrix]
+    down: ctypes.Array[Matrix]
+    num_experts: int
+    has_shared: bool
+
+
+STRIP = 32
+"""Columns that a prompt's experts are multiplied with at once; two of them down (source/strips.h)."""
+
+
+def describe_experts(
+    gate_up: Iterable[torch.Tensor],
+    down: Iterable[torch.Tensor],
+    shared_gate_up: torch.Tensor | None,
+    shared_down: torch.Tensor | None,
+) -> ExpertMatrices | None:
+    """As `describe`; None: widths or a layout that the library's experts do not know."""
+    routed_ups, routed_downs = list(gate_up), list(down)
+    has_shared = shared_gate_up is not None and shared_down is not None
+    ups = _describe_strips([*routed_ups, *([] if shared_gate_up is None else [shared_gate_up])])
+    downs = _describe_strips([*routed_downs, *([] if shared_down is None else [shared_down])])
+    return None if ups is None or downs is None else ExpertMatrices(ups, downs, len(routed_ups), has_shared)
+
+
+def _describe_strips(weights: list[torch.Tensor]) -> ctypes.Array[Matrix] | None:
+    array = (Matrix * len(weights))()
+    for idx, weight in enumerate(weights):
+        matrix = describe(weight)
+        if matrix is None or matrix.layout != BFLOAT16_BLOCKS or matrix.block % STRIP:
+            return None
+        if matrix.in_width % STRIP or matrix.out_width % (2 * STRIP):
+            return None
+        array[idx] = matrix
+    return array
 
 
 def describe_quantized(weight: QuantizedWeight, bias: torch.Tensor | None = None) -> Matrix | None:

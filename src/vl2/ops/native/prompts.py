@@ -14,7 +14,8 @@ import numpy as np
 import torch
 
 from vl2.ops.native import builds
-from vl2.ops.native.structures import HeadsJob, PromptAttention, RowsJob
+from vl2.ops.native.matrices import ExpertMatrices
+from vl2.ops.native.structures import ExpertsJob, HeadsJob, PromptAttention, RowsJob
 from vl2.ops.rope.table import RopeTable
 
 
@@ -23,6 +24,7 @@ class Workers:
 
     def __init__(self, loaded: ctypes.CDLL, num_threads: int) -> None:
         self._library, self._lock = loaded, threading.Lock()
+        self.mixes_experts = hasattr(loaded, "vl2_mix_experts")
         self._handle = loaded.vl2_workers_new(num_threads)
         if self._handle is None:
             raise MemoryError("no memory for native prompts")
@@ -68,6 +70,21 @@ class Workers:
         added = None if others is None else row_addresses([others])
         addresses = row_addresses(parts)[rows]
         self._rows("vl2_mix_rows", out, addresses, added, weights=weights.data_ptr(), choices=weights.shape[1])
+        return out
+
+    def mix_experts(
+        self, x: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor, experts: ExpertMatrices
+    ) -> torch.Tensor:
+        """`Backend.mix_experts` (ops/backend.py) of bfloat16 rows."""
+        assert x.dtype == torch.bfloat16 and ids.dtype == torch.int64 and weights.dtype == torch.float32
+        given = (x.contiguous(), ids.contiguous(), weights.contiguous())
+        out = torch.empty_like(given[0])
+        if len(x):
+            matrices = (ctypes.addressof(experts.gate_up), ctypes.addressof(experts.down))
+            own = ExpertsJob(*(tensor.data_ptr() for tensor in given), *matrices, out.data_ptr())
+            own.tokens, own.width, own.choices = *x.shape, ids.shape[1]
+            own.num_experts, own.has_shared = experts.num_experts, experts.has_shared
+            self._call("vl2_mix_experts", own)
         return out
 
     def add_norm(

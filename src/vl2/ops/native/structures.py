@@ -80,5 +80,12 @@ class HeadsJob(Structure):
     ]
 
 
-STRUCTURES = (Matrix, Layer, Model, Step, PromptAttention, RowsJob, HeadsJob)
+class ExpertsJob(Structure):
+    _fields_ = [
+        *_fields(c_void_p, "x ids weights gate_up down out"),
+        *_fields(c_int64, "tokens width choices num_experts has_shared"),
+    ]
+
+
+STRUCTURES = (Matrix, Layer, Model, Step, PromptAttention, RowsJob, HeadsJob, ExpertsJob)
 """In the order of `vl2_sizes`."""

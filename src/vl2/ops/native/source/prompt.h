@@ -5,6 +5,7 @@
 #include <stdint.h>
 
 #include "pool.h"
+#include "product.h"
 
 typedef struct {
     Pool *pool;
@@ -44,3 +45,14 @@ typedef struct {
     int64_t rows, qkv_row, heads, kv_heads, dim, num_slots;
     int64_t is_bfloat16;
 } HeadsJob;
+
+/* A MoE layer on bfloat16 rows. Weights lie in BFLOAT16_BLOCKS of 32 or 64 columns; inputs are multiples of 32, outputs of
+ * 64. vl2_mix_experts is only there where the processor multiplies bfloat16. */
+typedef struct {
+    const uint16_t *x;    /* [tokens, width] */
+    const int64_t *ids;   /* [tokens, choices]: experts */
+    const float *weights; /* [tokens, choices] */
+    const Matrix *gate_up, *down; /* [num_experts], then of the shared ones, as one expert that all tokens take */
+    uint16_t *out;        /* [tokens, width] */
+    int64_t tokens, width, choices, num_experts, has_shared;
+} ExpertsJob;

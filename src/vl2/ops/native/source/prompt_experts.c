@@ -1,0 +1,204 @@
+/* A prompt's experts in one call, bfloat16, where the processor multiplies pairs of it.
+ *
+ * (token, choice) pairs are sorted by expert. A piece takes some rows of one expert all the way: rows are gathered,
+ * gates and ups multiplied, SwiGLU taken of their float32 sums, down multiplied; what lies between stays in the caches
+ * of one core, which has half of the data moved and none of the waiting of a loop for each. A token's results, rounded
+ * to bfloat16, are weighted and summed in float32 last. A row's bits depend on that row alone. */
+#include "engine.h"
+#include "prompt.h"
+
+#if HAS_BF16_DOT
+
+#include "strips.h"
+
+enum {
+    PIECES_OF_THREAD = 8, /* at least; fewer rows each read weights more often */
+    MOST_PIECE_ROWS = 256,
+    MIXED_ROWS = 16, /* of a piece of the last loop */
+    SPARE = 32,      /* numbers between rows, or those of a tile would want the same few lines of a cache */
+};
+
+/* Some rows of one expert, or of the shared ones, which all tokens take. */
+typedef struct {
+    const Matrix *gate_up, *down;
+    const int32_t *tokens; /* [rows]; NULL: from `first` on */
+    int64_t first, rows;
+    uint16_t *results; /* [rows, width] */
+} Piece;
+
+typedef struct {
+    const ExpertsJob *own;
+    Piece *pieces;
+    int32_t *places, *tokens, *starts; /* the row of each pair, by expert; the token of each row; an expert's first row */
+    uint16_t *results, *shared;        /* [pairs, width] by expert; [tokens, width] */
+    uint16_t *scratch;                 /* of each thread: gathered rows, then inner ones */
+    int64_t scratch_numbers, piece_rows, x_stride, inner_stride;
+    int64_t num_pieces, first; /* first of the running loop */
+} Job;
+
+INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+INLINE int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
+INLINE int64_t parts_of(int64_t count, int64_t size) { return (count + size - 1) / size; }
+INLINE int64_t inner_width(const Matrix *gate_up) { return gate_up->out_width / 2; }
+
+/* ---- a piece */
+
+INLINE void store_rounded(uint16_t *to, __m512 values) {
+    _mm256_storeu_si256((void *)to, (__m256i)_mm512_cvtneps_pbh(values));
+}
+
+INLINE __m512 swiglu_of(__m512 gate, __m512 up) {
+    __m512 power = exponentials(_mm512_min_ps(_mm512_sub_ps(_mm512_setzero_ps(), gate), _mm512_set1_ps(88.0f)));
+    return _mm512_mul_ps(_mm512_div_ps(gate, _mm512_add_ps(_mm512_set1_ps(1.0f), power)), up);
+}
+
+/* sums [rows, WIDE]: a strip of gates and one of ups → out [rows, STRIP] */
+static void store_swiglu(const float *sums, int64_t rows, uint16_t *out, int64_t stride) {
+    for (int64_t row = 0; row < rows; row++, sums += WIDE, out += stride)
+        UNROLL for (int i = 0; i < STRIP; i += LANES)
+            store_rounded(out + i, swiglu_of(_mm512_loadu_ps(sums + i), _mm512_loadu_ps(sums + STRIP + i)));
+}
+
+static void store_results(const float *sums, int64_t rows, uint16_t *out, int64_t stride) {
+    for (int64_t row = 0; row < rows; row++, sums += WIDE, out += stride)
+        UNROLL for (int i = 0; i < WIDE; i += LANES) store_rounded(out + i, _mm512_loadu_ps(sums + i));
+}
+
+static void gather(const Job *job, const Piece *piece, uint16_t *x) {
+    int64_t width = job->own->width;
+    for (int64_t row = 0; row < piece->rows; row++) {
+        int64_t token = piece->tokens == NULL ? piece->first + row : piece->tokens[row];
+        memcpy(x + row * job->x_stride, job->own->x + token * width, (size_t)width * sizeof *x);
+    }
+}
+
+/* The strips that a piece multiplies, one after the other: those of gates and ups, then those of down. */
+INLINE Strips strips_of(const Piece *piece, int64_t idx) {
+    int64_t inner = inner_width(piece->gate_up), ups = inner / STRIP;
+    if (idx < ups) return strips_at(piece->gate_up, idx * STRIP, inner + idx * STRIP);
+    return strips_at(piece->down, (idx - ups) * WIDE, (idx - ups) * WIDE + STRIP);
+}
+
+static void expert_piece(void *context, long idx, int thread) {
+    const Job *job = context;
+    const Piece *piece = &job->pieces[job->first + idx];
+    int64_t width = job->own->width, inner = inner_width(piece->gate_up);
+    int64_t ups = inner / STRIP, all = ups + width / WIDE, parts = parts_of(piece->rows, MOST_ROWS);
+    uint16_t *x = job->scratch + thread * job->scratch_numbers, *inners = x + job->piece_rows * job->x_stride;
+    float sums[MOST_ROWS * WIDE];
+    StripProduct product = {.rows = parts_of(piece->rows, parts), .parts = parts, .sums = sums};
+    gather(job, piece, x);
+    strips_begin(product.rows);
+    for (int64_t at = 0; at < all; at++) {
+        int is_up = at < ups;
+        product.width = is_up ? width : inner, product.stride = is_up ? job->x_stride : job->inner_stride;
+        product.strips = strips_of(piece, at), product.next = strips_of(piece, smaller(at + 1, all - 1));
+        for (product.part = 0; product.part < parts; product.part++) {
+            /* All parts have as many rows, so the last one may do some of those before it again. */
+            int64_t row = smaller(product.part * product.rows, piece->rows - product.rows);
+            product.x = (is_up ? x : inners) + row * product.stride;
+            multiply_strips(&product);
+            if (is_up) store_swiglu(sums, product.rows, inners + row * job->inner_stride + at * STRIP, job->inner_stride);
+            else store_results(sums, product.rows, piece->results + row * width + (at - ups) * WIDE, width);
+        }
+    }
+    strips_end();
+}
+
+static void mix_piece(void *context, long idx, int thread) {
+    const Job *job = context;
+    const ExpertsJob *own = job->own;
+    (void)thread;
+    int64_t width = own->width, begin = (job->first + idx) * MIXED_ROWS, end = smaller(begin + MIXED_ROWS, own->tokens);
+    for (int64_t token = begin; token < end; token++)
+        for (int64_t column = 0; column < width; column += LANES) {
+            Floats sum = {0};
+            for (int64_t pair = token * own->choices; pair < (token + 1) * own->choices; pair++)
+                sum += own->weights[pair] * values_at(job->results, job->places[pair] * width + column, 1);
+            if (own->has_shared) sum += values_at(job->shared, token * width + column, 1);
+            store_rounded(own->out + token * width + column, (__m512)sum);
+        }
+}
+
+/* ---- the call */
+
+static void sort_pairs(const Job *job) {
+    const ExpertsJob *own = job->own;
+    int64_t pairs = own->tokens * own->choices;
+    int32_t *next = job->starts + 1; /* where the next row of each expert goes: in the end, where the one behind it begins */
+    memset(job->starts, 0, (size_t)(own->num_experts + 2) * sizeof *job->starts);
+    for (int64_t pair = 0; pair < pairs; pair++) next[own->ids[pair] + 1]++;
+    for (int64_t expert = 0; expert < own->num_experts; expert++) next[expert + 1] += next[expert];
+    for (int64_t pair = 0; pair < pairs; pair++) {
+        job->places[pair] = next[own->ids[pair]]++;
+        job->tokens[job->places[pair]] = (int32_t)(pair / own->choices);
+    }
+}
+
+/* `rows` of an expert, in equal pieces. */
+static void cut(Job *job, int64_t expert, int64_t rows, const int32_t *tokens, uint16_t *results) {
+    const ExpertsJob *own = job->own;
+    int64_t parts = parts_of(rows, job->piece_rows);
+    for (int64_t part = 0; part < parts; part++) {
+        int64_t first = part * rows / parts, end = (part + 1) * rows / parts;
+        job->pieces[job->num_pieces++] = (Piece){
+            .gate_up = &own->gate_up[expert], .down = &own->down[expert], .tokens = tokens == NULL ? NULL : tokens + first,
+            .first = first, .rows = end - first, .results = results + first * own->width};
+    }
+}
+
+static void cut_all(Job *job) {
+    const ExpertsJob *own = job->own;
+    if (own->has_shared) cut(job, own->num_experts, own->tokens, NULL, job->shared); /* the longest ones first */
+    for (int64_t expert = 0; expert < own->num_experts; expert++) {
+        int64_t first = job->starts[expert], rows = job->starts[expert + 1] - first;
+        cut(job, expert, rows, job->tokens + first, job->results + first * own->width);
+    }
+}
+
+INLINE void *take(uintptr_t *at, int64_t bytes) {
+    uintptr_t taken = *at;
+    *at += (uintptr_t)parts_of(bytes, 64) * 64;
+    return (void *)taken;
+}
+
+/* Give everything its place, from `begin` on; returns the number of bytes. */
+static size_t lay_out(Job *job, uintptr_t begin, int64_t threads) {
+    const ExpertsJob *own = job->own;
+    int64_t pairs = own->tokens * own->choices, shared_rows = own->has_shared ? own->tokens : 0, rows = pairs + shared_rows;
+    int64_t inner = inner_width(own->gate_up), groups = own->num_experts + own->has_shared;
+    if (own->has_shared) inner = larger(inner, inner_width(&own->gate_up[own->num_experts]));
+    job->piece_rows = smaller(parts_of(rows, threads * PIECES_OF_THREAD * MOST_ROWS) * MOST_ROWS, MOST_PIECE_ROWS);
+    job->x_stride = own->width + SPARE, job->inner_stride = inner + SPARE;
+    job->scratch_numbers = job->piece_rows * (job->x_stride + job->inner_stride);
+    uintptr_t at = begin;
+    job->pieces = take(&at, (groups + rows / job->piece_rows) * (int64_t)sizeof *job->pieces);
+    job->places = take(&at, pairs * (int64_t)sizeof *job->places);
+    job->tokens = take(&at, pairs * (int64_t)sizeof *job->tokens);
+    job->starts = take(&at, (own->num_experts + 2) * (int64_t)sizeof *job->starts);
+    job->results = take(&at, pairs * own->width * (int64_t)sizeof *job->results);
+    job->shared = take(&at, shared_rows * own->width * (int64_t)sizeof *job->shared);
+    job->scratch = take(&at, threads * job->scratch_numbers * (int64_t)sizeof *job->scratch);
+    return (size_t)(at - begin);
+}
+
+static void run_loop(const Workers *workers, Task task, Job *job, int64_t count) {
+    for (job->first = 0; job->first < count; job->first += MOST_PIECES)
+        pool_run(workers->pool, task, job, (long)smaller(count - job->first, MOST_PIECES));
+}
+
+/* At least one token. Returns 0, or -1 without memory. */
+EXPORT int32_t vl2_mix_experts(Workers *workers, const ExpertsJob *own) {
+    Job job = {.own = own};
+    int64_t threads = pool_threads(workers->pool);
+    char *room = workers_room(workers, lay_out(&job, 0, threads));
+    if (room == NULL) return -1;
+    lay_out(&job, (uintptr_t)room, threads);
+    sort_pairs(&job);
+    cut_all(&job);
+    run_loop(workers, expert_piece, &job, job.num_pieces);
+    run_loop(workers, mix_piece, &job, parts_of(own->tokens, MIXED_ROWS));
+    return 0;
+}
+
+#endif
