@@ -1,17 +1,32 @@
-"""Attention of prompts and pictures by the native library: right, and a row's bits are its own."""
+"""Attention of prompts and pictures, in every build of the library that has it: right, and a row's bits are its own."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
+from tests.ops.native.builds import BUILT, library_path
+from vl2.ops.attention.batch import AttentionBatch, ChunkShape
+from vl2.ops.attention.reference import attend_heads
 from vl2.ops.attention.tiles import attend_tiles
-from vl2.ops.native.prompts import attention_workers
+from vl2.ops.native.builds import BFLOAT16, X86_64, load
+from vl2.ops.native.prompts import Workers, attention_workers
 
-WORKERS = attention_workers(torch.empty(2, dtype=torch.bfloat16))
-needs_workers = pytest.mark.skipif(WORKERS is None, reason="this processor or this build leaves it to torch")
+ATTENDING = [name for name in BUILT if dict(X86_64).get(name, frozenset()) >= BFLOAT16]
+
+
+@pytest.fixture(scope="module", params=ATTENDING)
+def library(request: pytest.FixtureRequest) -> Path:
+    return library_path(request.param)
+
+
+@pytest.fixture(scope="module")
+def workers(library: Path) -> Workers:
+    return Workers(load(library), 2)
 
 
 def draw(*shape: int) -> torch.Tensor:
@@ -28,7 +43,6 @@ def expected(q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scale: f
     return torch.einsum("hqk,khd->qhd", scores.softmax(-1), all_values)
 
 
-@needs_workers
 @pytest.mark.parametrize(
     ("rows", "context", "heads", "kv_heads", "dim", "value_dim", "is_causal"),
     [
@@ -39,43 +53,77 @@ def expected(q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scale: f
         (65, 65, 3, 3, 72, 72, False),
         (30, 17, 2, 2, 10, 7, False),
         (24, 64, 2, 2, 32, 200, False),
+        (33, 33, 2, 1, 192, 128, True),
+        (32, 512, 2, 2, 64, 48, False),
+        (40, 513, 4, 1, 64, 16, True),
+        (9, 1100, 1, 1, 576, 512, True),
     ],
 )
 def test_it_is_softmax_attention(
-    rows: int, context: int, heads: int, kv_heads: int, dim: int, value_dim: int, is_causal: bool
+    workers: Workers,
+    rows: int,
+    context: int,
+    heads: int,
+    kv_heads: int,
+    dim: int,
+    value_dim: int,
+    is_causal: bool,
 ) -> None:
-    assert WORKERS is not None
     q, keys, values = draw(rows, heads, dim), draw(context, kv_heads, dim), draw(context, kv_heads, value_dim)
-    out = WORKERS.attend(q, keys, values, dim**-0.5, is_causal)
+    out = workers.attend(q, keys, values, dim**-0.5, is_causal)
     right = expected(q, keys, values, dim**-0.5, is_causal)
     torch.testing.assert_close(out.double(), right, atol=0.004, rtol=0.01)  # weights and results are rounded
 
 
-@needs_workers
-def test_large_scores_of_either_sign_stay_finite() -> None:
-    assert WORKERS is not None
+def test_large_scores_of_either_sign_stay_finite(workers: Workers) -> None:
     q, keys, values = 100 * draw(30, 2, 64), 100 * draw(70, 2, 64), draw(70, 2, 64)
-    out = WORKERS.attend(q, keys, values, 1.0, True)
+    out = workers.attend(q, keys, values, 1.0, True)
     torch.testing.assert_close(out.double(), expected(q, keys, values, 1.0, True), atol=0.004, rtol=0.01)
 
 
-@needs_workers
-def test_a_row_has_the_same_bits_in_any_chunk_and_whatever_comes_after_it() -> None:
-    assert WORKERS is not None
-    q, keys, values = draw(100, 2, 64), draw(100, 2, 64), draw(100, 2, 64)
-    whole = WORKERS.attend(q, keys, values, 0.125, True)
-    for begin, end in [(0, 1), (0, 37), (37, 61), (61, 100)]:
-        part = WORKERS.attend(q[begin:end], keys[:end], values[:end], 0.125, True)
+@pytest.mark.parametrize("growth", [-0.01, 0.01], ids=["falling", "growing"])
+def test_the_largest_score_may_come_late_in_a_long_context(workers: Workers, growth: float) -> None:
+    q, keys, values = draw(3, 1, 32).abs(), draw(1500, 1, 32).abs(), draw(1500, 1, 32)
+    keys = keys * (growth * torch.arange(1500.0)).exp()[:, None, None].bfloat16()
+    out = workers.attend(q, keys, values, 0.2, False)
+    torch.testing.assert_close(out.double(), expected(q, keys, values, 0.2, False), atol=0.004, rtol=0.01)
+
+
+def test_a_row_has_the_same_bits_in_any_chunk_and_whatever_comes_after_it(workers: Workers) -> None:
+    q, keys, values = draw(600, 2, 64), draw(600, 2, 64), draw(600, 2, 64)
+    whole = workers.attend(q, keys, values, 0.125, True)
+    for begin, end in [(0, 1), (0, 37), (37, 61), (61, 510), (510, 530), (530, 600)]:
+        part = workers.attend(q[begin:end], keys[:end], values[:end], 0.125, True)
         assert torch.equal(part, whole[begin:end]), (begin, end)
 
 
-@needs_workers
-def test_rows_may_be_strided() -> None:
-    assert WORKERS is not None
+@pytest.mark.parametrize("threads", [1, 3, 8])
+def test_threads_share_the_queries_of_few_heads_and_change_no_bits(
+    library: Path, workers: Workers, threads: int
+) -> None:
+    q, keys, values = draw(300, 4, 72), draw(300, 2, 72), draw(300, 2, 72)
+    others = Workers(load(library), threads)
+    assert torch.equal(others.attend(q, keys, values, 0.1, True), workers.attend(q, keys, values, 0.1, True))
+
+
+def test_rows_may_be_strided(workers: Workers) -> None:
     qkv = draw(40, 3, 2, 64)
     q, keys, values = qkv.unbind(1)
-    copied = WORKERS.attend(q.contiguous(), keys.contiguous(), values.contiguous(), 0.125, False)
-    assert torch.equal(WORKERS.attend(q, keys, values, 0.125, False), copied)
+    copied = workers.attend(q.contiguous(), keys.contiguous(), values.contiguous(), 0.125, False)
+    assert torch.equal(workers.attend(q, keys, values, 0.125, False), copied)
+
+
+@pytest.mark.skipif(attention_workers(draw(2)) is None, reason="torch needs whole multiples of rows for it")
+def test_in_the_deterministic_mode_a_prompt_has_the_same_bits_in_any_chunks() -> None:
+    q, pool, pages = draw(90, 4, 32), draw(2, 7, 16, 2, 32), torch.tensor([[6, 2, 3, 5, 1, 4]])
+
+    def attend(begin: int, end: int) -> torch.Tensor:
+        batch = AttentionBatch.of([ChunkShape(0, end - begin, end)], pages.int())
+        return attend_heads(q[begin:end], pool, replace(batch, has_fixed_splits=True), 0.2)
+
+    whole, (keys, values) = attend(0, 90), (half[pages[0]].flatten(0, 1)[:90] for half in pool)
+    assert torch.equal(torch.cat([attend(0, 33), attend(33, 34), attend(34, 90)]), whole)
+    torch.testing.assert_close(whole.double(), expected(q, keys, values, 0.2, True), atol=0.004, rtol=0.01)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

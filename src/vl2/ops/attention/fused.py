@@ -1,6 +1,7 @@
 """Prompts by the native library's attention or by torch's fused one, a chunk at a time: scores are never written out.
 
-The sums of torch's depend on the chunk's length, so this is not for the deterministic mode.
+The sums of torch's depend on the chunk's length, and so do those of MLA's expanded keys: for the deterministic mode is
+only MHA by the library.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ model's probabilities are rounded to bfloat16 for the product with the values, w
 
 A row's bits depend on its own context alone: contexts are filled up to a multiple of `KV_SPLIT` positions (a masked
 position adds exact zeros) and values are summed split by split, so it does not matter how long the context of the other
-rows in its chunk is.
+rows in its chunk is. The native library's attention keeps to that rule too and takes MHA's part of this where it can.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ import torch.nn.functional as F
 from vl2.ops.attention import fast
 from vl2.ops.attention.batch import AttentionBatch, ChunkShape
 from vl2.ops.attention.fast import is_fast
-from vl2.ops.attention.fused import gather
+from vl2.ops.attention.fused import fuse_heads, gather
+from vl2.ops.native.prompts import attention_workers
 from vl2.ops.rope.reference import absorb_queries, expand_values
 from vl2.ops.rope.table import RopeTable
 from vl2.ops.rows import pad_rows, round_up
@@ -68,6 +69,8 @@ def attend_heads(q: torch.Tensor, pool: torch.Tensor, batch: AttentionBatch, sca
     """`Backend.attend_heads` (ops/backend.py)."""
     if is_fast(batch, q):
         return fast.attend_heads(q, pool, batch, scale)
+    if attention_workers(q) is not None:
+        return fuse_heads(q, pool, batch, scale)
     out = torch.zeros_like(q)
     heads_per_kv = q.shape[1] // pool.shape[3]
     for block_table, chunk in zip(batch.block_tables, batch.chunks, strict=True):

@@ -1,17 +1,17 @@
 /* Attention of many queries on one context, bfloat16, where the processor multiplies pairs of it.
  *
- * A piece is a head of keys and values, or part of its queries: what they are laid out as stays in one core's cache.
- * Queries are computed in blocks, and of the context SPLIT positions at a time, whose scores stay in the first cache: their
- * softmax in float32, and the sum of the values weighted by e^(score - largest), rounded to bfloat16 as torch's fused
- * attention rounds them; in the end over the sum of those before rounding. Where a split has a larger score than those
- * before it, what they gave is scaled down. A row's bits depend on its own context alone: what comes after it is added
- * as zero. */
+ * A piece is a head of keys and values, or part of its queries: what it lays them out as stays in one core's cache.
+ * Queries are computed in blocks, and of the context SPLIT positions at a time: all scores, their softmax in float32, and
+ * the sum of the values weighted by e^(score - largest), rounded to bfloat16 as torch's fused attention rounds them; in
+ * the end over the sum of the weights before rounding. Where a split has a larger score than those before it, what they
+ * gave is scaled down. A row's bits depend on its own context alone: what comes after it is added as zero. */
 #include "engine.h"
 #include "prompt.h"
 #include "prompt_panels.h"
 
 #if HAS_BF16_DOT
 
+/* Half as many take the same time; for all of a long context, scores would leave the cache. */
 enum { SPLIT = 512 };
 
 typedef struct {

@@ -19,10 +19,10 @@ enum { WIDE = 2 * LANES, WIDE_PAIRS = WIDE / 2 };
 
 /* Of one head, filled up with zeros. */
 typedef struct {
-    int64_t positions, pairs;        /* of the context: in whole panels; pairs of them in whole steps */
-    int64_t key_pairs, value_width;  /* of dim in whole steps; value_dim in whole vectors */
-    uint32_t *keys;                  /* [panels of WIDE positions][key_pairs][WIDE] */
-    uint32_t *values;                /* [panels of up to WIDE columns][pairs][columns of the panel] */
+    int64_t positions, pairs;       /* the context in whole panels; its pairs in whole steps */
+    int64_t key_pairs, value_width; /* pairs of dim in whole steps; value_dim in whole vectors */
+    uint32_t *keys;                 /* [panels of WIDE positions][key_pairs][WIDE] */
+    uint32_t *values;               /* [panels of up to WIDE columns][pairs][columns of the panel] */
 } Panels;
 
 INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -46,7 +46,8 @@ static void lay_out_keys(const Panels *panels, const PromptAttention *own, int64
         uint32_t *to = panels->keys + first / WIDE * WIDE * panels->key_pairs + first % WIDE;
         for (int64_t pair = 0; pair < panels->key_pairs; pair++, to += WIDE) {
             __mmask16 given = pair < own->dim / 2 ? first_lanes(own->context - first) : 0;
-            _mm512_store_si512(to, _mm512_mask_i32gather_epi32(_mm512_setzero_si512(), given, distances, from + 2 * pair, 2));
+            __m512i words = _mm512_mask_i32gather_epi32(_mm512_setzero_si512(), given, distances, from + 2 * pair, 2);
+            _mm512_store_si512(to, words);
         }
     }
 }
