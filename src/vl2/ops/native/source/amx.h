@@ -24,17 +24,21 @@ typedef struct {
     uint8_t rows[16];
 } TileShapes;
 
+INLINE void tiles_configure(const int64_t rows[8]) {
+    TileShapes shapes = {.palette = 1};
+    for (int tile = 0; tile < 8; tile++) {
+        shapes.row_bytes[tile] = TILE_BYTES;
+        shapes.rows[tile] = (uint8_t)rows[tile];
+    }
+    _tile_loadconfig(&shapes);
+}
+
 /* For up to 16 rows: tiles 0–3 sums of four vectors of columns, 4 x, 5–7 weights. For up to 32: 0, 1 and 2, 3 sums of two
  * vectors for the first 16 rows and for the rest, 4 and 5 x likewise, 6 and 7 weights. */
 INLINE void tiles_begin(int64_t rows) {
-    TileShapes shapes = {.palette = 1};
-    int64_t first = rows < TILE_ROWS ? rows : TILE_ROWS, rest = rows - TILE_ROWS;
-    for (int tile = 0; tile < 8; tile++) {
-        shapes.row_bytes[tile] = TILE_BYTES;
-        shapes.rows[tile] = (uint8_t)(tile < 5 ? first : TILE_ROWS);
-    }
-    if (rest > 0) shapes.rows[2] = shapes.rows[3] = shapes.rows[5] = (uint8_t)rest;
-    _tile_loadconfig(&shapes);
+    int64_t rest = rows - TILE_ROWS;
+    if (rest <= 0) tiles_configure((int64_t[]){rows, rows, rows, rows, rows, 16, 16, 16});
+    else tiles_configure((int64_t[]){16, 16, rest, rest, 16, rest, 16, 16});
 }
 
 /* Idle tiles cost other threads of the core nothing once they are given back. */

@@ -198,21 +198,17 @@ int64_t product_pieces(const Product *product) {
     return (matrix->out_width + columns - 1) / columns;
 }
 
-/* Whether matrix units multiply it, whatever the number of rows. */
-INLINE int is_for_tiles(const Matrix *matrix) {
-    return HAS_AMX && matrix->layout == BFLOAT16_BLOCKS && matrix->padded_in % 32 == 0;
-}
-
 INLINE int64_t rows_at_once(const Matrix *matrix) {
-    if (is_for_tiles(matrix)) return 32;
+    if (is_for_tiles(matrix)) return matrix->layout == INT4_BLOCKS ? 16 : 32;
     return matrix->layout == INT4_BLOCKS || matrix->layout == INT8_ROWS ? 4 : ROWS_AT_ONCE;
 }
 
 INLINE void some_rows(const Product *product, int64_t piece, int64_t row, int64_t rows) {
+    int is_tiles = is_for_tiles(product->weight);
     switch (product->weight->layout) {
-        case INT4_BLOCKS: int4_piece(product, piece, row, rows); break;
+        case INT4_BLOCKS: (is_tiles ? int4_tiles_piece : int4_piece)(product, piece, row, rows); break;
         case INT8_ROWS: int8_piece(product, piece, row, rows); break;
-        case BFLOAT16_BLOCKS: block_piece(product, piece, row, rows); break;
+        case BFLOAT16_BLOCKS: (is_tiles ? tiles_piece : block_piece)(product, piece, row, rows); break;
         case BFLOAT16_ROWS: row_piece(product, piece, row, rows, BFLOAT16_ROWS); break;
         default: row_piece(product, piece, row, rows, FLOAT32_ROWS); break;
     }
@@ -227,7 +223,6 @@ void product_piece(const Product *product, int64_t piece) {
     int64_t most = rows_at_once(matrix), groups = (product->num_rows + most - 1) / most;
     for (int64_t group = 0; group < groups; group++) { /* equally large: 8 rows are 4 and 4, not 6 and 2 */
         int64_t row = group * product->num_rows / groups, rows = (group + 1) * product->num_rows / groups - row;
-        if (is_for_tiles(matrix)) tiles_piece(product, piece, row, rows);
-        else some_rows(product, piece, row, rows);
+        some_rows(product, piece, row, rows);
     }
 }

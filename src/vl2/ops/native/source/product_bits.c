@@ -11,14 +11,6 @@ INLINE Floats decode_codes(Words codes) {
 #endif
 }
 
-/* Scales of columns `first` on; each has its zero point behind it. */
-INLINE Floats load_scales(const Matrix *matrix, int64_t first) {
-    if (matrix->has_bfloat16_scales) return first_of_pairs(load_words((const uint32_t *)matrix->scales + first));
-    Floats scales;
-    for (int lane = 0; lane < LANES; lane++) scales[lane] = ((const float *)matrix->scales)[2 * (first + lane)];
-    return scales;
-}
-
 /* Four vectors of columns: two of the block's first half from `offset` on, and the same two of its second half. */
 INLINE void int4_tile(const Product *product, int64_t piece, int offset, int64_t first_row, int rows) {
     const Matrix *matrix = product->weight;

@@ -1,9 +1,13 @@
 /* What the kinds of products share, and their pieces: `rows` rows from `first_row` on, at most as many as each says. */
 #pragma once
 
+#include "amx.h"
 #include "product.h"
 
-enum { COLUMNS_OF_ROWS = 32 }; /* of a piece, where weights lie in rows */
+enum {
+    COLUMNS_OF_ROWS = 32,  /* of a piece, where weights lie in rows */
+    NUMBERS_AT_ONCE = 512, /* of a row, on their way into tiles */
+};
 
 INLINE void store_sums(const Product *product, int64_t row, int64_t column, const float *sums, int64_t count) {
     const float *bias = product->weight->bias;
@@ -11,16 +15,52 @@ INLINE void store_sums(const Product *product, int64_t row, int64_t column, cons
     for (int64_t i = 0; i < count; i++) out[i] = bias == NULL ? sums[i] : sums[i] + bias[column + i];
 }
 
+/* Whether matrix units multiply it, whatever the number of rows: in a bfloat16 model, where it lies as they need it. */
+INLINE int is_for_tiles(const Matrix *matrix) {
+    if (!HAS_AMX) return 0;
+    if (matrix->layout == BFLOAT16_BLOCKS) return matrix->padded_in % 32 == 0;
+    return matrix->layout == INT4_BLOCKS && matrix->has_bfloat16_scales && matrix->block == 64 &&
+           matrix->group % 32 == 0 && matrix->group <= NUMBERS_AT_ONCE;
+}
+
 INLINE const float *operand_row(const Product *product, int64_t row) {
-    int32_t layout = product->weight->layout, is_rounded = layout == BFLOAT16_ROWS || layout == BFLOAT16_BLOCKS;
+    const Matrix *matrix = product->weight;
+    int is_rounded = matrix->layout == BFLOAT16_ROWS || matrix->layout == BFLOAT16_BLOCKS || is_for_tiles(matrix);
     const Operand *operand = product->operand;
     return (is_rounded ? operand->pairs : operand->floats) + product->in_rows[row] * operand->stride;
+}
+
+#if HAS_AMX
+
+/* `numbers` of each row from `begin` on: where they lie if the rows follow one another, else copied to `room`. */
+INLINE const void *operand_tiles(const Product *product, int64_t first_row, int64_t rows, int64_t begin,
+                                 int64_t numbers, uint16_t *room, int64_t *row_bytes) {
+    const int32_t *in_rows = product->in_rows + first_row;
+    *row_bytes = product->operand->stride * 4;
+    if (in_rows[rows - 1] - in_rows[0] == rows - 1) return (const uint16_t *)operand_row(product, first_row) + begin;
+    for (int64_t row = 0; row < rows; row++)
+        memcpy(room + row * numbers, (const uint16_t *)operand_row(product, first_row + row) + begin,
+               (size_t)numbers * sizeof *room);
+    *row_bytes = numbers * 2;
+    return room;
+}
+
+#endif
+
+/* Scales of columns `first` on; each has its zero point behind it. */
+INLINE Floats load_scales(const Matrix *matrix, int64_t first) {
+    if (matrix->has_bfloat16_scales) return first_of_pairs(load_words((const uint32_t *)matrix->scales + first));
+    Floats scales;
+    for (int lane = 0; lane < LANES; lane++) scales[lane] = ((const float *)matrix->scales)[2 * (first + lane)];
+    return scales;
 }
 
 /* product_bits.c: weights in few bits, on exact rows, four at once. */
 void int4_piece(const Product *product, int64_t piece, int64_t first_row, int64_t rows);
 void int8_piece(const Product *product, int64_t piece, int64_t first_row, int64_t rows);
 
-/* product_tiles.c, where HAS_AMX: BFLOAT16_BLOCKS, 32 rows at once; BFLOAT16_ROWS with a turned operand, all rows at once. */
+/* product_tiles.c, where HAS_AMX: BFLOAT16_BLOCKS, 32 rows at once; BFLOAT16_ROWS with a turned operand, all rows at once;
+ * product_tiles_int4.c: INT4_BLOCKS, 16 rows at once. */
 void tiles_piece(const Product *product, int64_t piece, int64_t first_row, int64_t rows);
 void turned_piece(const Product *product, int64_t piece);
+void int4_tiles_piece(const Product *product, int64_t piece, int64_t first_row, int64_t rows);

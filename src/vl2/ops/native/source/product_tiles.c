@@ -6,20 +6,7 @@
 
 /* ---- weights in blocks, on matrix units: up to 32 rows */
 
-enum { NUMBERS_AT_ONCE = 512, MOST_BLOCK = 64 };
-
-/* `numbers` of each row from `begin` on: where they lie if the rows follow one another, else copied to `room`. */
-INLINE const void *operand_tiles(const Product *product, int64_t first_row, int64_t rows, int64_t begin,
-                                 int64_t numbers, uint16_t *room, int64_t *row_bytes) {
-    const int32_t *in_rows = product->in_rows + first_row;
-    *row_bytes = product->operand->stride * 4;
-    if (in_rows[rows - 1] - in_rows[0] == rows - 1) return (const uint16_t *)operand_row(product, first_row) + begin;
-    for (int64_t row = 0; row < rows; row++)
-        memcpy(room + row * numbers, (const uint16_t *)operand_row(product, first_row + row) + begin,
-               (size_t)numbers * sizeof *room);
-    *row_bytes = numbers * 2;
-    return room;
-}
+enum { MOST_BLOCK = 64 };
 
 INLINE void tiles_columns(const Product *product, const uint32_t *weights, int64_t first_row, int64_t rows,
                           int is_few, int vectors, float *out) {
