@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from vl2.core.model_config import SCORING_FUNCS, TOPK_METHODS, LanguageConfig
+from vl2.core.model_config import LanguageConfig
 from vl2.model.attention import INNER_NORM_EPS, MLA
 from vl2.model.decoder import Decoder, DecoderLayer
 from vl2.model.kv_pool import KVPool
 from vl2.model.linear import Linear, QuantizedLinear
 from vl2.model.moe import MLP, MoE, QuantizedMoE
+from vl2.ops.gate.native import set_choice
 from vl2.ops.native import structures
 from vl2.ops.native.builds import load
 from vl2.ops.native.matrices import describe, describe_quantized
@@ -109,14 +110,11 @@ class NativeDecoder:
             model.rank, model.q_rank = mla.kv_lora_rank, mla.q_lora_rank or 0
             model.nope_dim, model.rope_dim, model.value_dim = mla.nope_dim, mla.rope_dim, mla.value_dim
         if moe is not None:
-            model.num_experts, model.num_active = moe.num_experts, moe.num_active
-            model.num_groups, model.num_active_groups = moe.num_groups, moe.num_active_groups
-            model.choice, model.scoring = TOPK_METHODS.index(moe.topk_method), SCORING_FUNCS.index(moe.scoring_func)
+            set_choice(model, moe)
             joined = {layer.mlp.num_shared for layer in decoder.layers if isinstance(layer.mlp, QuantizedMoE)}
             model.num_joined = joined.pop() if joined else 0
             if joined or any(type(layer.mlp) is MoE for layer in decoder.layers if model.num_joined):
                 raise UnknownLayout("layers whose experts are not all alike")
-            model.normalises, model.routed_scale = moe.norm_topk_prob, moe.routed_scaling_factor
         return model
 
     def _layer(self, layer: torch.nn.Module, cache: torch.Tensor) -> structures.Layer:

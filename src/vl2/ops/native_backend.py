@@ -3,7 +3,7 @@
 from vl2.ops.activation import linear_gelu
 from vl2.ops.attention.reference import attend_heads, attend_mla
 from vl2.ops.experts.native import mix_experts, swiglu
-from vl2.ops.gate.reference import route
+from vl2.ops.gate.native import route
 from vl2.ops.linear import multiply as linear
 from vl2.ops.logits import project_logits as logits
 from vl2.ops.norm.native import add_layer_norm, add_rms_norm, rms_norm

@@ -11,6 +11,7 @@ import torch
 from tests.ops.native.builds import every_build, fastest, needs_library, needs_packing
 from vl2.core.model_config import SCORING_FUNCS, TOPK_METHODS, MoEConfig
 from vl2.core.quantization import WeightScheme
+from vl2.ops.gate.native import describe_choice
 from vl2.ops.gate.reference import route
 from vl2.ops.linear import can_pack, pack
 from vl2.ops.native import structures
@@ -164,16 +165,7 @@ def test_the_router_chooses_as_the_reference_does(library: Path, topk_method: st
     x[::3] = x[::3].round()  # ties, which go to the lower id
     x[0] = 0.0
     bias = torch.randn(12).round() if topk_method == "noaux_tc" else None
-    model = structures.Model(
-        num_experts=config.num_experts,
-        num_active=config.num_active,
-        num_groups=config.num_groups,
-        num_active_groups=config.num_active_groups,
-        choice=TOPK_METHODS.index(topk_method),
-        scoring=SCORING_FUNCS.index(scoring_func),
-        normalises=config.norm_topk_prob,
-        routed_scale=config.routed_scaling_factor,
-    )
+    model = describe_choice(config)
     expected_ids, expected_weights = route(x, torch.eye(12), bias, config)
     run = load(library).vl2_route
     for row, ids, weights in zip(x, expected_ids, expected_weights, strict=True):

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 
 from vl2.ops.native import builds
-from vl2.ops.native.matrices import ExpertMatrices
-from vl2.ops.native.structures import ExpertsJob, HeadsJob, PromptAttention, RowsJob
+from vl2.ops.native.matrices import ExpertMatrices, describe
+from vl2.ops.native.structures import ExpertsJob, HeadsJob, Model, PromptAttention, RouterJob, RowsJob
 from vl2.ops.rope.table import RopeTable
 
 
@@ -86,6 +86,21 @@ class Workers:
             own.num_experts, own.has_shared = experts.num_experts, experts.has_shared
             self._call("vl2_mix_experts", own)
         return out
+
+    def route(
+        self, x: torch.Tensor, router: torch.Tensor, bias: torch.Tensor | None, choice: Model
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """`Backend.route` (ops/backend.py); `choice` as of `describe_choice`."""
+        assert x.stride(1) == 1 and router.dtype == torch.float32 and x.shape[1] == router.shape[1]
+        matrix = describe(router, None)
+        assert matrix is not None
+        ids = torch.empty(len(x), choice.num_active, dtype=torch.int64)
+        weights = torch.empty(len(x), choice.num_active)
+        own = RouterJob(x=x.data_ptr(), router=matrix, rows=len(x), x_row=x.stride(0), choice=ctypes.addressof(choice))
+        own.bias, own.is_bfloat16 = None if bias is None else bias.data_ptr(), x.dtype == torch.bfloat16
+        own.ids, own.weights = ids.data_ptr(), weights.data_ptr()
+        self._call("vl2_route_rows", own)
+        return ids, weights
 
     def add_norm(
         self,

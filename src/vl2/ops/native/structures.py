@@ -87,5 +87,14 @@ class ExpertsJob(Structure):
     ]
 
 
-STRUCTURES = (Matrix, Layer, Model, Step, PromptAttention, RowsJob, HeadsJob, ExpertsJob)
+class RouterJob(Structure):
+    _fields_ = [
+        *_fields(c_void_p, "x"),
+        *_fields(Matrix, "router"),
+        *_fields(c_void_p, "bias ids weights choice"),
+        *_fields(c_int64, "rows x_row is_bfloat16"),
+    ]
+
+
+STRUCTURES = (Matrix, Layer, Model, Step, PromptAttention, RowsJob, HeadsJob, ExpertsJob, RouterJob)
 """In the order of `vl2_sizes`."""

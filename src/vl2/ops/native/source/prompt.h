@@ -4,8 +4,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "model.h"
 #include "pool.h"
-#include "product.h"
 
 typedef struct {
     Pool *pool;
@@ -56,3 +56,14 @@ typedef struct {
     uint16_t *out;        /* [tokens, width] */
     int64_t tokens, width, choices, num_experts, has_shared;
 } ExpertsJob;
+
+/* The router of a MoE layer: of `choice` it reads what is about experts. */
+typedef struct {
+    const void *x; /* [rows, router.in_width], a row every x_row numbers */
+    Matrix router; /* FLOAT32_ROWS */
+    const float *bias; /* [experts] or NULL */
+    int64_t *ids;      /* [rows, num_active], like the weights */
+    float *weights;
+    const Model *choice;
+    int64_t rows, x_row, is_bfloat16;
+} RouterJob;
