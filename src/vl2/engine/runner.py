@@ -34,7 +34,7 @@ from vl2.engine.threads import choose_num_threads, threads_for_step
 from vl2.engine.vision_clock import VisionClock
 from vl2.engine.vision_graphs import VisionGraphs
 from vl2.model.kv_pool import KVPool
-from vl2.model.packing import pack_weights
+from vl2.model.packing import multiplies_natively, pack_weights
 from vl2.model.vl2 import DeepseekVL2
 from vl2.model.weights import draw_weights, load_weights
 from vl2.ops.rows import RowRounding, find_row_multiple
@@ -85,7 +85,8 @@ class Runner:
         page_size = config.page_size_tokens
         self.pool = KVPool(model_config.language, num_pages, page_size, dtype=kv_dtype, device=self.device)
         row_multiple = self._choose_row_multiple() if self.is_deterministic else 1
-        is_compiled_by_size = self.device.type == "cpu" and self.dtype != torch.float32
+        is_torchs = self.device.type == "cpu" and not multiplies_natively(self.model.decoder)
+        is_compiled_by_size = is_torchs and self.dtype != torch.float32
         rounding = RowRounding(
             row_multiple, SIZES_PER_OCTAVE if is_compiled_by_size else None, is_exact=self.is_deterministic
         )

@@ -14,6 +14,7 @@ from vl2.core.quantization import Quantization, WeightScheme
 from vl2.ops.activation import gelu_tanh
 from vl2.ops.backend import Backend
 from vl2.ops.linear import multiply
+from vl2.ops.native.linear import NativeLinear
 from vl2.ops.quantized_weight.weight import QuantizedWeight
 from vl2.ops.rows import RowRounding, pad_rows, round_up
 from vl2.ops.saturate import saturate
@@ -29,6 +30,7 @@ class Linear(nn.Module):
 
     row_multiple = 1
     multiply = staticmethod(multiply)  # or the backend's (model/vl2.py)
+    native: NativeLinear | None = None  # set when weights are packed (model/packing.py): it multiplies then
 
     def __init__(
         self, in_width: int, out_width: int, *, bias: bool = False, dtype: torch.dtype, device: torch.device | str
@@ -38,6 +40,8 @@ class Linear(nn.Module):
         self.bias = empty(out_width, dtype=dtype, device=device) if bias else None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.native is not None:
+            return self.native.multiply(x)
         if self.row_multiple == 1:
             return saturate(self.multiply(x, self.weight, self.bias))
         rows = x.flatten(0, -2)
@@ -135,6 +139,8 @@ class GeluLinear(Linear):
         self.ops = ops
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.native is not None:
+            return self.native.multiply(x, is_gelu=True)
         if self.row_multiple == 1 and self.bias is not None:
             return self.ops.linear_gelu(x, self.weight, self.bias)
         return gelu_tanh(super().forward(x))

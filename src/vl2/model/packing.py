@@ -9,6 +9,7 @@ from vl2.model.attention import MLA
 from vl2.model.linear import Linear
 from vl2.model.moe import MoE
 from vl2.ops.linear import can_pack, pack
+from vl2.ops.native.linear import describe_linear
 from vl2.ops.native.matrices import describe_experts
 
 SMALL_MATRIX = 2**19
@@ -42,6 +43,7 @@ def pack_weights(model: nn.Module) -> None:
                 module.weight = nn.Parameter(module.weight.float(), requires_grad=False)
         elif isinstance(module, Linear):
             module.weight = _packed(module.weight)
+            module.native = describe_linear(module.weight, module.bias)
         elif type(module) is MoE:
             for name in ("gate_up", "down"):
                 _pack_each(module, name)
@@ -49,6 +51,14 @@ def pack_weights(model: nn.Module) -> None:
         if type(module) is MoE:
             own, _ = module.expert_weights
             module.described = describe_experts(own.gate_up, own.down, own.shared_gate_up, own.shared_down)
+
+
+def multiplies_natively(decoder: nn.Module) -> bool:
+    """Whether no linear and no expert of a packed decoder is left to torch, but for MLA's kv_b."""
+    by_head = {module.kv_b for module in decoder.modules() if isinstance(module, MLA)}
+    linears = [module for module in decoder.modules() if isinstance(module, Linear) and module not in by_head]
+    experts = [module for module in decoder.modules() if isinstance(module, MoE)]
+    return all(linear.native for linear in linears) and all(layer.described for layer in experts)
 
 
 def _packed(weight: torch.Tensor) -> nn.Parameter:

@@ -30,7 +30,7 @@ X86_64: tuple[tuple[str, frozenset[str]], ...] = (
 
 PROMPT_CALLS = (
     "vl2_attend_prompt", "vl2_swiglu_rows", "vl2_mix_rows", "vl2_norm_rows", "vl2_write_heads", "vl2_mix_experts",
-    "vl2_route_rows",
+    "vl2_route_rows", "vl2_linear_rows",
 )  # fmt: skip
 """Of `workers` and a structure each. Not all are in each build."""
 
@@ -93,7 +93,7 @@ def load(path: Path) -> ctypes.CDLL:
     library.vl2_workers_new.argtypes, library.vl2_workers_new.restype = (c_int32,), c_void_p
     library.vl2_workers_free.argtypes, library.vl2_workers_free.restype = (c_void_p,), None
     for name in PROMPT_CALLS:
-        if hasattr(library, name):  # attention and experts only where the processor multiplies bfloat16
+        if hasattr(library, name):  # some only where the processor multiplies bfloat16, or has matrix units
             function = getattr(library, name)
             function.argtypes, function.restype = (c_void_p, c_void_p), c_int32
     return library

@@ -73,13 +73,19 @@ def describe_experts(
 def _describe_strips(weights: list[torch.Tensor]) -> ctypes.Array[Matrix] | None:
     array = (Matrix * len(weights))()
     for idx, weight in enumerate(weights):
-        matrix = describe(weight)
-        if matrix is None or matrix.layout != BFLOAT16_BLOCKS or matrix.block % STRIP:
-            return None
-        if matrix.in_width % STRIP or matrix.out_width % (2 * STRIP):
+        matrix = describe_strips(weight)
+        if matrix is None or matrix.out_width % (2 * STRIP):
             return None
         array[idx] = matrix
     return array
+
+
+def describe_strips(weight: torch.Tensor, bias: torch.Tensor | None = None) -> Matrix | None:
+    """As `describe`; None: not what prompts' products read (source/strips.h)."""
+    matrix = describe(weight, bias)
+    if matrix is None or matrix.layout != BFLOAT16_BLOCKS or matrix.block % STRIP or matrix.in_width % STRIP:
+        return None
+    return matrix
 
 
 def describe_quantized(weight: QuantizedWeight, bias: torch.Tensor | None = None) -> Matrix | None:

@@ -15,7 +15,16 @@ import torch
 
 from vl2.ops.native import builds
 from vl2.ops.native.matrices import ExpertMatrices, describe
-from vl2.ops.native.structures import ExpertsJob, HeadsJob, Model, PromptAttention, RouterJob, RowsJob
+from vl2.ops.native.structures import (
+    ExpertsJob,
+    HeadsJob,
+    LinearJob,
+    Matrix,
+    Model,
+    PromptAttention,
+    RouterJob,
+    RowsJob,
+)
 from vl2.ops.rope.table import RopeTable
 
 
@@ -25,6 +34,7 @@ class Workers:
     def __init__(self, loaded: ctypes.CDLL, num_threads: int) -> None:
         self._library, self._lock = loaded, threading.Lock()
         self.mixes_experts = hasattr(loaded, "vl2_mix_experts")
+        self.multiplies = hasattr(loaded, "vl2_linear_rows")
         self._handle = loaded.vl2_workers_new(num_threads)
         if self._handle is None:
             raise MemoryError("no memory for native prompts")
@@ -85,6 +95,15 @@ class Workers:
             own.tokens, own.width, own.choices = *x.shape, ids.shape[1]
             own.num_experts, own.has_shared = experts.num_experts, experts.has_shared
             self._call("vl2_mix_experts", own)
+        return out
+
+    def linear(self, x: torch.Tensor, matrix: Matrix, is_gelu: bool) -> torch.Tensor:
+        """x [T, In] bfloat16, `matrix` as of `describe_strips` → [T, Out], rounded once."""
+        assert x.dtype == torch.bfloat16 and x.shape[1] == matrix.in_width and x.stride(1) == 1
+        out = x.new_empty(len(x), matrix.out_width)
+        own = LinearJob(x=x.data_ptr(), out=out.data_ptr(), weight=matrix, rows=len(x), x_row=x.stride(0))
+        own.is_gelu = is_gelu
+        self._call("vl2_linear_rows", own)
         return out
 
     def route(

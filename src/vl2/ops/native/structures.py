@@ -96,5 +96,13 @@ class RouterJob(Structure):
     ]
 
 
-STRUCTURES = (Matrix, Layer, Model, Step, PromptAttention, RowsJob, HeadsJob, ExpertsJob, RouterJob)
+class LinearJob(Structure):
+    _fields_ = [
+        *_fields(c_void_p, "x out"),
+        *_fields(Matrix, "weight"),
+        *_fields(c_int64, "rows x_row is_gelu"),
+    ]
+
+
+STRUCTURES = (Matrix, Layer, Model, Step, PromptAttention, RowsJob, HeadsJob, ExpertsJob, RouterJob, LinearJob)
 """In the order of `vl2_sizes`."""
