@@ -128,6 +128,15 @@ INLINE void tiles_add_turned(const uint16_t *weights, int64_t row_bytes, const f
     }
 }
 
+/* What `tiles_store_few` or `tiles_store_many` stored of two vectors. */
+INLINE void tiles_load_sums(const float *from, int64_t from_row, int is_few) {
+    _tile_loadd(0, from, 4 * from_row);
+    _tile_loadd(1, from + LANES, 4 * from_row);
+    if (is_few) return;
+    _tile_loadd(2, from + TILE_ROWS * from_row, 4 * from_row);
+    _tile_loadd(3, from + TILE_ROWS * from_row + LANES, 4 * from_row);
+}
+
 INLINE void tiles_store_many(float *out, int64_t out_row, int vectors) {
     _tile_stored(0, out, 4 * out_row);
     _tile_stored(2, out + TILE_ROWS * out_row, 4 * out_row);

@@ -44,18 +44,6 @@ INLINE int64_t seen_by(const Block *block, int64_t row) {
 
 /* ---- softmax */
 
-/* 2^x for x ≤ 0 to 1e-7 of it, and 2^-126 for what is below. */
-INLINE __m512 power_of_two(__m512 x) {
-    x = _mm512_max_ps(_mm512_set1_ps(-126.0f), x);
-    __m512 r = _mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF), p = _mm512_set1_ps(1.867130213e-3f);
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(9.017030019e-3f));
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(5.579991332e-2f));
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(2.401644501e-1f));
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(6.931513118e-1f));
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.0f));
-    return _mm512_scalef_ps(p, x);
-}
-
 INLINE void look_row(const float *scores, int64_t seen, __m512 *most) {
     *most = _mm512_mask_max_ps(*most, first_lanes(seen), *most, _mm512_load_ps(scores));
     *most = _mm512_mask_max_ps(*most, first_lanes(seen - LANES), *most, _mm512_load_ps(scores + LANES));

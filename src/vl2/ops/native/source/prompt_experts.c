@@ -43,14 +43,7 @@ INLINE int64_t inner_width(const Matrix *gate_up) { return gate_up->out_width / 
 
 /* ---- a piece */
 
-INLINE void store_rounded(uint16_t *to, __m512 values) {
-    _mm256_storeu_si256((void *)to, (__m256i)_mm512_cvtneps_pbh(values));
-}
-
-INLINE __m512 swiglu_of(__m512 gate, __m512 up) {
-    __m512 power = exponentials(_mm512_min_ps(_mm512_sub_ps(_mm512_setzero_ps(), gate), _mm512_set1_ps(88.0f)));
-    return _mm512_mul_ps(_mm512_div_ps(gate, _mm512_add_ps(_mm512_set1_ps(1.0f), power)), up);
-}
+INLINE __m512 swiglu_of(__m512 gate, __m512 up) { return _mm512_mul_ps(times_sigmoid(gate, gate, -1.0f), up); }
 
 /* sums [rows, WIDE]: a strip of gates and one of ups → out [rows, STRIP] */
 static void store_swiglu(const float *sums, int64_t rows, uint16_t *out, int64_t stride) {
@@ -61,7 +54,7 @@ static void store_swiglu(const float *sums, int64_t rows, uint16_t *out, int64_t
 
 static void store_results(const float *sums, int64_t rows, uint16_t *out, int64_t stride) {
     for (int64_t row = 0; row < rows; row++, sums += WIDE, out += stride)
-        UNROLL for (int i = 0; i < WIDE; i += LANES) store_rounded(out + i, _mm512_loadu_ps(sums + i));
+        store_wide(out, sums);
 }
 
 static void gather(const Job *job, const Piece *piece, uint16_t *x) {
@@ -83,23 +76,23 @@ static void expert_piece(void *context, long idx, int thread) {
     const Job *job = context;
     const Piece *piece = &job->pieces[job->first + idx];
     int64_t width = job->own->width, inner = inner_width(piece->gate_up);
-    int64_t ups = inner / STRIP, all = ups + width / WIDE, parts = parts_of(piece->rows, MOST_ROWS);
+    int64_t ups = inner / STRIP, all = ups + width / WIDE;
     uint16_t *x = job->scratch + thread * job->scratch_numbers, *inners = x + job->piece_rows * job->x_stride;
-    float sums[MOST_ROWS * WIDE];
-    StripProduct product = {.rows = parts_of(piece->rows, parts), .parts = parts, .sums = sums};
+    float sums[MOST_PIECE_ROWS / MOST_ROWS][MOST_ROWS * WIDE];
+    StripProduct product = {.sums = sums};
+    cut_rows(&product, piece->rows);
     gather(job, piece, x);
     strips_begin(product.rows);
     for (int64_t at = 0; at < all; at++) {
         int is_up = at < ups;
-        product.width = is_up ? width : inner, product.stride = is_up ? job->x_stride : job->inner_stride;
+        product.x = is_up ? x : inners, product.stride = is_up ? job->x_stride : job->inner_stride;
+        product.width = is_up ? width : inner;
         product.strips = strips_of(piece, at), product.next = strips_of(piece, smaller(at + 1, all - 1));
-        for (product.part = 0; product.part < parts; product.part++) {
-            /* All parts have as many rows, so the last one may do some of those before it again. */
-            int64_t row = smaller(product.part * product.rows, piece->rows - product.rows);
-            product.x = (is_up ? x : inners) + row * product.stride;
-            multiply_strips(&product);
-            if (is_up) store_swiglu(sums, product.rows, inners + row * job->inner_stride + at * STRIP, job->inner_stride);
-            else store_results(sums, product.rows, piece->results + row * width + (at - ups) * WIDE, width);
+        multiply_strips(&product);
+        for (int64_t part = 0; part < product.parts; part++) {
+            int64_t row = first_of_part(&product, part);
+            if (is_up) store_swiglu(sums[part], product.rows, inners + row * job->inner_stride + at * STRIP, job->inner_stride);
+            else store_results(sums[part], product.rows, piece->results + row * width + (at - ups) * WIDE, width);
         }
     }
     strips_end();

@@ -24,78 +24,92 @@ INLINE Strips strips_at(const Matrix *matrix, int64_t first, int64_t second) {
     return (Strips){{strip_at(matrix, first), strip_at(matrix, second)}, matrix->block};
 }
 
+/* All rows of a piece with two strips: in parts of equally many rows, of which the last may do some of those before again. */
 typedef struct {
-    const uint16_t *x; /* [rows, width], rows `stride` numbers apart */
-    int64_t stride, width, rows;
-    Strips strips;
-    float *sums;         /* [rows, WIDE] */
-    Strips next;         /* what is multiplied after this, as wide: */
-    int64_t part, parts; /* a part of it is asked for meanwhile */
+    const uint16_t *x; /* [count, width], rows `stride` numbers apart */
+    int64_t stride, width, count, parts, rows; /* `rows` of a part, as of `cut_rows` */
+    Strips strips, next; /* `next` is multiplied after this, as wide: it is asked for meanwhile */
+    float (*sums)[MOST_ROWS * WIDE]; /* [parts]: [rows, WIDE] */
 } StripProduct;
 
+INLINE void cut_rows(StripProduct *own, int64_t count) {
+    own->count = count, own->parts = (count + MOST_ROWS - 1) / MOST_ROWS;
+    own->rows = (count + own->parts - 1) / own->parts;
+}
+
+INLINE int64_t first_of_part(const StripProduct *own, int64_t part) {
+    return part * own->rows < own->count - own->rows ? part * own->rows : own->count - own->rows;
+}
+
+INLINE void store_rounded(uint16_t *to, __m512 values) {
+    _mm256_storeu_si256((void *)to, (__m256i)_mm512_cvtneps_pbh(values));
+}
+
+/* Sums of a row, WIDE of them. */
+INLINE void store_wide(uint16_t *to, const float *sums) {
+    UNROLL for (int i = 0; i < WIDE; i += LANES) store_rounded(to + i, _mm512_loadu_ps(sums + i));
+}
+
 #if HAS_AMX
+
+enum { PANEL_NUMBERS = 256 }; /* of inputs: with a strip's columns 16 KiB, and two threads may share a first cache */
+
+/* Of one strip and some inputs: stays in the first cache while all rows pass. */
+typedef struct {
+    const uint32_t *weights, *next;
+    int64_t block, first, numbers; /* inputs */
+} Panel;
 
 INLINE void strips_begin(int64_t rows) { tiles_begin(rows); }
 INLINE void strips_end(void) { tiles_end(); }
 
-/* The next strip's lines of one step that are this part's, into the second cache. */
-INLINE void ask_for(const StripProduct *own, int strip, int64_t step) {
-    int64_t block = own->next.block, end = (own->part + 1) * TILE_ROWS / own->parts;
-    const uint32_t *tile = own->next.at[strip] + step * TILE_ROWS * block;
-    for (int64_t line = own->part * TILE_ROWS / own->parts; line < end; line++) {
-        _mm_prefetch((const char *)(tile + line * block), _MM_HINT_T1);
-        _mm_prefetch((const char *)(tile + line * block + LANES), _MM_HINT_T1);
-    }
-}
-
-/* 17 to 32 rows and one strip, in tiles as `tiles_begin` shapes them. */
-INLINE void multiply_one(const StripProduct *own, int strip) {
-    const char *x = (const char *)own->x, *rest = x + TILE_ROWS * 2 * own->stride;
-    const uint32_t *weights = own->strips.at[strip];
-    int64_t x_bytes = 2 * own->stride, bytes = 4 * own->strips.block, steps = own->width / TILE_NUMBERS;
-    tiles_zero();
-    for (int64_t step = 0; step < steps; step++, weights += TILE_ROWS * own->strips.block) {
-        ask_for(own, strip, step);
-        _tile_loadd(4, x + step * TILE_BYTES, x_bytes);
+/* Up to 16 rows if `is_few`, else up to 32, in tiles as `tiles_begin` shapes them. */
+INLINE void add_panel(const StripProduct *own, const Panel *panel, int64_t part, int is_few) {
+    const uint32_t *weights = panel->weights, *next = panel->next;
+    const char *x = (const char *)(own->x + first_of_part(own, part) * own->stride + panel->first);
+    const char *rest = x + TILE_ROWS * 2 * own->stride;
+    int64_t bytes = 4 * panel->block, begin = part * TILE_ROWS / own->parts, end = (part + 1) * TILE_ROWS / own->parts;
+    for (int64_t at = 0; at < panel->numbers; at += TILE_NUMBERS) {
+        for (int64_t line = begin; line < end; line++) { /* this part's share, into the second cache */
+            _mm_prefetch((const char *)(next + line * panel->block), _MM_HINT_T1);
+            _mm_prefetch((const char *)(next + line * panel->block + LANES), _MM_HINT_T1);
+        }
+        _tile_loadd(4, x + 2 * at, 2 * own->stride);
         _tile_loadd(6, weights, bytes);
         _tile_dpbf16ps(0, 4, 6);
         _tile_loadd(7, weights + LANES, bytes);
         _tile_dpbf16ps(1, 4, 7);
-        _tile_loadd(5, rest + step * TILE_BYTES, x_bytes);
-        _tile_dpbf16ps(2, 5, 6);
-        _tile_dpbf16ps(3, 5, 7);
+        if (!is_few) {
+            _tile_loadd(5, rest + 2 * at, 2 * own->stride);
+            _tile_dpbf16ps(2, 5, 6);
+            _tile_dpbf16ps(3, 5, 7);
+        }
+        weights += TILE_ROWS * panel->block, next += TILE_ROWS * panel->block;
     }
-    tiles_store_many(own->sums + strip * STRIP, WIDE, 2);
 }
 
-/* Up to 16 rows and both strips. */
-INLINE void multiply_both(const StripProduct *own) {
-    const uint32_t *first = own->strips.at[0], *second = own->strips.at[1];
-    int64_t x_bytes = 2 * own->stride, bytes = 4 * own->strips.block, steps = own->width / TILE_NUMBERS, at = 0;
-    tiles_zero();
-    for (int64_t step = 0; step < steps; step++, at += TILE_ROWS * own->strips.block) {
-        ask_for(own, 0, step);
-        ask_for(own, 1, step);
-        _tile_loadd(4, (const char *)own->x + step * TILE_BYTES, x_bytes);
-        _tile_loadd(5, first + at, bytes);
-        _tile_dpbf16ps(0, 4, 5);
-        _tile_loadd(6, first + at + LANES, bytes);
-        _tile_dpbf16ps(1, 4, 6);
-        _tile_loadd(7, second + at, bytes);
-        _tile_dpbf16ps(2, 4, 7);
-        _tile_loadd(5, second + at + LANES, bytes);
-        _tile_dpbf16ps(3, 4, 5);
+static void panel_part(const StripProduct *own, const Panel *panel, int64_t part, float *sums) {
+    int is_few = own->rows <= TILE_ROWS;
+    if (panel->first == 0) tiles_zero();
+    else tiles_load_sums(sums, WIDE, is_few);
+    if (is_few) {
+        add_panel(own, panel, part, 1);
+        tiles_store_few(sums, WIDE, 2);
+    } else {
+        add_panel(own, panel, part, 0);
+        tiles_store_many(sums, WIDE, 2);
     }
-    tiles_store_few(own->sums, WIDE, 4);
 }
 
 static void multiply_strips(const StripProduct *own) {
-    if (own->rows > TILE_ROWS) {
-        multiply_one(own, 0);
-        multiply_one(own, 1);
-    } else {
-        multiply_both(own);
-    }
+    for (int strip = 0; strip < 2; strip++)
+        for (int64_t first = 0; first < own->width; first += PANEL_NUMBERS) {
+            int64_t left = own->width - first, block = own->strips.block;
+            Panel panel = {own->strips.at[strip] + first / 2 * block, own->next.at[strip] + first / 2 * block, block, first,
+                           left < PANEL_NUMBERS ? left : PANEL_NUMBERS};
+            for (int64_t part = 0; part < own->parts; part++)
+                panel_part(own, &panel, part, own->sums[part] + strip * STRIP);
+        }
 }
 
 #else
@@ -105,8 +119,9 @@ enum { DOT_ROWS = 6 }; /* whose sums, times four, leave registers for weights */
 INLINE void strips_begin(int64_t rows) { (void)rows; }
 INLINE void strips_end(void) {}
 
-INLINE void multiply_rows(const StripProduct *own, int64_t first_row, int rows) {
-    const uint32_t *x = (const uint32_t *)(const void *)(own->x + first_row * own->stride);
+INLINE void multiply_rows(const StripProduct *own, int64_t part, int64_t first_row, int rows) {
+    const uint16_t *numbers_of_x = own->x + (first_of_part(own, part) + first_row) * own->stride;
+    const uint32_t *x = (const uint32_t *)(const void *)numbers_of_x;
     const uint32_t *first = own->strips.at[0], *second = own->strips.at[1];
     int64_t pairs = own->width / 2, stride = own->stride / 2;
     __m512 sums[DOT_ROWS][4];
@@ -121,22 +136,26 @@ INLINE void multiply_rows(const StripProduct *own, int64_t first_row, int rows) 
                 sums[row][v] = _mm512_dpbf16_ps(sums[row][v], (__m512bh)numbers, (__m512bh)weights[v]);
         }
     }
-    float *to = own->sums + first_row * WIDE;
+    float *to = own->sums[part] + first_row * WIDE;
     UNROLL for (int row = 0; row < rows; row++)
         UNROLL for (int v = 0; v < 4; v++) _mm512_storeu_ps(to + row * WIDE + v * LANES, sums[row][v]);
 }
 
-static void multiply_strips(const StripProduct *own) {
+static void multiply_part(const StripProduct *own, int64_t part) {
     int64_t row = 0;
-    for (; row + DOT_ROWS <= own->rows; row += DOT_ROWS) multiply_rows(own, row, DOT_ROWS);
+    for (; row + DOT_ROWS <= own->rows; row += DOT_ROWS) multiply_rows(own, part, row, DOT_ROWS);
     switch (own->rows - row) {
-        case 1: multiply_rows(own, row, 1); break;
-        case 2: multiply_rows(own, row, 2); break;
-        case 3: multiply_rows(own, row, 3); break;
-        case 4: multiply_rows(own, row, 4); break;
-        case 5: multiply_rows(own, row, 5); break;
+        case 1: multiply_rows(own, part, row, 1); break;
+        case 2: multiply_rows(own, part, row, 2); break;
+        case 3: multiply_rows(own, part, row, 3); break;
+        case 4: multiply_rows(own, part, row, 4); break;
+        case 5: multiply_rows(own, part, row, 5); break;
         default: break;
     }
+}
+
+static void multiply_strips(const StripProduct *own) {
+    for (int64_t part = 0; part < own->parts; part++) multiply_part(own, part);
 }
 
 #endif
