@@ -113,6 +113,16 @@ def test_rows_may_be_strided(workers: Workers) -> None:
     assert torch.equal(workers.attend(q, keys, values, 0.125, False), copied)
 
 
+@pytest.mark.parametrize("context", [1, 16, 100, 112])
+def test_pages_are_read_where_they_lie(workers: Workers, context: int) -> None:
+    pool, pages = draw(2, 9, 16, 2, 64), torch.tensor([8, 0, 3, 5, 1, 4, 7], dtype=torch.int32)
+    keys, values = (half[pages.long()].flatten(0, 1)[:context].contiguous() for half in pool)
+    q = draw(min(context, 70), 4, 64)
+    assert torch.equal(
+        workers.attend_pages(q, pool, pages, context, 0.125), workers.attend(q, keys, values, 0.125, True)
+    )
+
+
 @pytest.mark.skipif(attention_workers(draw(2)) is None, reason="torch needs whole multiples of rows for it")
 def test_in_the_deterministic_mode_a_prompt_has_the_same_bits_in_any_chunks() -> None:
     q, pool, pages = draw(90, 4, 32), draw(2, 7, 16, 2, 32), torch.tensor([[6, 2, 3, 5, 1, 4]])

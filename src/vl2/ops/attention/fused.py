@@ -6,6 +6,8 @@ only MHA by the library.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 
@@ -17,12 +19,15 @@ from vl2.ops.rope.table import RopeTable
 
 def fuse_heads(q: torch.Tensor, pool: torch.Tensor, batch: AttentionBatch, scale: float) -> torch.Tensor:
     """`Backend.attend_heads` (ops/backend.py)."""
-    out = torch.zeros_like(q)
-    for block_table, chunk in zip(batch.block_tables, batch.chunks, strict=True):
-        rows = slice(chunk.start, chunk.start + chunk.length)
+
+    def attend(block_table: torch.Tensor, chunk: ChunkShape, own: torch.Tensor) -> torch.Tensor:
+        workers = attention_workers(q)
+        if workers is not None and pool.dtype == q.dtype and pool.shape[2] % 16 == 0:
+            return workers.attend_pages(own, pool, block_table, chunk.context_length, scale)
         keys, values = (gather(half, block_table, chunk.context_length, q.dtype) for half in pool)
-        out[rows] = _attend(q[rows], keys, values, chunk, scale)
-    return out
+        return _attend(own, keys, values, chunk, scale)
+
+    return _by_chunk(q, batch, q.shape[2], attend)
 
 
 def fuse_mla(
@@ -39,14 +44,30 @@ def fuse_mla(
     nope = width - (pool.shape[2] - rank)
     value_dim = kv_b.shape[0] // heads - nope
     q = torch.cat((q[..., :nope], rotate_pairs(q[..., nope:], rope.rows(positions))), dim=-1)
-    out = q.new_zeros(len(q), heads, value_dim)
-    for block_table, chunk in zip(batch.block_tables, batch.chunks, strict=True):
-        rows = slice(chunk.start, chunk.start + chunk.length)
+
+    def attend(block_table: torch.Tensor, chunk: ChunkShape, own: torch.Tensor) -> torch.Tensor:
         latent, key = gather(pool, block_table, chunk.context_length, q.dtype).split((rank, width - nope), -1)
         expanded = F.linear(latent, kv_b.to(q.dtype)).unflatten(-1, (heads, -1))
         keys = torch.cat((expanded[..., :nope], key.unsqueeze(1).expand(-1, heads, -1)), dim=-1)
-        out[rows] = _attend(q[rows], keys, expanded[..., nope:], chunk, scale)
-    return out.flatten(1)
+        return _attend(own, keys, expanded[..., nope:], chunk, scale)
+
+    return _by_chunk(q, batch, value_dim, attend).flatten(1)
+
+
+def _by_chunk(
+    q: torch.Tensor,
+    batch: AttentionBatch,
+    value_dim: int,
+    attend: Callable[[torch.Tensor, ChunkShape, torch.Tensor], torch.Tensor],
+) -> torch.Tensor:
+    """attend(block table, chunk, its rows of q) of each; zeros in rows that belong to none."""
+    if len(batch.chunks) == 1 and batch.chunks[0].length == len(q):
+        return attend(batch.block_tables[0], batch.chunks[0], q)
+    out = q.new_zeros(len(q), q.shape[1], value_dim)
+    for block_table, chunk in zip(batch.block_tables, batch.chunks, strict=True):
+        rows = slice(chunk.start, chunk.start + chunk.length)
+        out[rows] = attend(block_table, chunk, q[rows])
+    return out
 
 
 def gather(pool: torch.Tensor, block_table: torch.Tensor, context_length: int, dtype: torch.dtype) -> torch.Tensor:

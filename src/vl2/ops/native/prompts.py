@@ -47,17 +47,31 @@ class Workers:
 
         is_causal  the last query sees all of the context, the one before it one position less, …
         """
-        (rows, heads, dim), (context, kv_heads, value_dim) = q.shape, values.shape
-        assert keys.shape == (context, kv_heads, dim) and heads % kv_heads == 0 and dim % 2 == 0
-        assert not is_causal or rows <= context
+        return self._attend(q, keys, values, len(keys), PromptAttention(scale=scale, is_causal=is_causal))
+
+    def attend_pages(
+        self, q: torch.Tensor, pool: torch.Tensor, block_table: torch.Tensor, context: int, scale: float
+    ) -> torch.Tensor:
+        """The same, causal, with keys and values where they lie: pool [2, pages, page size, K, D], page size a multiple
+        of 16, block_table [at least what the context takes] int32."""
+        assert block_table.dtype == torch.int32 and block_table.is_contiguous() and pool.shape[2] % 16 == 0
+        own = PromptAttention(scale=scale, is_causal=True, pages=block_table.data_ptr(), page_size=pool.shape[2])
+        keys, values = pool.flatten(1, 2)
+        return self._attend(q, keys, values, context, own)
+
+    def _attend(
+        self, q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, context: int, own: PromptAttention
+    ) -> torch.Tensor:
+        (rows, heads, dim), (kv_heads, value_dim) = q.shape, values.shape[1:]
+        assert keys.shape[1:] == (kv_heads, dim) and heads % kv_heads == 0 and dim % 2 == 0
+        assert not own.is_causal or rows <= context
         assert all(x.dtype == torch.bfloat16 and x.stride(-1) == 1 for x in (q, keys, values))
         out = q.new_empty(rows, heads, value_dim)
-        own = PromptAttention(
-            *(x.data_ptr() for x in (q, keys, values, out)),
-            *(rows, context, heads, kv_heads, dim, value_dim),
-            *(stride for x in (q, keys, values, out) for stride in x.stride()[:2]),
-            *(scale, is_causal),
-        )
+        own.q, own.keys, own.values, own.out = (x.data_ptr() for x in (q, keys, values, out))
+        own.rows, own.context, own.heads, own.kv_heads = rows, context, heads, kv_heads
+        own.dim, own.value_dim = dim, value_dim
+        own.q_row, own.q_head, own.key_row, own.key_head = *q.stride()[:2], *keys.stride()[:2]
+        own.value_row, own.value_head, own.out_row, own.out_head = *values.stride()[:2], *out.stride()[:2]
         self._call("vl2_attend_prompt", own)
         return out
 

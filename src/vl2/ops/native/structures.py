@@ -56,8 +56,8 @@ class Step(Structure):
 
 class PromptAttention(Structure):
     _fields_ = [
-        *_fields(c_void_p, "q keys values out"),
-        *_fields(c_int64, "rows context heads kv_heads dim value_dim"),
+        *_fields(c_void_p, "q keys values out pages"),
+        *_fields(c_int64, "page_size rows context heads kv_heads dim value_dim"),
         *_fields(c_int64, "q_row q_head key_row key_head value_row value_head out_row out_head"),
         *_fields(c_float, "scale"),
         *_fields(c_int32, "is_causal"),

@@ -20,6 +20,8 @@ void *workers_room(Workers *workers, size_t bytes);
 typedef struct {
     const uint16_t *q, *keys, *values;
     uint16_t *out;
+    const int32_t *pages; /* NULL: keys and values lie in their order; else page i has those from i · page_size on */
+    int64_t page_size;    /* a multiple of 16 */
     int64_t rows, context, heads, kv_heads, dim, value_dim; /* dim even */
     int64_t q_row, q_head, key_row, key_head, value_row, value_head, out_row, out_head; /* distances in numbers */
     float scale;

@@ -38,11 +38,17 @@ INLINE Panels panels_of(const PromptAttention *own) {
                     .value_width = up(own->value_dim, LANES)};
 }
 
+/* Where the row of a position of the context lies; of what comes after it, anywhere. */
+INLINE int64_t row_of(const PromptAttention *own, int64_t position) {
+    if (own->pages == NULL || position >= own->context) return position < own->context ? position : 0;
+    return own->pages[position / own->page_size] * own->page_size + position % own->page_size;
+}
+
 static void lay_out_keys(const Panels *panels, const PromptAttention *own, int64_t head) {
     const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
     const __m512i distances = _mm512_mullo_epi32(lanes, _mm512_set1_epi32((int32_t)own->key_row));
     for (int64_t first = 0; first < panels->positions; first += LANES) {
-        const uint16_t *from = own->keys + first * own->key_row + head * own->key_head;
+        const uint16_t *from = own->keys + row_of(own, first) * own->key_row + head * own->key_head;
         uint32_t *to = panels->keys + first / WIDE * WIDE * panels->key_pairs + first % WIDE;
         for (int64_t pair = 0; pair < panels->key_pairs; pair++, to += WIDE) {
             __mmask16 given = pair < own->dim / 2 ? first_lanes(own->context - first) : 0;
@@ -52,23 +58,33 @@ static void lay_out_keys(const Panels *panels, const PromptAttention *own, int64
     }
 }
 
-/* LANES columns of a position as 32 bits each; zeros after the last column and the last position. */
-INLINE __m512i value_words(const PromptAttention *own, int64_t position, int64_t head, int64_t column) {
-    __mmask16 given = position < own->context ? first_lanes(own->value_dim - column) : 0;
-    const uint16_t *from = own->values + position * own->value_row + head * own->value_head + column;
-    return _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(given, from));
+/* Of one position and head: [value_dim]; zeros after the last column and the last position. */
+typedef struct {
+    const uint16_t *from;
+    int64_t width;
+} Values;
+
+INLINE Values values_of(const PromptAttention *own, int64_t position, int64_t head) {
+    const uint16_t *from = own->values + row_of(own, position) * own->value_row + head * own->value_head;
+    return (Values){from, position < own->context ? own->value_dim : 0};
+}
+
+/* LANES columns as 32 bits each. */
+INLINE __m512i value_words(Values own, int64_t column) {
+    return _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(first_lanes(own.width - column), own.from + column));
 }
 
 static void lay_out_values(const Panels *panels, const PromptAttention *own, int64_t head) {
     uint32_t *to = panels->values;
     for (int64_t first = 0; first < panels->value_width; first += WIDE) {
         int64_t end = smaller(first + WIDE, panels->value_width);
-        for (int64_t position = 0; position < 2 * panels->pairs; position += 2)
+        for (int64_t position = 0; position < 2 * panels->pairs; position += 2) {
+            Values one = values_of(own, position, head), next = values_of(own, position + 1, head);
             for (int64_t column = first; column < end; column += LANES, to += LANES) {
-                __m512i next = value_words(own, position + 1, head, column);
-                __m512i both = _mm512_or_si512(value_words(own, position, head, column), _mm512_slli_epi32(next, 16));
+                __m512i both = _mm512_or_si512(value_words(one, column), _mm512_slli_epi32(value_words(next, column), 16));
                 _mm512_store_si512(to, both);
             }
+        }
     }
 }
 
