@@ -23,7 +23,7 @@ MAY_IMPORT = {
     "engine": {"core", "ops", "model", "checkpoint", "processing", "edge"},  # the tokenizer and grammars; ONNX Runtime
     "llm": {"core", "checkpoint", "processing", "engine"},
     "server": {"core"},
-    "tools": {"core", "checkpoint", "processing", "llm"},
+    "tools": {"core", "checkpoint", "ops", "processing", "llm"},  # of ops: which native library there is
     "deploy": {"core", "llm", "server", "tools"},  # Ray's application is a server
     "cli": {
         "core",
@@ -43,6 +43,7 @@ MAY_IMPORT = {
 WITHOUT_TORCH = (
     "vl2", "vl2.core", "vl2.checkpoint.source", "vl2.processing.processor", "vl2.server.app", "vl2.cli", "vl2.llm",
     "vl2.edge.export", "vl2.edge.network", "vl2.engine.engine", "vl2.engine.onnx_runner", "vl2.engine.worker",
+    "vl2.tools.doctor",
 )  # fmt: skip
 
 

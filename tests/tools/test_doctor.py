@@ -12,14 +12,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from vl2.checkpoint import modelscope
 from vl2.cli import execute
+from vl2.core import cpu
 from vl2.core.config import HubOptions
+from vl2.core.errors import SetupError
+from vl2.engine.device import choose_device
+from vl2.ops.native import builds
 from vl2.tools.doctor import diagnose, has_fixes
-from vl2.tools.doctor_facts import LIBRARIES, Facts, Gpu, Torch, look, parse_smi
+from vl2.tools.doctor_facts import LIBRARIES, Facts, Gpu, Native, Torch, look, parse_smi
 
-H100 = Gpu("NVIDIA H100 80GB HBM3", 79 * 2**30)
+H100 = Gpu("NVIDIA H100 80GB HBM3", 79 * 2**30, (9, 0))
+T4 = Gpu("Tesla T4", 15 * 2**30, (7, 5))
 GOOD = Facts(
     python=(3, 12),
     system="Linux",
@@ -28,6 +34,7 @@ GOOD = Facts(
     smi_gpus=(H100,),
     smi_problem="",
     torch=Torch("2.13.0+cu130", "13.0", (H100,)),
+    native=Native("x86-64-v4-amx"),
     visible_devices=None,
     memory_bytes=64 * 2**30,
     cores=16,
@@ -70,6 +77,11 @@ def test_a_good_machine_has_nothing_to_tell() -> None:
         ({"torch": Torch("2.13.0", "13.0", ()), "visible_devices": ""}, "gpu", "fix", "unset CUDA_VISIBLE_DEVICES"),
         ({"torch": Torch("2.13.0", "13.0", (), "driver too old")}, "gpu", "fix", "driver too old"),
         ({"torch": Torch("2.13.0", "13.0", (Gpu("old", 4 * 2**30),))}, "models", "warning", "no official model"),
+        ({"torch": Torch("2.13.0", "13.0", (T4,))}, "gpu", "warning", "Tesla T4 has compute capability 7.5"),
+        ({"torch": Torch("2.13.0", "13.0", (H100, T4))}, "gpu", "warning", "CUDA_VISIBLE_DEVICES"),
+        ({"native": Native("x86-64-v4-bf16")}, "native library", "ok", "x86-64-v4-bf16"),
+        ({"native": Native("x86-64-v4-bf16", "", True)}, "native library", "ok", "arch_prctl"),
+        ({"native": Native(None, "it was not built: install vl2 …")}, "native library", "warning", "it was not built"),
         ({"memory_bytes": 2**30}, "memory", "warning", "limit"),
         ({"disk_free_bytes": 10**9}, "disk", "warning", "--cache-folder"),
         ({"shm_bytes": 2**20}, "shared memory", "warning", "--shm-size"),
@@ -87,6 +99,37 @@ def test_each_trouble_is_told_with_what_to_do(changes: dict[str, Any], name: str
 def test_only_what_must_be_fixed_fails() -> None:
     assert has_fixes(diagnose(dataclasses.replace(GOOD, torch=None)))
     assert not has_fixes(diagnose(dataclasses.replace(GOOD, hub_problem="timed out", memory_bytes=2**30)))
+
+
+def test_a_gpu_that_is_too_old_is_told_in_the_engines_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = findings(torch=Torch("2.13.0", "13.0", (T4, T4)))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: T4.name)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: T4.capability)
+    with pytest.raises(SetupError) as refused:
+        choose_device("cuda")
+    assert refused.value.message.startswith(found["gpu"].detail)
+    assert "models" not in found, "no model fits a GPU that no kernel runs on"
+
+
+@pytest.mark.parametrize("is_permitted", [True, False])
+def test_matrix_units_that_the_system_refuses_are_noticed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, is_permitted: bool
+) -> None:
+    cpuinfo = tmp_path / "cpuinfo"
+    cpuinfo.write_text("flags : " + " ".join(builds.BFLOAT16 | builds.AMX))
+    monkeypatch.setattr(cpu, "CPUINFO", cpuinfo)
+    monkeypatch.setattr(builds, "may_use_tiles", lambda: is_permitted)
+    monkeypatch.setattr(builds, "find", lambda: (builds.FOLDER, "any"))  # what it finds, this machine may not run
+    assert look(0, HubOptions(offline=True)).native.is_amx_refused is not is_permitted
+
+
+def test_a_library_that_cannot_be_used_is_told_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(builds, "find", lambda: (None, "it is of another version; install vl2 again"))
+    native = look(0, HubOptions(offline=True)).native
+    assert findings(native=native)["native library"].advice == "it is of another version; install vl2 again"
+    assert "native library" not in findings(torch=None, native=native), "ONNX Runtime does not use it"
 
 
 def test_what_nvidia_smi_prints_is_read() -> None:
@@ -124,6 +167,7 @@ def test_this_machine_is_looked_at(hub: str, monkeypatch: pytest.MonkeyPatch) ->
     assert facts.hub_problem == "", "any answer means that it is reached"
     assert "in use" in facts.port_problem
     assert facts.torch is not None and facts.memory_bytes and facts.disk_free_bytes
+    assert builds.find()[1] in (facts.native.variant, facts.native.problem)
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     unreached = look(0, HubOptions())
     assert unreached.hub_url == "http://127.0.0.1:9" and "refused" in (unreached.hub_problem or "")

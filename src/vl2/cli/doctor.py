@@ -21,8 +21,9 @@ COLORS = {"ok": "green", "warning": "yellow", "fix": "red"}
 def command(port: int, is_json: bool, hub: HubOptions) -> None:
     """Look whether this machine can run vl2.
 
-    Driver, PyTorch and whether it sees the GPU, memory, disk, shared memory, port, hub, versions. Each line is ok, a
-    warning, or something to fix, with what to do; the exit code is 1 when there is something to fix.
+    Driver, PyTorch and whether it sees the GPU, the native library for the CPU, memory, disk, shared memory, port, hub,
+    versions. Each line is ok, a warning, or something to fix, with what to do; the exit code is 1 when there is
+    something to fix.
 
     \b
     vl2 doctor

@@ -8,14 +8,12 @@ import torch
 
 from vl2.core.cpu import cpu_words
 from vl2.core.errors import SetupError
+from vl2.core.gpu_age import why_too_old
 from vl2.core.stats import DeviceMemory
 from vl2.ops.float8.support import has_float8
 from vl2.ops.saturate import FLOAT8
 
 log = logging.getLogger(__name__)
-
-AMPERE = (8, 0)
-"""Compute capability from which on Triton supports GPUs; older ones have no bfloat16 either."""
 
 
 def choose_device(name: str, num_replicas: int = 1, replica_idx: int = 0) -> torch.device:
@@ -27,7 +25,8 @@ def choose_device(name: str, num_replicas: int = 1, replica_idx: int = 0) -> tor
         raise SetupError("--device cuda, but PyTorch sees no GPU; see `nvidia-smi`, or use --device cpu")
     if name == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
-    if too_old := _why_too_old(replica_idx if replica_idx < torch.cuda.device_count() else 0):
+    gpu_idx = replica_idx if replica_idx < torch.cuda.device_count() else 0
+    if too_old := why_too_old(torch.cuda.get_device_name(gpu_idx), torch.cuda.get_device_capability(gpu_idx)):
         if name == "cuda":
             raise SetupError(f"{too_old}; use --device cpu")
         log.warning("%s: computing on the CPU", too_old)
@@ -38,15 +37,6 @@ def choose_device(name: str, num_replicas: int = 1, replica_idx: int = 0) -> tor
             f"lower it, or use --device cpu"
         )
     return torch.device("cuda", replica_idx)
-
-
-def _why_too_old(gpu_idx: int) -> str | None:
-    capability = torch.cuda.get_device_capability(gpu_idx)
-    if capability >= AMPERE:
-        return None
-    have, need = (".".join(str(part) for part in version) for version in (capability, AMPERE))
-    name = torch.cuda.get_device_name(gpu_idx)
-    return f"{name} has compute capability {have}, but vl2's kernels need {need} (Ampere, as A10 and A100) or later"
 
 
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from vl2.core.config import EngineConfig
+from vl2.core.gpu_age import why_too_old
 from vl2.tools.doctor_facts import Facts, Gpu, Torch
 from vl2.tools.plan import Wanted, judge
 from vl2.tools.plan_devices import GIB, Device
@@ -25,7 +26,7 @@ TINY_DOWNLOAD_BYTES = 7 * 10**9
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One line. `advice` says what to do about a warning or a fix."""
+    """One line. `advice` says what to do about a warning or a fix, or for something ok to be faster."""
 
     name: str
     status: str
@@ -105,8 +106,7 @@ def _gpu(facts: Facts) -> Iterator[Finding]:
     if torch is None:
         return
     if torch.gpus:
-        yield Finding("gpu", OK, f"PyTorch sees {_names(torch.gpus)}")
-        yield from _models(torch)
+        yield from _seen(torch)
     elif not facts.smi_gpus:
         yield Finding(
             "gpu", WARNING, "none: vl2 runs on the CPU", "nano and Tiny are usable there, larger ones are slow"
@@ -122,6 +122,18 @@ def _gpu(facts: Facts) -> Iterator[Finding]:
         yield Finding("gpu", FIX, detail, "driver and PyTorch's CUDA do not match: update the driver")
 
 
+def _seen(torch: Torch) -> Iterator[Finding]:
+    """Of several GPUs, those that are too old are named, even where others are not."""
+    reasons = [why_too_old(gpu.name, gpu.capability) if gpu.capability else None for gpu in torch.gpus]
+    if any(reasons):
+        advice = "vl2 runs on the CPU instead; where there is a later GPU too, choose it by CUDA_VISIBLE_DEVICES"
+        yield Finding("gpu", WARNING, "; ".join(filter(None, dict.fromkeys(reasons))), advice)
+    else:
+        yield Finding("gpu", OK, f"PyTorch sees {_names(torch.gpus)}")
+    if reasons[0] is None:
+        yield from _models(torch)
+
+
 def _models(torch: Torch) -> Iterator[Finding]:
     """The largest official model that the first GPU holds."""
     gpu = torch.gpus[0]
@@ -135,6 +147,21 @@ def _models(torch: Torch) -> Iterator[Finding]:
     yield Finding(
         "models", WARNING, f"no official model fits {gpu.name} in 16 bits", f"vl2 plan tiny: {verdict.advice}"
     )
+
+
+def _native(facts: Facts) -> Iterator[Finding]:
+    native = facts.native
+    if facts.torch is None:  # ONNX Runtime has kernels of its own
+        return
+    if native.variant is None:
+        detail = "none: on a CPU tokens come several times slower"
+        yield Finding("native library", WARNING, detail, native.problem)
+    elif native.is_amx_refused:
+        detail = f"{native.variant}: the processor has AMX, but the system refuses it, so prompts are slower"
+        advice = "needed: Linux 5.16 or newer; in a container, a runtime and a seccomp profile that allow arch_prctl"
+        yield Finding("native library", OK, detail, advice)
+    else:
+        yield Finding("native library", OK, native.variant)
 
 
 def _memory(facts: Facts) -> Iterator[Finding]:
@@ -189,6 +216,7 @@ CHECKS: tuple[Callable[[Facts], Iterator[Finding]], ...] = (
     _torch,
     _driver,
     _gpu,
+    _native,
     _memory,
     _disk,
     _shared_memory,

@@ -13,7 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vl2.core.config import HubOptions
+from vl2.core.cpu import cpu_words
 from vl2.core.stats import available_bytes
+from vl2.ops.native import builds
 
 LIBRARIES = (
     "torch",
@@ -35,6 +37,7 @@ HUGGING_FACE = "https://huggingface.co"
 class Gpu:
     name: str
     memory_bytes: int
+    capability: tuple[int, int] | None = None  # nvidia-smi is not asked
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +51,15 @@ class Torch:
 
 
 @dataclass(frozen=True, slots=True)
+class Native:
+    """The library in C for the CPU. `problem`: why there is none that can be used."""
+
+    variant: str | None
+    problem: str = ""
+    is_amx_refused: bool = False  # the processor has it, the system does not let this process use it
+
+
+@dataclass(frozen=True, slots=True)
 class Facts:
     """Sizes in bytes. None stands for what could not be found out."""
 
@@ -58,6 +70,7 @@ class Facts:
     smi_gpus: tuple[Gpu, ...]
     smi_problem: str  # empty when there is no nvidia-smi
     torch: Torch | None
+    native: Native
     visible_devices: str | None  # CUDA_VISIBLE_DEVICES
     memory_bytes: int | None
     cores: int
@@ -81,6 +94,7 @@ def look(port: int, hub: HubOptions, timeout_s: float = 5.0) -> Facts:
         smi_gpus=smi_gpus,
         smi_problem=smi_problem,
         torch=_torch(),
+        native=_native(),
         visible_devices=os.environ.get("CUDA_VISIBLE_DEVICES"),
         memory_bytes=available_bytes(),
         cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
@@ -131,12 +145,19 @@ def _torch() -> Torch | None:
         if torch.cuda.is_available():
             for index in range(torch.cuda.device_count()):
                 properties = torch.cuda.get_device_properties(index)
-                gpus.append(Gpu(properties.name, properties.total_memory))
+                capability = (properties.major, properties.minor)
+                gpus.append(Gpu(properties.name, properties.total_memory, capability))
         elif torch.version.cuda is not None:
             torch.cuda.init()  # says why not
     except Exception as error:
         problem = " ".join(str(error).split())[:300]
     return Torch(torch.__version__, torch.version.cuda, tuple(gpus), problem)
+
+
+def _native() -> Native:
+    path, found = builds.find()
+    is_amx_refused = "amx_tile" in cpu_words() and not builds.may_use_tiles()
+    return Native(None, found, is_amx_refused) if path is None else Native(found, "", is_amx_refused)
 
 
 def _cache_folder(hub: HubOptions) -> Path:

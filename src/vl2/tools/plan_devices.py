@@ -15,7 +15,7 @@ class Device:
 
     name: str
     memory_bytes: int
-    is_too_old: bool = False  # for the kernels, which need Ampere or later (engine/device.py)
+    is_too_old: bool = False  # for the kernels, which need Ampere or later (core/gpu_age.py)
     measured_models: tuple[str, ...] = ()
     note: str = ""
 
