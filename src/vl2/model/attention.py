@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import nn
 
@@ -9,7 +11,9 @@ from vl2.core.model_config import LanguageConfig
 from vl2.core.yarn import yarn_scale
 from vl2.model.linear import Linear, Place, RMSNorm
 from vl2.model.step import QueryRows, StepInputs
+from vl2.ops.attention.reference import attend_mla
 from vl2.ops.backend import Backend
+from vl2.ops.native.linear import NativeLinear
 from vl2.ops.rope.table import RopeTable
 
 INNER_NORM_EPS = 1e-6
@@ -82,6 +86,7 @@ class MLA(nn.Module):
         self.kv_norm = RMSNorm(mla.kv_lora_rank, INNER_NORM_EPS, ops, dtype=dtype, device=device)
         kv_b_width = config.heads * (mla.nope_dim + mla.value_dim)
         self.kv_b = Linear(mla.kv_lora_rank, kv_b_width, dtype=dtype, device=device)
+        self.expand: NativeLinear | None = None  # kv_b once more, for prompts; set when weights are packed
         values = config.heads * mla.value_dim
         self.o_proj = place.linear(values, {"o_proj": width}, ops, bias=bias, dtype=dtype, device=device)
         self.scale: float = (mla.nope_dim + mla.rope_dim) ** -0.5
@@ -96,9 +101,8 @@ class MLA(nn.Module):
             self.kv_a(x), self.kv_norm.weight, INNER_NORM_EPS, rope, step.positions, step.kv_slots, pool
         )
         q = self.queries(queries.take(x))
-        out = self.ops.attend_mla(
-            q, self.kv_b.weight, pool, rope, queries.take(step.positions), queries.sequences, self.scale
-        )
+        attend = self.ops.attend_mla if self.expand is None else functools.partial(attend_mla, expand=self.expand)
+        out = attend(q, self.kv_b.weight, pool, rope, queries.take(step.positions), queries.sequences, self.scale)
         return self.o_proj(out)
 
     def queries(self, x: torch.Tensor) -> torch.Tensor:

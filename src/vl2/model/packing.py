@@ -9,7 +9,7 @@ from vl2.model.attention import MLA
 from vl2.model.linear import Linear
 from vl2.model.moe import MoE
 from vl2.ops.linear import can_pack, pack
-from vl2.ops.native.linear import describe_linear
+from vl2.ops.native.linear import describe_linear, pack_linear
 from vl2.ops.native.matrices import describe_experts
 
 SMALL_MATRIX = 2**19
@@ -32,13 +32,15 @@ def pack_weights(model: nn.Module) -> None:
 
     Embeddings and the vocabulary's matrix, of which rows are looked up, are left alone. MLA's kv_b, whose halves are
     multiplied by head, becomes float32 where it is small: a bfloat16 product by head takes torch 25 µs and more, a
-    small float32 one 7.
+    small float32 one 7. Where the library multiplies, prompts have a packed copy of it.
     """
     if not can_pack(next(model.parameters())):
         return
     by_head = {module.kv_b for module in model.modules() if isinstance(module, MLA)}
     for module in model.modules():
-        if module in by_head:
+        if isinstance(module, MLA):
+            module.expand = pack_linear(module.kv_b.weight)
+        elif module in by_head:
             if module.weight.numel() <= SMALL_MATRIX:
                 module.weight = nn.Parameter(module.weight.float(), requires_grad=False)
         elif isinstance(module, Linear):

@@ -10,6 +10,7 @@ import torch
 from vl2.ops.attention.batch import AttentionBatch, count_decodes
 from vl2.ops.attention.fused import fuse_heads, fuse_mla
 from vl2.ops.attention.joint import can_join, join_heads, join_mla
+from vl2.ops.native.linear import NativeLinear
 from vl2.ops.rope.table import RopeTable
 
 
@@ -38,13 +39,14 @@ def attend_mla(
     positions: torch.Tensor,
     batch: AttentionBatch,
     scale: float,
+    expand: NativeLinear | None = None,
 ) -> torch.Tensor:
-    """`Backend.attend_mla` (ops/backend.py)."""
+    """As of `fuse_mla`."""
     decodes, rest = _split(batch)
     parts = list(_joinable(decodes, pool))
     if not rest.chunks and len(parts) == 1:
         return join_mla(q, kv_b, pool, rope, positions, decodes, scale)
-    out = fuse_mla(q, kv_b, pool, rope, positions, rest, scale)
+    out = fuse_mla(q, kv_b, pool, rope, positions, rest, scale, expand)
     for rows, part in parts:
         out[rows] = join_mla(q[rows], kv_b, pool, rope, positions[rows], part, scale)
     return out

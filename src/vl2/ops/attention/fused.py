@@ -1,7 +1,7 @@
 """Prompts by the native library's attention or by torch's fused one, a chunk at a time: scores are never written out.
 
-The sums of torch's depend on the chunk's length, and so do those of MLA's expanded keys: for the deterministic mode is
-only MHA by the library.
+The sums of torch's depend on the chunk's length, and so do those of MLA's keys if torch expands them: for the
+deterministic mode is what the library does alone.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from vl2.ops.attention.batch import AttentionBatch, ChunkShape
+from vl2.ops.native.linear import NativeLinear
 from vl2.ops.native.prompts import attention_workers
 from vl2.ops.rope.reference import rotate_pairs
 from vl2.ops.rope.table import RopeTable
@@ -38,8 +39,12 @@ def fuse_mla(
     positions: torch.Tensor,
     batch: AttentionBatch,
     scale: float,
+    expand: NativeLinear | None = None,
 ) -> torch.Tensor:
-    """`Backend.attend_mla` (ops/backend.py), expanded: keys and values of every head are made of the latent rows."""
+    """`Backend.attend_mla` (ops/backend.py), expanded: keys and values of every head are made of the latent rows.
+
+    expand  kv_b as the library reads it, if it is to multiply
+    """
     heads, rank, width = q.shape[1], kv_b.shape[1], q.shape[2]
     nope = width - (pool.shape[2] - rank)
     value_dim = kv_b.shape[0] // heads - nope
@@ -47,7 +52,8 @@ def fuse_mla(
 
     def attend(block_table: torch.Tensor, chunk: ChunkShape, own: torch.Tensor) -> torch.Tensor:
         latent, key = gather(pool, block_table, chunk.context_length, q.dtype).split((rank, width - nope), -1)
-        expanded = F.linear(latent, kv_b.to(q.dtype)).unflatten(-1, (heads, -1))
+        expanded = F.linear(latent, kv_b.to(q.dtype)) if expand is None else expand.multiply(latent)
+        expanded = expanded.unflatten(-1, (heads, -1))
         keys = torch.cat((expanded[..., :nope], key.unsqueeze(1).expand(-1, heads, -1)), dim=-1)
         return _attend(own, keys, expanded[..., nope:], chunk, scale)
 

@@ -6,7 +6,7 @@ model's probabilities are rounded to bfloat16 for the product with the values, w
 
 A row's bits depend on its own context alone: contexts are filled up to a multiple of `KV_SPLIT` positions (a masked
 position adds exact zeros) and values are summed split by split, so it does not matter how long the context of the other
-rows in its chunk is. The native library's attention keeps to that rule too and takes MHA's part of this where it can.
+rows in its chunk is. The native library's attention keeps to that rule too and takes the place of this where it can.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ import torch.nn.functional as F
 from vl2.ops.attention import fast
 from vl2.ops.attention.batch import AttentionBatch, ChunkShape
 from vl2.ops.attention.fast import is_fast
-from vl2.ops.attention.fused import fuse_heads, gather
+from vl2.ops.attention.fused import fuse_heads, fuse_mla, gather
+from vl2.ops.native.linear import NativeLinear
 from vl2.ops.native.prompts import attention_workers
 from vl2.ops.rope.reference import absorb_queries, expand_values
 from vl2.ops.rope.table import RopeTable
@@ -151,10 +152,16 @@ def attend_mla(
     positions: torch.Tensor,
     batch: AttentionBatch,
     scale: float,
+    expand: NativeLinear | None = None,
 ) -> torch.Tensor:
-    """`Backend.attend_mla` (ops/backend.py), absorbed: heads read the latent rows themselves."""
+    """`Backend.attend_mla` (ops/backend.py), absorbed: heads read the latent rows themselves.
+
+    expand  as of `fuse_mla`, whose way it goes then
+    """
     if is_fast(batch, q):
-        return fast.attend_mla(q, kv_b, pool, rope, positions, batch, scale)
+        return fast.attend_mla(q, kv_b, pool, rope, positions, batch, scale, expand)
+    if expand is not None and attention_workers(q) is not None:
+        return fuse_mla(q, kv_b, pool, rope, positions, batch, scale, expand)
     heads, rank = q.shape[1], kv_b.shape[1]
     nope = q.shape[2] - (pool.shape[2] - rank)
     per_head = kv_b.unflatten(0, (heads, -1))

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
+from vl2.ops.linear import pack
 from vl2.ops.native.matrices import describe_strips
 from vl2.ops.native.prompts import Workers, workers
 from vl2.ops.native.structures import Matrix
@@ -33,3 +34,9 @@ def describe_linear(weight: torch.Tensor, bias: torch.Tensor | None) -> NativeLi
     floats = None if bias is None else bias.detach().float()
     matrix = describe_strips(weight, floats)
     return None if matrix is None else NativeLinear(own, matrix, (weight, floats))
+
+
+def pack_linear(weight: torch.Tensor) -> NativeLinear | None:
+    """A packed copy of a plain weight, for the library alone; None: it does not multiply here."""
+    own = workers(torch.get_num_threads())
+    return describe_linear(pack(weight), None) if own is not None and own.multiplies else None
