@@ -10,8 +10,7 @@ from vl2.ops.norm.native import add_layer_norm, add_rms_norm, rms_norm
 from vl2.ops.quantized_experts.reference import mix_quantized_experts
 from vl2.ops.quantized_linear.reference import quantized_linear, quantized_logits
 from vl2.ops.quantized_weight import torch_layout as quantized_layout
-from vl2.ops.rope.native import write_heads
-from vl2.ops.rope.reference import write_latent
+from vl2.ops.rope.native import write_heads, write_latent
 from vl2.ops.sampling.reference import sample
 from vl2.ops.step.reference import begin_decode
 

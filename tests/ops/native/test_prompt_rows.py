@@ -8,6 +8,8 @@ import torch
 from tests.ops.native.builds import needs_library
 from vl2.ops import native_backend, torch_backend
 from vl2.ops.experts.weights import ExpertWeights
+from vl2.ops.rope.native import rotate_queries
+from vl2.ops.rope.reference import rotate_pairs
 from vl2.ops.rope.table import rope_table
 from vl2.ops.rows import RowRounding
 
@@ -92,3 +94,26 @@ def test_heads_are_rotated_and_written(dtype: torch.dtype) -> None:
     right = torch_backend.write_heads(qkv, rope, positions, slots, right_pool)
     torch.testing.assert_close(q, right, **tolerance(dtype))
     torch.testing.assert_close(pool, right_pool, **tolerance(dtype))
+
+
+@DTYPES
+def test_latent_rows_are_normed_rotated_and_written(dtype: torch.dtype) -> None:
+    rank, rope_dim, pages, page_size = 20, 6, 3, 16
+    rows = draw(21, 40)[:, : rank + rope_dim].to(dtype)  # may be strided
+    given = ((1 + draw(rank) / 4).to(dtype), 1e-6, rope_table(rope_dim, 64, 10000.0, None, "cpu"), torch.arange(5, 26))
+    slots = torch.randperm(pages * page_size)[:21]
+    pool, right_pool = (torch.zeros(pages, page_size, rank + rope_dim, dtype=dtype) for _ in range(2))
+    native_backend.write_latent(rows, *given, slots, pool)
+    torch_backend.write_latent(rows, *given, slots, right_pool)
+    torch.testing.assert_close(pool, right_pool, atol=0.02, rtol=0.02)  # it rounds once
+    assert torch.equal(pool == 0, right_pool == 0)  # nothing else is written
+
+
+@DTYPES
+def test_the_last_numbers_of_each_query_are_rotated(dtype: torch.dtype) -> None:
+    q, rope = draw(9, 3, 14).to(dtype), rope_table(4, 64, 10000.0, None, "cpu")
+    positions = torch.arange(7, 16)
+    rotated = rotate_queries(q, rope, positions)
+    assert torch.equal(rotated[..., :10], q[..., :10])
+    right = rotate_pairs(q[..., 10:], rope.rows(positions))
+    torch.testing.assert_close(rotated[..., 10:], right, **tolerance(dtype))

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from vl2.ops.attention.batch import AttentionBatch, ChunkShape
 from vl2.ops.native.linear import NativeLinear
 from vl2.ops.native.prompts import attention_workers
-from vl2.ops.rope.reference import rotate_pairs
+from vl2.ops.rope.native import rotate_queries
 from vl2.ops.rope.table import RopeTable
 
 
@@ -48,7 +48,7 @@ def fuse_mla(
     heads, rank, width = q.shape[1], kv_b.shape[1], q.shape[2]
     nope = width - (pool.shape[2] - rank)
     value_dim = kv_b.shape[0] // heads - nope
-    q = torch.cat((q[..., :nope], rotate_pairs(q[..., nope:], rope.rows(positions))), dim=-1)
+    q = rotate_queries(q, rope, positions)
 
     def attend(block_table: torch.Tensor, chunk: ChunkShape, own: torch.Tensor) -> torch.Tensor:
         latent, key = gather(pool, block_table, chunk.context_length, q.dtype).split((rank, width - nope), -1)

@@ -18,6 +18,7 @@ from vl2.ops.native.matrices import ExpertMatrices, describe
 from vl2.ops.native.structures import (
     ExpertsJob,
     HeadsJob,
+    LatentJob,
     LinearJob,
     Matrix,
     Model,
@@ -167,6 +168,41 @@ class Workers:
         )
         self._call("vl2_write_heads", own)
         return q
+
+    def write_latent(
+        self,
+        rows: torch.Tensor,
+        norm_weight: torch.Tensor,
+        eps: float,
+        rope: RopeTable,
+        positions: torch.Tensor,
+        slots: torch.Tensor,
+        pool: torch.Tensor,
+    ) -> None:
+        """`Backend.write_latent` (ops/backend.py) for a pool of the rows' dtype."""
+        rank, rope_dim = len(norm_weight), 2 * rope.cos.shape[1]
+        assert pool.is_contiguous() and pool.shape[-1] == rank + rope_dim == rows.shape[1] and slots.is_contiguous()
+        own = self._latent_job(rows, rope, positions, pool)
+        own.weights, own.slots, own.rank, own.eps = norm_weight.data_ptr(), slots.data_ptr(), rank, eps
+        self._call("vl2_write_latent", own)
+
+    def rotate_queries(self, q: torch.Tensor, rope: RopeTable, positions: torch.Tensor) -> torch.Tensor:
+        """q [T, H, D] without gaps in a row, D ending in what is rotated in pairs → the same rotated, without gaps."""
+        out = q.new_empty(q.shape)
+        own = self._latent_job(q.flatten(1), rope, positions, out)
+        own.heads, own.head_width = q.shape[1:]
+        self._call("vl2_rotate_queries", own)
+        return out
+
+    @staticmethod
+    def _latent_job(x: torch.Tensor, rope: RopeTable, positions: torch.Tensor, out: torch.Tensor) -> LatentJob:
+        assert x.stride(1) == 1 and x.dtype == out.dtype and positions.dtype == torch.int64
+        assert all(tensor.is_contiguous() for tensor in (positions, rope.cos, rope.sin))
+        given = dict(x=x, out=out, cos=rope.cos, sin=rope.sin, positions=positions)
+        own = LatentJob(**{name: tensor.data_ptr() for name, tensor in given.items()})
+        own.rows, own.x_row, own.rope_dim = len(x), x.stride(0), 2 * rope.cos.shape[1]
+        own.is_bfloat16 = x.dtype == torch.bfloat16
+        return own
 
     def _rows(
         self,

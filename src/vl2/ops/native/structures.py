@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ctypes import Structure, c_float, c_int32, c_int64, c_void_p
+from ctypes import Structure, c_double, c_float, c_int32, c_int64, c_void_p
 from typing import Any
 
 FLOAT32_ROWS, BFLOAT16_ROWS, BFLOAT16_BLOCKS, INT4_BLOCKS, INT8_ROWS = range(5)
@@ -104,5 +104,25 @@ class LinearJob(Structure):
     ]
 
 
-STRUCTURES = (Matrix, Layer, Model, Step, PromptAttention, RowsJob, HeadsJob, ExpertsJob, RouterJob, LinearJob)
+class LatentJob(Structure):
+    _fields_ = [
+        *_fields(c_void_p, "x weights out cos sin positions slots"),
+        *_fields(c_int64, "rows x_row rank rope_dim heads head_width is_bfloat16"),
+        *_fields(c_double, "eps"),
+    ]
+
+
+STRUCTURES = (
+    Matrix,
+    Layer,
+    Model,
+    Step,
+    PromptAttention,
+    RowsJob,
+    HeadsJob,
+    ExpertsJob,
+    RouterJob,
+    LinearJob,
+    LatentJob,
+)
 """In the order of `vl2_sizes`."""

@@ -24,12 +24,16 @@ typedef struct {
     uint8_t rows[16];
 } TileShapes;
 
+/* Before tiles are loaded: gcc's intrinsics do not tell it that they read memory, and it may keep stores for later. */
+INLINE void tiles_see_stores(void) { __asm__ volatile("" ::: "memory"); }
+
 INLINE void tiles_configure(const int64_t rows[8]) {
     TileShapes shapes = {.palette = 1};
     for (int tile = 0; tile < 8; tile++) {
         shapes.row_bytes[tile] = TILE_BYTES;
         shapes.rows[tile] = (uint8_t)rows[tile];
     }
+    __asm__ volatile("" ::"r"(&shapes) : "memory"); /* all of it, of which gcc's intrinsic names eight bytes */
     _tile_loadconfig(&shapes);
 }
 
@@ -55,6 +59,7 @@ INLINE void tiles_zero(void) {
  * memory, which is asked for them four steps ahead; fewer or more read B's weights 8 % slower. */
 INLINE void tiles_add_few(const void *x, int64_t x_bytes, const uint32_t *weights, int64_t block, int64_t steps,
                           int vectors) {
+    tiles_see_stores();
     for (int64_t step = 0; step < steps; step++, weights += TILE_ROWS * block) {
         for (int64_t line = 0; line < TILE_ROWS * vectors; line++)
             _mm_prefetch((const char *)(weights + STEPS_AHEAD * TILE_ROWS * block) + line * 64, _MM_HINT_T0);
@@ -76,7 +81,7 @@ INLINE void tiles_add_few(const void *x, int64_t x_bytes, const uint32_t *weight
     }
 }
 
-/* out [rows, vectors · 16], a row every `out_row` floats */
+/* Sums of up to 16 rows, [rows, vectors · 16], a row every `out_row` floats; and how they are taken up again. */
 INLINE void tiles_store_few(float *out, int64_t out_row, int vectors) {
     _tile_stored(0, out, 4 * out_row);
     if (vectors > 1) _tile_stored(1, out + LANES, 4 * out_row);
@@ -84,10 +89,19 @@ INLINE void tiles_store_few(float *out, int64_t out_row, int vectors) {
     if (vectors > 3) _tile_stored(3, out + 3 * LANES, 4 * out_row);
 }
 
+INLINE void tiles_load_few(const float *from, int64_t from_row, int vectors) {
+    tiles_see_stores();
+    _tile_loadd(0, from, 4 * from_row);
+    if (vectors > 1) _tile_loadd(1, from + LANES, 4 * from_row);
+    if (vectors > 2) _tile_loadd(2, from + 2 * LANES, 4 * from_row);
+    if (vectors > 3) _tile_loadd(3, from + 3 * LANES, 4 * from_row);
+}
+
 /* 17 to 32 rows, one or two vectors of columns. */
 INLINE void tiles_add_many(const void *x, int64_t x_bytes, const uint32_t *weights, int64_t block, int64_t steps,
                            int vectors) {
     const char *first = x, *rest = first + TILE_ROWS * x_bytes;
+    tiles_see_stores();
     for (int64_t step = 0; step < steps; step++, weights += TILE_ROWS * block) {
         _tile_loadd(4, first + step * TILE_BYTES, x_bytes);
         _tile_loadd(6, weights, 4 * block);
@@ -107,6 +121,7 @@ INLINE void tiles_add_many(const void *x, int64_t x_bytes, const uint32_t *weigh
 INLINE void tiles_add_turned(const uint16_t *weights, int64_t row_bytes, const float *x, int64_t group, int64_t steps,
                              int groups) {
     const char *next = (const char *)weights + TILE_ROWS * row_bytes;
+    tiles_see_stores();
     for (int64_t step = 0; step < steps; step++, weights += TILE_NUMBERS, x += TILE_ROWS * TILE_ROWS) {
         for (int64_t line = 0; line < TILE_ROWS; line++)
             _mm_prefetch(next + (step * TILE_ROWS + line) * TILE_BYTES, _MM_HINT_T1);
@@ -128,21 +143,23 @@ INLINE void tiles_add_turned(const uint16_t *weights, int64_t row_bytes, const f
     }
 }
 
-/* What `tiles_store_few` or `tiles_store_many` stored of two vectors. */
-INLINE void tiles_load_sums(const float *from, int64_t from_row, int is_few) {
-    _tile_loadd(0, from, 4 * from_row);
-    _tile_loadd(1, from + LANES, 4 * from_row);
-    if (is_few) return;
-    _tile_loadd(2, from + TILE_ROWS * from_row, 4 * from_row);
-    _tile_loadd(3, from + TILE_ROWS * from_row + LANES, 4 * from_row);
-}
-
+/* Sums of 17 to 32 rows, likewise, and how they are taken up again. */
 INLINE void tiles_store_many(float *out, int64_t out_row, int vectors) {
     _tile_stored(0, out, 4 * out_row);
     _tile_stored(2, out + TILE_ROWS * out_row, 4 * out_row);
     if (vectors > 1) {
         _tile_stored(1, out + LANES, 4 * out_row);
         _tile_stored(3, out + TILE_ROWS * out_row + LANES, 4 * out_row);
+    }
+}
+
+INLINE void tiles_load_many(const float *from, int64_t from_row, int vectors) {
+    tiles_see_stores();
+    _tile_loadd(0, from, 4 * from_row);
+    _tile_loadd(2, from + TILE_ROWS * from_row, 4 * from_row);
+    if (vectors > 1) {
+        _tile_loadd(1, from + LANES, 4 * from_row);
+        _tile_loadd(3, from + TILE_ROWS * from_row + LANES, 4 * from_row);
     }
 }
 

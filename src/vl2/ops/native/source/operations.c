@@ -40,7 +40,7 @@ EXPORT void vl2_route(const Model *model, const float *bias, float *scores, floa
 }
 
 /* Bytes of the structures, which the caller compares with its own: a library of another version is not used. */
-EXPORT void vl2_sizes(int64_t sizes[10]) {
+EXPORT void vl2_sizes(int64_t sizes[11]) {
     sizes[0] = sizeof(Matrix);
     sizes[1] = sizeof(Layer);
     sizes[2] = sizeof(Model);
@@ -51,4 +51,5 @@ EXPORT void vl2_sizes(int64_t sizes[10]) {
     sizes[7] = sizeof(ExpertsJob);
     sizes[8] = sizeof(RouterJob);
     sizes[9] = sizeof(LinearJob);
+    sizes[10] = sizeof(LatentJob);
 }

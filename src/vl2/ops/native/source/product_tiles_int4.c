@@ -50,6 +50,7 @@ INLINE void decode_step(const uint8_t *codes, Pairs pairs) {
 
 /* Tiles: 0–3 sums, 4 x, 5 sums of x, which take out what codes have too much, 6 weights, 7 ones. */
 INLINE void multiply_step(const void *x, int64_t x_bytes, Pairs pairs) {
+    tiles_see_stores();
     _tile_loadd(4, x, x_bytes);
     _tile_dpbf16ps(5, 4, 7);
     _tile_loadd(6, pairs[0], TILE_BYTES);
@@ -97,6 +98,7 @@ void int4_tiles_piece(const Product *product, int64_t piece, int64_t first_row, 
     memset(room.totals, 0, sizeof room.totals);
     for (int64_t i = 0; i < TILE_ROWS * TILE_NUMBERS; i++) room.ones[i] = 0x3f80;
     tiles_configure((int64_t[]){rows, rows, rows, rows, rows, rows, TILE_ROWS, TILE_ROWS});
+    tiles_see_stores();
     _tile_loadd(7, room.ones, TILE_BYTES);
     tiles_zero();
     _tile_zero(5);

@@ -48,6 +48,18 @@ typedef struct {
     int64_t is_bfloat16;
 } HeadsJob;
 
+/* MLA: norm and rotate the latent rows and write them into their slots; or rotate queries, of which the last rope_dim numbers of
+ * each head are rotated. */
+typedef struct {
+    const void *x;       /* [rows, x_row]; queries [rows, heads · head_width] */
+    const void *weights; /* [rank], of the norm, in the rows' type */
+    void *out;           /* the pool [slots, rank + rope_dim]; queries like x */
+    const float *cos, *sin; /* [positions, rope_dim / 2] */
+    const int64_t *positions, *slots; /* [rows] */
+    int64_t rows, x_row, rank, rope_dim, heads, head_width, is_bfloat16;
+    double eps;
+} LatentJob;
+
 /* A MoE layer on bfloat16 rows. Weights lie in BFLOAT16_BLOCKS of 32 or 64 columns; inputs are multiples of 32, outputs of
  * 64. vl2_mix_experts is only there where the processor multiplies bfloat16. */
 typedef struct {

@@ -91,15 +91,6 @@ static void lay_out_values(const Panels *panels, const PromptAttention *own, int
 /* A block's rows [pairs / WIDE_PAIRS][BLOCK][WIDE_PAIRS] times a panel [pairs][vectors · LANES] → out, or added to it. */
 #if HAS_AMX
 
-INLINE void tiles_load_many(const float *out, int64_t out_row, int vectors) {
-    _tile_loadd(0, out, 4 * out_row);
-    _tile_loadd(2, out + TILE_ROWS * out_row, 4 * out_row);
-    if (vectors > 1) {
-        _tile_loadd(1, out + LANES, 4 * out_row);
-        _tile_loadd(3, out + TILE_ROWS * out_row + LANES, 4 * out_row);
-    }
-}
-
 INLINE void multiply_panel(const uint32_t *x, const uint32_t *panel, int64_t pairs, int vectors, float *out,
                            int64_t out_row, int is_added) {
     if (is_added) tiles_load_many(out, out_row, vectors);

@@ -111,3 +111,32 @@ static void heads_row(const void *job, int64_t row, float *x) {
 EXPORT int32_t vl2_write_heads(Workers *workers, const HeadsJob *own) {
     return run_rows(workers, own, heads_row, own->rows, (own->heads + 2 * own->kv_heads) * own->dim);
 }
+
+static void latent_row(const void *job, int64_t row, float *x) {
+    const LatentJob *own = job;
+    int64_t half = own->rope_dim / 2, stride = own->rank + own->rope_dim, position = own->positions[row];
+    float *weight = x + stride;
+    read_row(own->x, row * own->x_row, stride, (int)own->is_bfloat16, x);
+    read_row(own->weights, 0, own->rank, (int)own->is_bfloat16, weight);
+    rms_norm(x, weight, (float)own->eps, own->rank, x);
+    rotate_pairs(x + own->rank, own->cos + position * half, own->sin + position * half, own->rope_dim);
+    write_row(x, stride, (int)own->is_bfloat16, own->out, own->slots[row] * stride);
+}
+
+EXPORT int32_t vl2_write_latent(Workers *workers, const LatentJob *own) {
+    return run_rows(workers, own, latent_row, own->rows, 2 * own->rank + own->rope_dim);
+}
+
+static void queries_row(const void *job, int64_t row, float *x) {
+    const LatentJob *own = job;
+    int64_t half = own->rope_dim / 2, width = own->heads * own->head_width, position = own->positions[row];
+    read_row(own->x, row * own->x_row, width, (int)own->is_bfloat16, x);
+    for (int64_t head = 1; head <= own->heads; head++)
+        rotate_pairs(x + head * own->head_width - own->rope_dim, own->cos + position * half, own->sin + position * half,
+                     own->rope_dim);
+    write_row(x, width, (int)own->is_bfloat16, own->out, row * width);
+}
+
+EXPORT int32_t vl2_rotate_queries(Workers *workers, const LatentJob *own) {
+    return run_rows(workers, own, queries_row, own->rows, own->heads * own->head_width);
+}

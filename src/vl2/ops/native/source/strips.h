@@ -69,6 +69,7 @@ INLINE void add_panel(const StripProduct *own, const Panel *panel, int64_t part,
     const char *x = (const char *)(own->x + first_of_part(own, part) * own->stride + panel->first);
     const char *rest = x + TILE_ROWS * 2 * own->stride;
     int64_t bytes = 4 * panel->block, begin = part * TILE_ROWS / own->parts, end = (part + 1) * TILE_ROWS / own->parts;
+    tiles_see_stores();
     for (int64_t at = 0; at < panel->numbers; at += TILE_NUMBERS) {
         for (int64_t line = begin; line < end; line++) { /* this part's share, into the second cache */
             _mm_prefetch((const char *)(next + line * panel->block), _MM_HINT_T1);
@@ -91,7 +92,8 @@ INLINE void add_panel(const StripProduct *own, const Panel *panel, int64_t part,
 static void panel_part(const StripProduct *own, const Panel *panel, int64_t part, float *sums) {
     int is_few = own->rows <= TILE_ROWS;
     if (panel->first == 0) tiles_zero();
-    else tiles_load_sums(sums, WIDE, is_few);
+    else if (is_few) tiles_load_few(sums, WIDE, 2);
+    else tiles_load_many(sums, WIDE, 2);
     if (is_few) {
         add_panel(own, panel, part, 1);
         tiles_store_few(sums, WIDE, 2);
