@@ -84,6 +84,11 @@ def test_threads_that_come_and_go_lose_no_piece():
     assert all(torch.equal(multiply(fastest(), weight, x, threads=8), expected) for _ in range(200))
 
 
+def test_there_may_be_more_pieces_than_the_threads_count_in_16_bits():
+    weight, x = torch.randn(32 * 2**16 + 5, 1), torch.randn(1, 1)
+    assert torch.equal(multiply(fastest(), weight, x), x @ weight.T)
+
+
 @needs_packing
 def test_the_packed_layout_is_found_by_looking():
     found = packed_layout(100, 90, torch.get_num_threads())

@@ -1,5 +1,6 @@
 #include "attention.h"
 
+#include "counts.h"
 #include "pointwise.h"
 
 /* The cache's row of a position: page · page size + offset. */
@@ -90,7 +91,7 @@ void write_latent(const Model *model, const Layer *layer, const Step *step, floa
 
 int64_t attention_scratch(const Model *model) {
     int64_t group = model->rank ? 1 : model->heads / model->kv_heads;
-    return (group * model->max_context + 2 * (model->rank + model->rope_dim) + 15) / 16 * 16;
+    return up(group * model->max_context + 2 * (model->rank + model->rope_dim), 16);
 }
 
 int64_t attention_pieces(const Model *model, const Step *step) {
@@ -102,8 +103,6 @@ typedef struct {
     int64_t position, slot, count;
 } Run;
 
-INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-
 INLINE Run page_run(const Model *model, const Step *step, int64_t row, int64_t page, int64_t context) {
     int64_t position = page * model->page_size;
     return (Run){position, step->tables[row * step->table_width + page] * model->page_size,
@@ -114,7 +113,7 @@ INLINE void attend_heads(const Model *model, const Layer *layer, const Step *ste
                          float *scores, int64_t piece, int is_bfloat16) {
     int64_t dim = model->head_dim, group = model->heads / model->kv_heads, kv_width = model->kv_heads * dim;
     int64_t row = piece / model->kv_heads, kv_head = piece % model->kv_heads;
-    int64_t context = step->positions[row] + 1, pages = (context + model->page_size - 1) / model->page_size;
+    int64_t context = step->positions[row] + 1, pages = parts_of(context, model->page_size);
     const float *queries = q + row * (model->heads * dim + 2 * kv_width) + kv_head * group * dim;
     float *results = out + (row * model->heads + kv_head * group) * dim;
     Rows keys = {layer->pool, 0, kv_width, is_bfloat16}, values = keys;
@@ -140,7 +139,7 @@ INLINE void attend_latent(const Model *model, const Layer *layer, const Step *st
                           float *scratch, int64_t piece, int is_bfloat16, int is_kv_b_bfloat16) {
     int64_t rank = model->rank, stride = rank + model->rope_dim, nope = model->nope_dim, value = model->value_dim;
     int64_t head = piece / step->rows, row = piece % step->rows, context = step->positions[row] + 1;
-    int64_t pages = (context + model->page_size - 1) / model->page_size;
+    int64_t pages = parts_of(context, model->page_size);
     const float *query = q + (row * model->heads + head) * (nope + model->rope_dim);
     Rows of_keys = {layer->kv_b.data, head * (nope + value) * rank, rank, is_kv_b_bfloat16}, of_values = of_keys;
     Rows cached = {layer->pool, 0, stride, is_bfloat16};

@@ -3,13 +3,12 @@
 #include <stdlib.h>
 
 #include "attention.h"
-
-static int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
+#include "counts.h"
 
 /* The next `count` numbers of 4 bytes; without an arena only counts. */
 static void *take(Engine *engine, int64_t *used, int64_t count) {
     float *taken = engine->arena == NULL ? NULL : engine->arena + *used;
-    *used += (count + 15) / 16 * 16;
+    *used += up(count, 16);
     return taken;
 }
 

@@ -13,7 +13,7 @@
 
 /* Turns that a thread looks for work before it sleeps: some tens of microseconds, longer than what lies between two
  * loops of a step. On a machine that others use too, a thread that spins takes the core from the one it waits for. */
-enum { SPIN_TURNS = 2000, SHARES = 4 };
+enum { SPIN_TURNS = 2000, SHARES = 4, MOST_PIECES = 0xffff };
 
 typedef struct {
     Pool *pool;
@@ -22,12 +22,14 @@ typedef struct {
 } Thread;
 
 /* `loop` says it all in one word, so that a piece can only be taken of the loop that is running: which loop (upper 32
- * bits), its number of pieces and the next piece to be taken (16 bits each). */
+ * bits), its number of pieces and the next piece to be taken (16 bits each). `first` is what piece 0 of it is to the caller,
+ * of whose pieces one loop takes MOST_PIECES. */
 struct Pool {
     _Alignas(64) _Atomic uint64_t loop;
     _Alignas(64) _Atomic long num_done;
     _Alignas(64) _Atomic(Task) task;
     _Atomic(void *) context;
+    _Atomic long first;
     _Alignas(64) _Atomic uint32_t wakes; /* threads sleep on it */
     _Atomic int sleepers;
     atomic_bool is_closing;
@@ -61,7 +63,8 @@ static void work(Pool *pool, int thread) {
     while (has_piece(loop)) {
         Task task = atomic_load_explicit(&pool->task, memory_order_relaxed);
         void *context = atomic_load_explicit(&pool->context, memory_order_relaxed);
-        long first = (long)(loop & 0xffff), share = share_of(pool, loop);
+        long first = atomic_load_explicit(&pool->first, memory_order_relaxed) + (long)(loop & 0xffff);
+        long share = share_of(pool, loop);
         if (atomic_compare_exchange_weak(&pool->loop, &loop, loop + (uint64_t)share)) {
             for (long piece = first; piece < first + share; piece++) task(context, piece, thread);
             atomic_fetch_add(&pool->num_done, share);
@@ -122,9 +125,10 @@ void pool_free(Pool *pool) {
 
 int pool_threads(const Pool *pool) { return pool->num_threads; }
 
-static void run_some(Pool *pool, Task task, void *context, long count) {
+static void run_some(Pool *pool, Task task, void *context, long first, long count) {
     atomic_store_explicit(&pool->task, task, memory_order_relaxed);
     atomic_store_explicit(&pool->context, context, memory_order_relaxed);
+    atomic_store_explicit(&pool->first, first, memory_order_relaxed);
     atomic_store_explicit(&pool->num_done, 0, memory_order_relaxed);
     uint64_t previous = atomic_load(&pool->loop) >> 32;
     atomic_store(&pool->loop, (previous + 1) << 32 | (uint64_t)count << 16);
@@ -139,7 +143,8 @@ static void run_some(Pool *pool, Task task, void *context, long count) {
 void pool_run(Pool *pool, Task task, void *context, long count) {
     if (pool->num_threads == 1 || count == 1) {
         for (long idx = 0; idx < count; idx++) task(context, idx, 0);
-    } else if (count > 0) {
-        run_some(pool, task, context, count);
+    } else {
+        for (long first = 0; first < count; first += MOST_PIECES)
+            run_some(pool, task, context, first, count - first < MOST_PIECES ? count - first : MOST_PIECES);
     }
 }

@@ -3,8 +3,6 @@
 
 typedef struct Pool Pool;
 
-enum { MOST_PIECES = 0xffff }; /* of a loop */
-
 /* Do piece `idx`; `thread` is below the pool's number of threads and no other piece runs with it now. */
 typedef void (*Task)(void *context, long idx, int thread);
 

@@ -84,7 +84,7 @@ INLINE void block_tile(const Product *product, const uint32_t *weights, int64_t 
     float done[ROWS_AT_ONCE][4 * LANES];
     UNROLL for (int row = 0; row < rows; row++)
         UNROLL for (int v = 0; v < vectors; v++) store_floats(&done[row][v * LANES], sums[row][v]);
-    int64_t wanted = matrix->out_width - column < vectors * LANES ? matrix->out_width - column : vectors * LANES;
+    int64_t wanted = smaller(matrix->out_width - column, vectors * LANES);
     for (int row = 0; row < rows; row++) store_sums(product, first_row + row, column, done[row], wanted);
 }
 
@@ -173,8 +173,7 @@ INLINE void row_tile(const Product *product, int64_t first_row, int64_t column, 
 }
 
 INLINE void row_columns(const Product *product, int64_t piece, int64_t first_row, int rows, int layout) {
-    int64_t column = piece * COLUMNS_OF_ROWS, end = column + COLUMNS_OF_ROWS;
-    if (end > product->weight->out_width) end = product->weight->out_width;
+    int64_t column = piece * COLUMNS_OF_ROWS, end = smaller(column + COLUMNS_OF_ROWS, product->weight->out_width);
     for (; column < end; column++) row_tile(product, first_row, column, rows, layout);
 }
 
@@ -195,7 +194,7 @@ int64_t product_pieces(const Product *product) {
     const Matrix *matrix = product->weight;
     int is_blocks = matrix->layout == BFLOAT16_BLOCKS || matrix->layout == INT4_BLOCKS;
     int64_t columns = is_blocks ? matrix->block : COLUMNS_OF_ROWS;
-    return (matrix->out_width + columns - 1) / columns;
+    return parts_of(matrix->out_width, columns);
 }
 
 INLINE int64_t rows_at_once(const Matrix *matrix) {
@@ -220,7 +219,7 @@ void product_piece(const Product *product, int64_t piece) {
         turned_piece(product, piece);
         return;
     }
-    int64_t most = rows_at_once(matrix), groups = (product->num_rows + most - 1) / most;
+    int64_t most = rows_at_once(matrix), groups = parts_of(product->num_rows, most);
     for (int64_t group = 0; group < groups; group++) { /* equally large: 8 rows are 4 and 4, not 6 and 2 */
         int64_t row = group * product->num_rows / groups, rows = (group + 1) * product->num_rows / groups - row;
         some_rows(product, piece, row, rows);

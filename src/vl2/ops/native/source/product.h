@@ -1,7 +1,7 @@
 /* y = x Wᵀ (+ b) for a few rows x: a weight is read from memory once for all of them, sums are float32. */
 #pragma once
 
-#include "simd.h"
+#include "counts.h"
 
 typedef enum {
     FLOAT32_ROWS = 0,    /* [out, in] float32 */
@@ -32,7 +32,7 @@ typedef struct {
 } Operand;
 
 /* Floats that an operand's row of `width` numbers takes: it may be filled up to 64 numbers. */
-INLINE int64_t operand_stride(int64_t width) { return (width + 63) / 64 * 64; }
+INLINE int64_t operand_stride(int64_t width) { return up(width, 64); }
 
 void operand_store(const Operand *operand, int64_t row, const float *values, int64_t width);
 
@@ -41,7 +41,7 @@ void operand_store(const Operand *operand, int64_t row, const float *values, int
 const float *operand_turn(const Operand *operand, int64_t rows, int64_t width, float *to);
 
 /* Floats that `operand_turn` writes. */
-INLINE int64_t turned_size(int64_t rows, int64_t width) { return (rows + 15) / 16 * 16 * width / 2; }
+INLINE int64_t turned_size(int64_t rows, int64_t width) { return up(rows, 16) * width / 2; }
 
 /* Rows of one product: row i is operand row in_rows[i], its result goes to out + out_rows[i] · out_stride. */
 typedef struct {

@@ -61,10 +61,9 @@ void int4_piece(const Product *product, int64_t piece, int64_t first_row, int64_
 INLINE void int8_columns(const Product *product, int64_t piece, int64_t first_row, int rows) {
     const Matrix *matrix = product->weight;
     const int64_t width = matrix->in_width;
-    int64_t column = piece * COLUMNS_OF_ROWS, end = column + COLUMNS_OF_ROWS;
+    int64_t column = piece * COLUMNS_OF_ROWS, end = smaller(column + COLUMNS_OF_ROWS, matrix->out_width);
     const float *x[4];
     for (int row = 0; row < rows; row++) x[row] = operand_row(product, first_row + row);
-    if (end > matrix->out_width) end = matrix->out_width;
     for (; column < end; column++) {
         const int8_t *codes = (const int8_t *)matrix->data + column * width;
         Floats sums[4], others[4];

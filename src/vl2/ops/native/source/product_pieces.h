@@ -32,12 +32,18 @@ INLINE const float *operand_row(const Product *product, int64_t row) {
 
 #if HAS_AMX
 
+INLINE int follow_one_another(const int32_t *rows, int64_t count) {
+    int is_so = 1;
+    for (int64_t i = 1; i < count; i++) is_so &= rows[i] == rows[i - 1] + 1;
+    return is_so;
+}
+
 /* `numbers` of each row from `begin` on: where they lie if the rows follow one another, else copied to `room`. */
 INLINE const void *operand_tiles(const Product *product, int64_t first_row, int64_t rows, int64_t begin,
                                  int64_t numbers, uint16_t *room, int64_t *row_bytes) {
     const int32_t *in_rows = product->in_rows + first_row;
     *row_bytes = product->operand->stride * 4;
-    if (in_rows[rows - 1] - in_rows[0] == rows - 1) return (const uint16_t *)operand_row(product, first_row) + begin;
+    if (follow_one_another(in_rows, rows)) return (const uint16_t *)operand_row(product, first_row) + begin;
     for (int64_t row = 0; row < rows; row++)
         memcpy(room + row * numbers, (const uint16_t *)operand_row(product, first_row + row) + begin,
                (size_t)numbers * sizeof *room);

@@ -14,7 +14,7 @@ INLINE void tiles_columns(const Product *product, const uint32_t *weights, int64
     uint16_t room[MOST_TILE_ROWS * NUMBERS_AT_ONCE];
     tiles_zero();
     for (int64_t begin = 0; begin < matrix->padded_in; begin += NUMBERS_AT_ONCE) {
-        int64_t rest = matrix->padded_in - begin, numbers = rest < NUMBERS_AT_ONCE ? rest : NUMBERS_AT_ONCE, x_bytes;
+        int64_t numbers = smaller(matrix->padded_in - begin, NUMBERS_AT_ONCE), x_bytes;
         const void *x = operand_tiles(product, first_row, rows, begin, numbers, room, &x_bytes);
         const uint32_t *from = weights + begin / 2 * matrix->block;
         if (is_few) tiles_add_few(x, x_bytes, from, matrix->block, numbers / TILE_NUMBERS, vectors);
@@ -43,7 +43,7 @@ void tiles_piece(const Product *product, int64_t piece, int64_t first_row, int64
         if (offset < matrix->block) tiles_columns(product, block + offset, first_row, rows, 0, 1, done[0] + offset);
     }
     tiles_end();
-    int64_t wanted = matrix->out_width - first < matrix->block ? matrix->out_width - first : matrix->block;
+    int64_t wanted = smaller(matrix->out_width - first, matrix->block);
     for (int64_t row = 0; row < rows; row++) store_sums(product, first_row + row, first, done[row], wanted);
 }
 
@@ -52,10 +52,10 @@ static void turned_columns(const Product *product, int64_t column, int64_t colum
     const Matrix *matrix = product->weight;
     const uint16_t *weights = (const uint16_t *)matrix->data + column * matrix->in_width;
     int64_t row_bytes = 2 * matrix->in_width, steps = matrix->in_width / TILE_NUMBERS;
-    int64_t group = TILE_ROWS * matrix->in_width / 2, num_groups = (product->num_rows + TILE_ROWS - 1) / TILE_ROWS;
+    int64_t group = TILE_ROWS * matrix->in_width / 2, num_groups = parts_of(product->num_rows, TILE_ROWS);
     float done[4][TILE_ROWS][TILE_ROWS], turned[TILE_ROWS];
     for (int64_t first = 0; first < num_groups; first += 4) {
-        int64_t groups = num_groups - first < 4 ? num_groups - first : 4;
+        int64_t groups = smaller(num_groups - first, 4);
         const float *x = product->turned + first * group;
         tiles_zero();
         switch (groups) {
@@ -64,7 +64,7 @@ static void turned_columns(const Product *product, int64_t column, int64_t colum
             case 3: tiles_add_turned(weights, row_bytes, x, group, steps, 3); break;
             default: tiles_add_turned(weights, row_bytes, x, group, steps, 4);
         }
-        tiles_store_few(done[0][0], TILE_ROWS, 1);
+        _tile_stored(0, done[0], TILE_BYTES);
         if (groups > 1) _tile_stored(1, done[1], TILE_BYTES);
         if (groups > 2) _tile_stored(2, done[2], TILE_BYTES);
         if (groups > 3) _tile_stored(3, done[3], TILE_BYTES);
@@ -77,10 +77,9 @@ static void turned_columns(const Product *product, int64_t column, int64_t colum
 }
 
 void turned_piece(const Product *product, int64_t piece) {
-    int64_t column = piece * COLUMNS_OF_ROWS, end = column + COLUMNS_OF_ROWS;
-    if (end > product->weight->out_width) end = product->weight->out_width;
+    int64_t column = piece * COLUMNS_OF_ROWS, end = smaller(column + COLUMNS_OF_ROWS, product->weight->out_width);
     for (; column < end; column += TILE_ROWS) {
-        int64_t columns = end - column < TILE_ROWS ? end - column : TILE_ROWS;
+        int64_t columns = smaller(end - column, TILE_ROWS);
         tiles_begin(columns);
         turned_columns(product, column, columns);
     }

@@ -4,7 +4,7 @@
 
 #if HAS_AMX
 
-enum { BLOCK = 64, CODE_OFFSET = 24 };
+enum { COLUMNS = 64, CODE_OFFSET = 24 }; /* of a block; what a code is more than its weight, see decode_pairs */
 
 typedef uint32_t Pairs[4][TILE_ROWS * LANES]; /* of 32 inputs, in four vectors of columns */
 
@@ -12,7 +12,7 @@ typedef struct {
     _Alignas(64) Pairs weights[2]; /* of this step and the next: tiles wait for what was just stored */
     _Alignas(64) uint16_t ones[TILE_ROWS * TILE_NUMBERS];
     _Alignas(64) float sums[5][TILE_ROWS][LANES]; /* of the columns; [4] of x itself */
-    _Alignas(64) float totals[TILE_ROWS][BLOCK];
+    _Alignas(64) float totals[TILE_ROWS][COLUMNS];
 } Room;
 
 /* Codes of two inputs and 64 columns as four vectors of pairs: columns of the first half in the first two, by fours in turn, of
@@ -42,8 +42,8 @@ INLINE void sort_columns(Floats *first, Floats *second) {
 }
 
 INLINE void decode_step(const uint8_t *codes, Pairs pairs) {
-    for (int pair = 0; pair < TILE_ROWS; pair++, codes += BLOCK) {
-        read_ahead(codes, BLOCK);
+    for (int pair = 0; pair < TILE_ROWS; pair++, codes += COLUMNS) {
+        read_ahead(codes, COLUMNS);
         decode_pairs(codes, pairs[0] + pair * LANES);
     }
 }
@@ -91,7 +91,7 @@ INLINE void add_scaled_group(const Matrix *matrix, int64_t scales, int64_t rows,
 
 void int4_tiles_piece(const Product *product, int64_t piece, int64_t first_row, int64_t rows) {
     const Matrix *matrix = product->weight;
-    const uint8_t *codes = (const uint8_t *)matrix->data + piece * BLOCK / 2 * matrix->in_width;
+    const uint8_t *codes = (const uint8_t *)matrix->data + piece * COLUMNS / 2 * matrix->in_width;
     const int64_t group = matrix->group, steps = matrix->in_width / TILE_NUMBERS;
     uint16_t x_room[TILE_ROWS * NUMBERS_AT_ONCE];
     Room room;
@@ -107,14 +107,14 @@ void int4_tiles_piece(const Product *product, int64_t piece, int64_t first_row, 
         int64_t x_bytes;
         const char *x = operand_tiles(product, first_row, rows, begin, group, x_room, &x_bytes);
         for (int64_t end = step + group / TILE_NUMBERS; step < end; step++, x += TILE_BYTES) {
-            if (step + 1 < steps) decode_step(codes + (step + 1) * TILE_ROWS * BLOCK, room.weights[(step + 1) % 2]);
+            if (step + 1 < steps) decode_step(codes + (step + 1) * TILE_ROWS * COLUMNS, room.weights[(step + 1) % 2]);
             multiply_step(x, x_bytes, room.weights[step % 2]);
         }
         take_sums(&room);
-        add_scaled_group(matrix, begin / group * matrix->out_width + piece * BLOCK, rows, &room);
+        add_scaled_group(matrix, begin / group * matrix->out_width + piece * COLUMNS, rows, &room);
     }
     tiles_end();
-    for (int64_t row = 0; row < rows; row++) store_sums(product, first_row + row, piece * BLOCK, room.totals[row], BLOCK);
+    for (int64_t row = 0; row < rows; row++) store_sums(product, first_row + row, piece * COLUMNS, room.totals[row], COLUMNS);
 }
 
 #endif

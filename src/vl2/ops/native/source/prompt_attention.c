@@ -22,7 +22,7 @@ typedef struct {
     int64_t thread_bytes;
 } Job;
 
-/* Some queries of one head. A number x[query, i] lies at [i / WIDE][query][i % WIDE] where it is multiplied. */
+/* Some queries of one head. A number x[query, i] lies at [i / PANEL][query][i % PANEL] where it is multiplied. */
 typedef struct {
     const PromptAttention *own;
     Panels panels;
@@ -30,10 +30,10 @@ typedef struct {
     __m512 scale;               /* from scores to exponents of 2 */
     uint16_t *q;                /* [dim], as above */
     float *scores;              /* [SPLIT], as above; then the weights, bfloat16 */
-    float *out;                 /* [BLOCK][value_width] */
-    __m512 most[BLOCK];         /* the largest scores until now, each of some positions */
-    __m512 shift[BLOCK];        /* the largest one as an exponent */
-    __m512 sums[BLOCK];         /* of weights, each of some positions */
+    float *out;                 /* [QUERIES][value_width] */
+    __m512 most[QUERIES];         /* the largest scores until now, each of some positions */
+    __m512 shift[QUERIES];        /* the largest one as an exponent */
+    __m512 sums[QUERIES];         /* of weights, each of some positions */
 } Block;
 
 /* Positions that a query of the block sees. */
@@ -51,11 +51,11 @@ INLINE void look_row(const float *scores, int64_t seen, __m512 *most) {
 
 /* At a panel's scores, for the largest; `first` is its first position. */
 INLINE void look_at(Block *block, int64_t first, const float *scores) {
-    if (first + WIDE <= seen_by(block, 0))
-        for (int64_t row = 0; row < block->count; row++) look_row(scores + row * WIDE, WIDE, &block->most[row]);
+    if (first + PANEL <= seen_by(block, 0))
+        for (int64_t row = 0; row < block->count; row++) look_row(scores + row * PANEL, PANEL, &block->most[row]);
     else
         for (int64_t row = 0; row < block->count; row++)
-            look_row(scores + row * WIDE, seen_by(block, row) - first, &block->most[row]);
+            look_row(scores + row * PANEL, seen_by(block, row) - first, &block->most[row]);
 }
 
 /* The largest scores as exponents. What was summed until now is scaled to them. */
@@ -83,12 +83,12 @@ INLINE void weigh_row(Block *block, int64_t row, const float *scores, int64_t se
 
 /* Of a panel's positions, 0 where a row does not see one. */
 INLINE void weigh(Block *block, int64_t first, const float *scores, uint16_t *weights) {
-    if (first + WIDE <= seen_by(block, 0))
+    if (first + PANEL <= seen_by(block, 0))
         for (int64_t row = 0; row < block->count; row++)
-            weigh_row(block, row, scores + row * WIDE, WIDE, weights + row * WIDE);
+            weigh_row(block, row, scores + row * PANEL, PANEL, weights + row * PANEL);
     else
         for (int64_t row = 0; row < block->count; row++)
-            weigh_row(block, row, scores + row * WIDE, seen_by(block, row) - first, weights + row * WIDE);
+            weigh_row(block, row, scores + row * PANEL, seen_by(block, row) - first, weights + row * PANEL);
 }
 
 /* ---- blocks */
@@ -96,11 +96,11 @@ INLINE void weigh(Block *block, int64_t first, const float *scores, uint16_t *we
 static void copy_queries(Block *block) {
     const PromptAttention *own = block->own;
     for (int64_t i = 0; i < own->dim; i += LANES) {
-        uint16_t *to = block->q + i / WIDE * WIDE * BLOCK + i % WIDE;
+        uint16_t *to = block->q + i / PANEL * PANEL * QUERIES + i % PANEL;
         const uint16_t *from = own->q + block->first * own->q_row + block->head * own->q_head + i;
         __mmask16 given = first_lanes(own->dim - i);
         for (int64_t row = 0; row < block->count; row++)
-            _mm256_store_si256((void *)(to + row * WIDE), _mm256_maskz_loadu_epi16(given, from + row * own->q_row));
+            _mm256_store_si256((void *)(to + row * PANEL), _mm256_maskz_loadu_epi16(given, from + row * own->q_row));
     }
 }
 
@@ -108,22 +108,22 @@ static void copy_queries(Block *block) {
 static void score(Block *block, int64_t first, int64_t end) {
     const Panels *panels = &block->panels;
     float *scores = block->scores;
-    for (int64_t at = first; at < end; at += WIDE, scores += WIDE * BLOCK) {
+    for (int64_t at = first; at < end; at += PANEL, scores += PANEL * QUERIES) {
         multiply_panel((const uint32_t *)block->q, panels->keys + at * panels->key_pairs, panels->key_pairs, 2, scores,
-                       WIDE, 0);
-        if (at > first) look_at(block, at - WIDE, scores - WIDE * BLOCK);
+                       PANEL, 0);
+        if (at > first) look_at(block, at - PANEL, scores - PANEL * QUERIES);
     }
-    look_at(block, (end - 1) / WIDE * WIDE, scores - WIDE * BLOCK);
+    look_at(block, (end - 1) / PANEL * PANEL, scores - PANEL * QUERIES);
 }
 
 static void add_values(Block *block, int64_t first, int64_t end) {
     const Panels *panels = &block->panels;
     const uint32_t *weights = (const uint32_t *)block->scores;
     int64_t width = panels->value_width, pairs = up((end - first + 1) / 2, STEP);
-    for (int64_t column = 0; column < width; column += WIDE) {
+    for (int64_t column = 0; column < width; column += PANEL) {
         const uint32_t *panel = panels->values + column * panels->pairs;
-        if (column + WIDE <= width)
-            multiply_panel(weights, panel + first / 2 * WIDE, pairs, 2, block->out + column, width, first > 0);
+        if (column + PANEL <= width)
+            multiply_panel(weights, panel + first / 2 * PANEL, pairs, 2, block->out + column, width, first > 0);
         else
             multiply_panel(weights, panel + first / 2 * LANES, pairs, 1, block->out + column, width, first > 0);
     }
@@ -143,7 +143,7 @@ static void store_rows(const Block *block) {
 }
 
 static void attend_block(Block *block) {
-    for (int row = 0; row < BLOCK; row++)
+    for (int row = 0; row < QUERIES; row++)
         block->most[row] = _mm512_set1_ps(-__builtin_inff()), block->sums[row] = _mm512_setzero_ps();
     copy_queries(block);
     int64_t seen = seen_by(block, block->count - 1);
@@ -151,8 +151,8 @@ static void attend_block(Block *block) {
         int64_t end = smaller(first + SPLIT, seen);
         score(block, first, end);
         shift_to_largest(block, first == 0);
-        for (int64_t at = 0; at < end - first; at += WIDE)
-            weigh(block, first + at, block->scores + at * BLOCK, (uint16_t *)block->scores + at * BLOCK);
+        for (int64_t at = 0; at < end - first; at += PANEL)
+            weigh(block, first + at, block->scores + at * QUERIES, (uint16_t *)block->scores + at * QUERIES);
         add_values(block, first, end);
     }
     store_rows(block);
@@ -160,11 +160,11 @@ static void attend_block(Block *block) {
 
 /* ---- pieces */
 
-INLINE int64_t query_bytes(const PromptAttention *own) { return BLOCK * up(own->dim, WIDE) * 2; }
+INLINE int64_t query_bytes(const PromptAttention *own) { return QUERIES * up(own->dim, PANEL) * 2; }
 
 static int64_t thread_bytes(const PromptAttention *own, const Panels *panels) {
     int64_t numbers = panels->positions * panels->key_pairs + panels->pairs * panels->value_width;
-    return up(4 * (numbers + BLOCK * (SPLIT + panels->value_width)) + query_bytes(own), 64);
+    return up(4 * (numbers + QUERIES * (SPLIT + panels->value_width)) + query_bytes(own), 64);
 }
 
 static Block block_of(const Job *job, int thread) {
@@ -172,8 +172,8 @@ static Block block_of(const Job *job, int thread) {
     Panels *panels = &block.panels;
     block.scale = _mm512_set1_ps(job->own->scale * 1.44269504088896341f);
     block.scores = (void *)(job->room + thread * job->thread_bytes);
-    block.out = block.scores + BLOCK * SPLIT;
-    panels->keys = (uint32_t *)(block.out + BLOCK * panels->value_width);
+    block.out = block.scores + QUERIES * SPLIT;
+    panels->keys = (uint32_t *)(block.out + QUERIES * panels->value_width);
     panels->values = panels->keys + panels->positions * panels->key_pairs;
     block.q = (uint16_t *)(panels->values + panels->pairs * panels->value_width);
     memset(block.q, 0, (size_t)query_bytes(job->own));
@@ -184,15 +184,15 @@ static void attend_piece(void *context, long piece, int thread) {
     const Job *job = context;
     const PromptAttention *own = job->own;
     Block block = block_of(job, thread);
-    int64_t kv_head = piece / job->shares, group = own->heads / own->kv_heads, blocks = up(own->rows, BLOCK) / BLOCK;
+    int64_t kv_head = piece / job->shares, group = own->heads / own->kv_heads, blocks = up(own->rows, QUERIES) / QUERIES;
     lay_out_keys(&block.panels, own, kv_head);
     lay_out_values(&block.panels, own, kv_head);
 #if HAS_AMX
-    tiles_begin(BLOCK);
+    tiles_begin(QUERIES);
 #endif
     for (int64_t idx = piece % job->shares; idx < group * blocks; idx += job->shares) {
-        block.head = kv_head * group + idx / blocks, block.first = idx % blocks * BLOCK;
-        block.count = smaller(own->rows - block.first, BLOCK);
+        block.head = kv_head * group + idx / blocks, block.first = idx % blocks * QUERIES;
+        block.count = smaller(own->rows - block.first, QUERIES);
         attend_block(&block);
     }
 #if HAS_AMX
@@ -205,7 +205,7 @@ static void attend_piece(void *context, long piece, int thread) {
 static int64_t choose_shares(const PromptAttention *own, int64_t threads) {
     enum { LAYOUT_ROWS = 64 };
     int64_t rows = own->rows * (own->heads / own->kv_heads), best = 1, least = INT64_MAX;
-    for (int64_t shares = 1; shares <= smaller(threads, up(rows, BLOCK) / BLOCK); shares++) {
+    for (int64_t shares = 1; shares <= smaller(threads, up(rows, QUERIES) / QUERIES); shares++) {
         int64_t rounds = up(own->kv_heads * shares, threads) / threads, cost = rounds * (rows / shares + LAYOUT_ROWS);
         if (cost < least) least = cost, best = shares;
     }

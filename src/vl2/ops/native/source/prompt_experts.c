@@ -33,12 +33,9 @@ typedef struct {
     uint16_t *results, *shared;        /* [pairs, width] by expert; [tokens, width] */
     uint16_t *scratch;                 /* of each thread: gathered rows, then inner ones */
     int64_t scratch_numbers, piece_rows, x_stride, inner_stride;
-    int64_t num_pieces, first; /* first of the running loop */
+    int64_t num_pieces;
 } Job;
 
-INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-INLINE int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
-INLINE int64_t parts_of(int64_t count, int64_t size) { return (count + size - 1) / size; }
 INLINE int64_t inner_width(const Matrix *gate_up) { return gate_up->out_width / 2; }
 
 /* ---- a piece */
@@ -74,7 +71,7 @@ INLINE Strips strips_of(const Piece *piece, int64_t idx) {
 
 static void expert_piece(void *context, long idx, int thread) {
     const Job *job = context;
-    const Piece *piece = &job->pieces[job->first + idx];
+    const Piece *piece = &job->pieces[idx];
     int64_t width = job->own->width, inner = inner_width(piece->gate_up);
     int64_t ups = inner / STRIP, all = ups + width / WIDE;
     uint16_t *x = job->scratch + thread * job->scratch_numbers, *inners = x + job->piece_rows * job->x_stride;
@@ -102,7 +99,7 @@ static void mix_piece(void *context, long idx, int thread) {
     const Job *job = context;
     const ExpertsJob *own = job->own;
     (void)thread;
-    int64_t width = own->width, begin = (job->first + idx) * MIXED_ROWS, end = smaller(begin + MIXED_ROWS, own->tokens);
+    int64_t width = own->width, begin = idx * MIXED_ROWS, end = smaller(begin + MIXED_ROWS, own->tokens);
     for (int64_t token = begin; token < end; token++)
         for (int64_t column = 0; column < width; column += LANES) {
             Floats sum = {0};
@@ -151,7 +148,7 @@ static void cut_all(Job *job) {
 
 INLINE void *take(uintptr_t *at, int64_t bytes) {
     uintptr_t taken = *at;
-    *at += (uintptr_t)parts_of(bytes, 64) * 64;
+    *at += (uintptr_t)up(bytes, 64);
     return (void *)taken;
 }
 
@@ -175,11 +172,6 @@ static size_t lay_out(Job *job, uintptr_t begin, int64_t threads) {
     return (size_t)(at - begin);
 }
 
-static void run_loop(const Workers *workers, Task task, Job *job, int64_t count) {
-    for (job->first = 0; job->first < count; job->first += MOST_PIECES)
-        pool_run(workers->pool, task, job, (long)smaller(count - job->first, MOST_PIECES));
-}
-
 /* At least one token. Returns 0, or -1 without memory. */
 EXPORT int32_t vl2_mix_experts(Workers *workers, const ExpertsJob *own) {
     Job job = {.own = own};
@@ -189,8 +181,8 @@ EXPORT int32_t vl2_mix_experts(Workers *workers, const ExpertsJob *own) {
     lay_out(&job, (uintptr_t)room, threads);
     sort_pairs(&job);
     cut_all(&job);
-    run_loop(workers, expert_piece, &job, job.num_pieces);
-    run_loop(workers, mix_piece, &job, parts_of(own->tokens, MIXED_ROWS));
+    pool_run(workers->pool, expert_piece, &job, (long)job.num_pieces);
+    pool_run(workers->pool, mix_piece, &job, (long)parts_of(own->tokens, MIXED_ROWS));
     return 0;
 }
 

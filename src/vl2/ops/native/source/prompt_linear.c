@@ -11,10 +11,8 @@ enum { PIECE_ROWS = 256 }; /* of x, which stay in a core's second cache from one
 
 typedef struct {
     const LinearJob *own;
-    int64_t wide, first; /* pieces side by side; the first of the running loop */
+    int64_t wide; /* pieces side by side */
 } Job;
-
-INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
 /* gelu(x), the tanh form: x / (1 + e^(-2 √(2/π) (x + 0.044715 x³))) */
 INLINE __m512 gelu_of(__m512 x) {
@@ -34,8 +32,7 @@ INLINE void store_rows(const LinearJob *own, const float *sums, int64_t row, int
     __m512 bias[WIDE / LANES];
     __mmask16 masks[WIDE / LANES];
     UNROLL for (int v = 0; v < WIDE / LANES; v++) {
-        int64_t some = left - v * LANES;
-        masks[v] = (__mmask16)(some >= LANES ? 0xffff : some > 0 ? (1u << some) - 1 : 0);
+        masks[v] = first_lanes(left - v * LANES);
         bias[v] = own->weight.bias == NULL ? _mm512_setzero_ps()
                                            : _mm512_maskz_loadu_ps(masks[v], own->weight.bias + column + v * LANES);
     }
@@ -63,7 +60,7 @@ static void linear_piece(void *context, long idx, int thread) {
     const Job *job = context;
     const LinearJob *own = job->own;
     (void)thread;
-    int64_t column = (job->first + idx) % job->wide * WIDE, begin = (job->first + idx) / job->wide * PIECE_ROWS;
+    int64_t column = idx % job->wide * WIDE, begin = idx / job->wide * PIECE_ROWS;
     float sums[PIECE_ROWS / MOST_ROWS][MOST_ROWS * WIDE];
     StripProduct product = {.x = own->x + begin * own->x_row, .stride = own->x_row, .width = own->weight.in_width,
                             .strips = strips_of(own, column), .sums = sums};
@@ -78,10 +75,8 @@ static void linear_piece(void *context, long idx, int thread) {
 }
 
 EXPORT int32_t vl2_linear_rows(Workers *workers, const LinearJob *own) {
-    Job job = {.own = own, .wide = (own->weight.out_width + WIDE - 1) / WIDE};
-    int64_t count = (own->rows + PIECE_ROWS - 1) / PIECE_ROWS * job.wide;
-    for (; job.first < count; job.first += MOST_PIECES)
-        pool_run(workers->pool, linear_piece, &job, (long)smaller(count - job.first, MOST_PIECES));
+    Job job = {.own = own, .wide = parts_of(own->weight.out_width, WIDE)};
+    pool_run(workers->pool, linear_piece, &job, (long)(parts_of(own->rows, PIECE_ROWS) * job.wide));
     return 0;
 }
 

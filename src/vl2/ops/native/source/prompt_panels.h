@@ -9,30 +9,24 @@
 
 /* Queries of a block; pairs that are multiplied at once. */
 #if HAS_AMX
-enum { BLOCK = MOST_TILE_ROWS, STEP = TILE_ROWS };
+enum { QUERIES = MOST_TILE_ROWS, STEP = TILE_ROWS };
 #else
-enum { BLOCK = 12, STEP = 1 };
+enum { QUERIES = 12, STEP = 1 };
 #endif
 
-/* Columns of a panel, and numbers of a row that lie together where they are multiplied: [width / WIDE][BLOCK][WIDE]. */
-enum { WIDE = 2 * LANES, WIDE_PAIRS = WIDE / 2 };
+/* Columns of a panel, and numbers of a row that lie together where they are multiplied: [width / PANEL][QUERIES][PANEL]. */
+enum { PANEL = 2 * LANES, PANEL_PAIRS = PANEL / 2 };
 
 /* Of one head, filled up with zeros. */
 typedef struct {
     int64_t positions, pairs;       /* the context in whole panels; its pairs in whole steps */
     int64_t key_pairs, value_width; /* pairs of dim in whole steps; value_dim in whole vectors */
-    uint32_t *keys;                 /* [panels of WIDE positions][key_pairs][WIDE] */
-    uint32_t *values;               /* [panels of up to WIDE columns][pairs][columns of the panel] */
+    uint32_t *keys;                 /* [panels of PANEL positions][key_pairs][PANEL] */
+    uint32_t *values;               /* [panels of up to PANEL columns][pairs][columns of the panel] */
 } Panels;
 
-INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-INLINE int64_t up(int64_t count, int64_t multiple) { return (count + multiple - 1) / multiple * multiple; }
-INLINE __mmask16 first_lanes(int64_t count) {
-    return (__mmask16)(count >= LANES ? 0xffff : count > 0 ? (1u << count) - 1 : 0);
-}
-
 INLINE Panels panels_of(const PromptAttention *own) {
-    return (Panels){.positions = up(own->context, WIDE),
+    return (Panels){.positions = up(own->context, PANEL),
                     .pairs = up((own->context + 1) / 2, STEP),
                     .key_pairs = up(own->dim / 2, STEP),
                     .value_width = up(own->value_dim, LANES)};
@@ -49,8 +43,8 @@ static void lay_out_keys(const Panels *panels, const PromptAttention *own, int64
     const __m512i distances = _mm512_mullo_epi32(lanes, _mm512_set1_epi32((int32_t)own->key_row));
     for (int64_t first = 0; first < panels->positions; first += LANES) {
         const uint16_t *from = own->keys + row_of(own, first) * own->key_row + head * own->key_head;
-        uint32_t *to = panels->keys + first / WIDE * WIDE * panels->key_pairs + first % WIDE;
-        for (int64_t pair = 0; pair < panels->key_pairs; pair++, to += WIDE) {
+        uint32_t *to = panels->keys + first / PANEL * PANEL * panels->key_pairs + first % PANEL;
+        for (int64_t pair = 0; pair < panels->key_pairs; pair++, to += PANEL) {
             __mmask16 given = pair < own->dim / 2 ? first_lanes(own->context - first) : 0;
             __m512i words = _mm512_mask_i32gather_epi32(_mm512_setzero_si512(), given, distances, from + 2 * pair, 2);
             _mm512_store_si512(to, words);
@@ -76,8 +70,8 @@ INLINE __m512i value_words(Values own, int64_t column) {
 
 static void lay_out_values(const Panels *panels, const PromptAttention *own, int64_t head) {
     uint32_t *to = panels->values;
-    for (int64_t first = 0; first < panels->value_width; first += WIDE) {
-        int64_t end = smaller(first + WIDE, panels->value_width);
+    for (int64_t first = 0; first < panels->value_width; first += PANEL) {
+        int64_t end = smaller(first + PANEL, panels->value_width);
         for (int64_t position = 0; position < 2 * panels->pairs; position += 2) {
             Values one = values_of(own, position, head), next = values_of(own, position + 1, head);
             for (int64_t column = first; column < end; column += LANES, to += LANES) {
@@ -88,7 +82,7 @@ static void lay_out_values(const Panels *panels, const PromptAttention *own, int
     }
 }
 
-/* A block's rows [pairs / WIDE_PAIRS][BLOCK][WIDE_PAIRS] times a panel [pairs][vectors · LANES] → out, or added to it. */
+/* A block's rows [pairs / PANEL_PAIRS][QUERIES][PANEL_PAIRS] times a panel [pairs][vectors · LANES] → out, or added to it. */
 #if HAS_AMX
 
 INLINE void multiply_panel(const uint32_t *x, const uint32_t *panel, int64_t pairs, int vectors, float *out,
@@ -96,7 +90,7 @@ INLINE void multiply_panel(const uint32_t *x, const uint32_t *panel, int64_t pai
     if (is_added) tiles_load_many(out, out_row, vectors);
     else tiles_zero();
     for (int64_t pair = 0; pair < pairs; pair += STEP)
-        tiles_add_many(x + pair * BLOCK, TILE_BYTES, panel + pair * vectors * LANES, vectors * LANES, 1, vectors);
+        tiles_add_many(x + pair * QUERIES, TILE_BYTES, panel + pair * vectors * LANES, vectors * LANES, 1, vectors);
     tiles_store_many(out, out_row, vectors);
 }
 
@@ -104,21 +98,21 @@ INLINE void multiply_panel(const uint32_t *x, const uint32_t *panel, int64_t pai
 
 INLINE void multiply_panel(const uint32_t *x, const uint32_t *panel, int64_t pairs, int vectors, float *out,
                            int64_t out_row, int is_added) {
-    __m512 sums[BLOCK][2];
-    UNROLL for (int row = 0; row < BLOCK; row++)
+    __m512 sums[QUERIES][2];
+    UNROLL for (int row = 0; row < QUERIES; row++)
         UNROLL for (int i = 0; i < vectors; i++)
             sums[row][i] = is_added ? _mm512_load_ps(out + row * out_row + i * LANES) : _mm512_setzero_ps();
-    for (int64_t first = 0; first < pairs; first += WIDE_PAIRS, x += BLOCK * WIDE_PAIRS)
-        for (int64_t pair = 0; pair < smaller(pairs - first, WIDE_PAIRS); pair++, panel += vectors * LANES) {
+    for (int64_t first = 0; first < pairs; first += PANEL_PAIRS, x += QUERIES * PANEL_PAIRS)
+        for (int64_t pair = 0; pair < smaller(pairs - first, PANEL_PAIRS); pair++, panel += vectors * LANES) {
             __m512bh columns[2];
             UNROLL for (int i = 0; i < vectors; i++) columns[i] = (__m512bh)_mm512_load_si512(panel + i * LANES);
-            UNROLL for (int row = 0; row < BLOCK; row++) {
-                __m512bh numbers = (__m512bh)_mm512_set1_epi32((int32_t)x[row * WIDE_PAIRS + pair]);
+            UNROLL for (int row = 0; row < QUERIES; row++) {
+                __m512bh numbers = (__m512bh)_mm512_set1_epi32((int32_t)x[row * PANEL_PAIRS + pair]);
                 UNROLL for (int i = 0; i < vectors; i++)
                     sums[row][i] = _mm512_dpbf16_ps(sums[row][i], numbers, columns[i]);
             }
         }
-    UNROLL for (int row = 0; row < BLOCK; row++)
+    UNROLL for (int row = 0; row < QUERIES; row++)
         UNROLL for (int i = 0; i < vectors; i++) _mm512_store_ps(out + row * out_row + i * LANES, sums[row][i]);
 }
 

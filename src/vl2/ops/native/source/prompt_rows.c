@@ -1,9 +1,10 @@
 /* What lies between a prompt's products, in one pass each: numbers are read once, computed in float32, rounded once. */
+#include "counts.h"
 #include "engine.h"
 #include "pointwise.h"
 #include "prompt.h"
 
-enum { BLOCK = 16 };
+enum { PIECE_ROWS = 16 };
 
 typedef void (*RowTask)(const void *job, int64_t row, float *room);
 
@@ -11,25 +12,21 @@ typedef struct {
     const void *job;
     RowTask task;
     float *room;
-    int64_t rows, room_floats, first; /* room of a thread; the loop's first block */
+    int64_t rows, room_floats; /* room of a thread */
 } Rows;
 
-INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-
-static void block_of_rows(void *context, long piece, int thread) {
+static void rows_piece(void *context, long piece, int thread) {
     const Rows *rows = context;
-    int64_t begin = (rows->first + piece) * BLOCK, end = smaller(begin + BLOCK, rows->rows);
+    int64_t begin = piece * PIECE_ROWS, end = smaller(begin + PIECE_ROWS, rows->rows);
     for (int64_t row = begin; row < end; row++) rows->task(rows->job, row, rows->room + thread * rows->room_floats);
 }
 
 /* `floats` numbers of room for each row; returns 0, or -1 without memory. */
 static int32_t run_rows(Workers *workers, const void *job, RowTask task, int64_t count, int64_t floats) {
-    Rows rows = {.job = job, .task = task, .rows = count, .room_floats = (floats + 15) / 16 * 16};
+    Rows rows = {.job = job, .task = task, .rows = count, .room_floats = up(floats, 16)};
     rows.room = workers_room(workers, (size_t)(pool_threads(workers->pool) * rows.room_floats) * sizeof(float));
     if (rows.room == NULL) return -1;
-    int64_t blocks = (count + BLOCK - 1) / BLOCK;
-    for (; rows.first < blocks; rows.first += MOST_PIECES)
-        pool_run(workers->pool, block_of_rows, &rows, (long)smaller(blocks - rows.first, MOST_PIECES));
+    pool_run(workers->pool, rows_piece, &rows, (long)parts_of(count, PIECE_ROWS));
     return 0;
 }
 

@@ -158,6 +158,11 @@ INLINE float exponential(float x) {
 
 #if defined(__AVX512F__)
 
+/* A mask of as many lanes; `count` may be any number. */
+INLINE __mmask16 first_lanes(int64_t count) {
+    return (__mmask16)(count >= LANES ? 0xffff : count > 0 ? (1u << count) - 1 : 0);
+}
+
 /* 2^x to 1e-7 of it for x up to 127; 2^-126 for what is below -126. */
 INLINE __m512 power_of_two(__m512 x) {
     x = _mm512_max_ps(_mm512_set1_ps(-126.0f), x);

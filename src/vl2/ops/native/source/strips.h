@@ -33,12 +33,12 @@ typedef struct {
 } StripProduct;
 
 INLINE void cut_rows(StripProduct *own, int64_t count) {
-    own->count = count, own->parts = (count + MOST_ROWS - 1) / MOST_ROWS;
-    own->rows = (count + own->parts - 1) / own->parts;
+    own->count = count, own->parts = parts_of(count, MOST_ROWS);
+    own->rows = parts_of(count, own->parts);
 }
 
 INLINE int64_t first_of_part(const StripProduct *own, int64_t part) {
-    return part * own->rows < own->count - own->rows ? part * own->rows : own->count - own->rows;
+    return smaller(part * own->rows, own->count - own->rows);
 }
 
 INLINE void store_rounded(uint16_t *to, __m512 values) {
@@ -106,9 +106,9 @@ static void panel_part(const StripProduct *own, const Panel *panel, int64_t part
 static void multiply_strips(const StripProduct *own) {
     for (int strip = 0; strip < 2; strip++)
         for (int64_t first = 0; first < own->width; first += PANEL_NUMBERS) {
-            int64_t left = own->width - first, block = own->strips.block;
-            Panel panel = {own->strips.at[strip] + first / 2 * block, own->next.at[strip] + first / 2 * block, block, first,
-                           left < PANEL_NUMBERS ? left : PANEL_NUMBERS};
+            int64_t block = own->strips.block, before = first / 2 * block;
+            Panel panel = {own->strips.at[strip] + before, own->next.at[strip] + before, block, first,
+                           smaller(own->width - first, PANEL_NUMBERS)};
             for (int64_t part = 0; part < own->parts; part++)
                 panel_part(own, &panel, part, own->sums[part] + strip * STRIP);
         }
