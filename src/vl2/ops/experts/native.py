@@ -17,7 +17,7 @@ def swiglu(gate_up: torch.Tensor) -> torch.Tensor:
     workers = row_workers(gate_up)
     if workers is None:
         return reference.swiglu(gate_up)
-    return workers.swiglu([gate_up.flatten(0, -2)]).view(*gate_up.shape[:-1], -1)
+    return workers.swiglu([gate_up.flatten(0, -2)]).view(*gate_up.shape[:-1], gate_up.shape[-1] // 2)
 
 
 def mix_experts(

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import itertools
 import platform
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 
 from vl2.ops.linear import pack
 from vl2.ops.native.structures import BFLOAT16_BLOCKS, BFLOAT16_ROWS, FLOAT32_ROWS, INT4_BLOCKS, INT8_ROWS, Matrix
@@ -120,18 +122,17 @@ def packed_layout(out_width: int, in_width: int, num_threads: int) -> tuple[int,
     oneDNN does not tell, so a matrix of this shape is packed and looked at. What it chooses depends on the number of
     threads, too, which must be torch's.
     """
-    numbers = torch.arange(out_width * in_width, dtype=torch.int64) * 2654435761 >> 16 & 0x3FFF  # finite and unlike
-    plain = numbers.to(torch.int16).view(out_width, in_width)
+    drawn = torch.Generator().manual_seed(0)
+    plain = torch.randint(0x4000, (out_width, in_width), dtype=torch.int16, generator=drawn)  # finite and unlike
     packed = pack(plain.view(torch.bfloat16))
     size = torch.ops.mkldnn._nbytes(packed)
-    lying = torch.frombuffer(bytearray(ctypes.string_at(torch.ops.mkldnn.data_ptr(packed), size)), dtype=torch.int16)
-    for block in BLOCKS:
-        for filling in FILLINGS:
-            rows, width = -(-out_width // block) * block, -(-in_width // filling) * filling
-            if rows * width != lying.numel():
-                continue
-            filled = torch.zeros(rows, width, dtype=torch.int16)
-            filled[:out_width, :in_width] = plain
-            if torch.equal(filled.view(rows // block, block, width // 2, 2).transpose(1, 2).flatten(), lying):
-                return block, width
+    pairs = torch.frombuffer(bytearray(ctypes.string_at(torch.ops.mkldnn.data_ptr(packed), size)), dtype=torch.int32)
+    widths = {-(-in_width // filling) * filling for filling in FILLINGS}
+    for block, width in itertools.product(BLOCKS, sorted(widths, reverse=True)):
+        rows = -(-out_width // block) * block
+        if rows * width != 2 * pairs.numel():
+            continue
+        filled = F.pad(plain, (0, width - in_width, 0, rows - out_width)).view(torch.int32)
+        if torch.equal(filled.view(rows // block, block, width // 2).transpose(1, 2).flatten(), pairs):
+            return block, width
     return None
