@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from vl2.model.attention import MLA
-from vl2.model.linear import Linear
+from vl2.model.linear import Linear, QuantizedLinear
 from vl2.model.moe import MoE
 from vl2.ops.linear import can_pack, pack
 from vl2.ops.native.linear import describe_linear, pack_linear
@@ -30,18 +30,17 @@ def pack_weights(model: nn.Module) -> None:
 
     model  a DeepseekVL2, or its decoder alone
 
-    Embeddings and the vocabulary's matrix, of which rows are looked up, are left alone. MLA's kv_b, whose halves are
-    multiplied by head, becomes float32 where it is small: a bfloat16 product by head takes torch 25 µs and more, a
-    small float32 one 7. Where the library multiplies, prompts have a packed copy of it.
+    Embeddings and the vocabulary's matrix, of which rows are looked up, are left alone. So is MLA's kv_b, whose halves
+    are multiplied by head: where the library multiplies, prompts have a packed copy of it; elsewhere it becomes float32
+    if it is small, as a bfloat16 product by head takes torch 25 µs and more, a small float32 one 7.
     """
     if not can_pack(next(model.parameters())):
         return
-    by_head = {module.kv_b for module in model.modules() if isinstance(module, MLA)}
+    by_head = {module.kv_b: module for module in model.modules() if isinstance(module, MLA)}
     for module in model.modules():
-        if isinstance(module, MLA):
-            module.expand = pack_linear(module.kv_b.weight)
-        elif module in by_head:
-            if module.weight.numel() <= SMALL_MATRIX:
+        if module in by_head:
+            by_head[module].expand = pack_linear(module.weight)
+            if by_head[module].expand is None and module.weight.numel() <= SMALL_MATRIX:
                 module.weight = nn.Parameter(module.weight.float(), requires_grad=False)
         elif isinstance(module, Linear):
             module.weight = _packed(module.weight)
@@ -56,11 +55,15 @@ def pack_weights(model: nn.Module) -> None:
 
 
 def multiplies_natively(decoder: nn.Module) -> bool:
-    """Whether no linear and no expert of a packed decoder is left to torch, but for MLA's kv_b."""
+    """Whether no linear and no expert of a packed decoder is left to torch, but for MLA's kv_b.
+
+    Weights in few bits are: a prompt's products with them are torch's.
+    """
     by_head = {module.kv_b for module in decoder.modules() if isinstance(module, MLA)}
     linears = [module for module in decoder.modules() if isinstance(module, Linear) and module not in by_head]
+    is_quantized = any(isinstance(module, QuantizedLinear) for module in decoder.modules())
     experts = [module for module in decoder.modules() if isinstance(module, MoE)]
-    return all(linear.native for linear in linears) and all(layer.described for layer in experts)
+    return not is_quantized and all(linear.native for linear in linears) and all(layer.described for layer in experts)
 
 
 def _packed(weight: torch.Tensor) -> nn.Parameter:
