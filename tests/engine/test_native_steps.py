@@ -43,6 +43,22 @@ def test_generated_tokens_are_decoded_natively(name: str, monkeypatch: pytest.Mo
 
 
 @needs_library
+def test_answers_are_decoded_natively_beside_prompts(monkeypatch: pytest.MonkeyPatch):
+    """Prompts come in chunks, so that those that are short answer while long ones are read."""
+    engine, (prompts, expected) = (
+        build_engine("mha-greedy", deterministic=False, max_step_tokens=7),
+        golden("mha-greedy"),
+    )
+    runner, by_torch = engine.runner, []
+    forward = runner.model.forward
+    monkeypatch.setattr(runner.model, "forward", lambda step, *rest: by_torch.append(step) or forward(step, *rest))
+    assert tokens(greedy(engine, prompts)) == expected
+    lengths = [chunk.length for step in by_torch for chunk in step.queries.sequences.chunks]
+    assert any(not step.num_logits for step in by_torch), "chunks after which nothing is sampled"
+    assert sum(lengths) == sum(len(prompt.token_ids) for prompt in prompts.values()), "torch computes prompts alone"
+
+
+@needs_library
 @pytest.mark.parametrize("quantization", ["int4", "int8"])
 @pytest.mark.parametrize("name", ["mha-greedy", "mla-greedy"])
 def test_weights_in_few_bits_are_decoded_natively_as_by_torch(

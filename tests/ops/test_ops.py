@@ -198,6 +198,14 @@ def test_where_logits_need_not_all_be_exact_the_best_of_each_row_are(rows):
     torch.testing.assert_close(logits.double(), exact, atol=1e-3, rtol=2**-8)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("is_exact", [True, False])
+def test_a_step_after_which_nothing_is_sampled_has_no_logits(dtype: torch.dtype, is_exact: bool):
+    """As every chunk of a long prompt but the last."""
+    none, weight = torch.empty(0, 8, dtype=dtype), torch.ones(300, 8, dtype=dtype)
+    assert project_logits(none, weight, is_exact).shape == (0, 300)
+
+
 @pytest.mark.cpu_only
 @pytest.mark.skipif(not can_pack(torch.zeros(1, dtype=torch.bfloat16)), reason="this torch or processor packs nothing")
 @pytest.mark.parametrize("rows", [1, 2, 17, 100])

@@ -192,6 +192,10 @@ class Runner:
 
     def _run(self, batch: StepBatch) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Logits [L, V] of the sequences whose next token is wanted, and those tokens if they were drawn with them."""
+        num_natively = batch.num_leading_decodes if self.native_steps is not None else 0
+        if 0 < num_natively < len(batch.chunks):
+            parts = (batch.chunks[:num_natively], batch.chunks[num_natively:])
+            return torch.cat([self._run(StepBatch(chunks, []))[0] for chunks in parts]), None
         if batch.is_decode and (decoded := self._decode(batch.chunks)) is not None:
             logits, drawn = decoded
             if len(batch.sampled) < len(batch.chunks):  # others are generated again, after a preemption

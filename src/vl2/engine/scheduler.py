@@ -77,6 +77,11 @@ class StepBatch:
         return all(chunk.decodes for chunk in self.chunks)
 
     @property
+    def num_leading_decodes(self) -> int:
+        """Answers come first; what a preempted one generated may be computed once more behind them."""
+        return sum(1 for _ in itertools.takewhile(lambda chunk: chunk.decodes, self.chunks))
+
+    @property
     def needs_only_draws(self) -> bool:
         """Whether all tokens can be sampled on the device: no logprobs, bias, penalties or grammars."""
         return all(chunk.sequence.needs_only_draw for chunk in self.sampled)

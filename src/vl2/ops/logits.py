@@ -34,5 +34,5 @@ def project_logits(hidden: torch.Tensor, weight: torch.Tensor, is_exact: bool = 
     # torch's product of a matrix with one vector reads the matrix as it lies; that with several copies it first
     rounded = torch.mv(weight, hidden[0]).unsqueeze(0) if len(hidden) == 1 else hidden @ weight.T
     best = rounded.topk(min(NUM_REFINED, len(weight)), sorted=False).indices
-    rows = weight.index_select(0, best.flatten()).view(*best.shape, -1).float()
+    rows = weight.index_select(0, best.flatten()).view(*best.shape, weight.shape[1]).float()
     return rounded.float().scatter_(1, best, (rows @ hidden.float().unsqueeze(-1)).squeeze(-1))
