@@ -15,6 +15,7 @@ import queue
 import signal
 import threading
 from dataclasses import dataclass
+from functools import partial
 from mmap import mmap
 from multiprocessing.sharedctypes import Synchronized
 from random import Random
@@ -23,7 +24,8 @@ import numpy as np
 import torch
 from pack import MAX_ROWS, TILE_BUDGET, Batch, make_batch, pick_layout, rows_for
 from PIL import Image
-from scenes import TRAIN_MIX
+from questions import conversation
+from scenes import MIXES
 from sheets import sheet_batch
 from views import TILE
 
@@ -39,6 +41,8 @@ class Menu:
     many: float  # several tiles
     tower: float  # so long the tower learns alone
     sheets: float  # micro-batches without questions after that
+    mix: str = "plain"  # of `scenes.MIXES`
+    alike: float = 0.0  # absent things that look like one that is there
 
     def later(self, progress: float) -> float:
         """Progress of the time after the tower's own."""
@@ -47,12 +51,13 @@ class Menu:
 
 def training_batch(number: int, menu: Menu, progress: float, room: np.ndarray | None = None) -> Batch:
     """The micro-batch of this number. 1,024 seeds a batch are enough for every layout, so no two batches share a scene."""
-    rng, seed = Random(number), 1_000_000 + number * 1024
+    rng, seed, mix = Random(number), 1_000_000 + number * 1024, MIXES[menu.mix]
     if progress < menu.tower or rng.random() < menu.sheets:
-        return sheet_batch(seed, SHEET_SETS, room)
+        return sheet_batch(seed, SHEET_SETS, room, mix=mix)
     layout = pick_layout(rng, menu.later(progress), menu.many)
     labelled = len(layout) > 1 and rng.random() < 0.4
-    return make_batch(layout, seed, rows_for(layout), menu.sets, labelled, mix=TRAIN_MIX, room=room)
+    ask = partial(conversation, alike=menu.alike)
+    return make_batch(layout, seed, rows_for(layout), menu.sets, labelled, ask, mix=mix, room=room)
 
 
 def keep_memory() -> None:

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from attention import looked_for, middles_in_prefix, named, pointing, spread_in_prefix, tally
 from exam import iou
 from gaze import NUMBER
-from heads import Heads, looked_for, middles_in_prefix, moved, named, pointing, tally
+from heads import Heads, moved
 from pack import Batch
 from torch import Tensor
 
@@ -17,8 +18,8 @@ from model import NanoVL2
 NUMBER_IDS = torch.tensor(list(NUMBER))  # vocabulary id of each coordinate 0-999
 
 
-#: Layer and number of the heads whose attention is supervised (`heads.pointing`): names find all their things, then answers
-#: look at one thing or character. Two more heads of the names' layer count (`heads.tally`).
+#: Layer and number of the heads whose attention is supervised (`attention.pointing`): names find all their things, then answers
+#: look at one thing or character. Two more heads of the names' layer count (`attention.tally`).
 POINTING_LAYERS = {"name": (1, 1), "point": (2, 2)}
 PROBED = {1: 3, 2: 2}
 
@@ -91,13 +92,15 @@ def run(
             if attention.probe:
                 scale, (queries, keys) = (attention.dn + attention.dr) ** -0.5, attention.seen
                 aux[name] = sum(
-                    pointing(queries[:, k], keys[:, k, :p], looked_for(batch, r, name == "name", k), scale) / count
+                    pointing(queries[:, k], keys[:, k, :p], looked_for(batch, r, name == "name", k, heads.fine), scale)
+                    / count
                     for k in range(count)
                 )
                 if name == "name" and counted is not None:
+                    places = spread_in_prefix(batch, heads.spread) if heads.spread else middles_in_prefix(batch)
                     losses = [
                         tally(queries[:, 1 + k], keys[:, 1 + k], mask[:, 0], counted, place, scale, heads.per_thing)
-                        for k, place in enumerate(middles_in_prefix(batch))
+                        for k, place in enumerate(places)
                     ]
                     aux["tally"], aux["share"] = (sum(two) / 2 for two in zip(*losses))
                 attention.seen = None  # it would keep the whole step's graph

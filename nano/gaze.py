@@ -1,4 +1,4 @@
-"""What a reader of the picture looks at while saying each token: the codes that `heads.pointing` supervises.
+"""What a reader of the picture looks at while saying each token: the codes that `attention.pointing` supervises.
 
 A code belongs to the token that is said; the token before it is the one that has to look. 0 is nothing, `1 + k` is thing
 `k` of the scene, `CHARS + k` is its `k`-th printed character, and `NAMES + k` (`+ ANY_COLOUR`) are all things that have

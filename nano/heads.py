@@ -4,34 +4,38 @@ Three places are supervised. Each *patch* of the tower says what covers it (clas
 edges of that thing are, and, where the tile shows enough, its order: which thing from the left it is, which of how many
 of its name, which character of the line. Each *image token* in the middle of the decoder says the same and where its thing
 lies in the whole picture. Each *text token* of a list or a reading says how much was said before it. And *attention heads*
-of the decoder are told where to look (`pointing`, `tally`). So counting, listing and reading become looking the right token
+of the decoder are told where to look (`attention.py`). So counting, listing and reading become looking the right token
 up. The heads are thrown away after training; nothing of them is in the checkpoint.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from gaze import ANY_COLOUR, CHARS, MAX_CHARS, MAX_ITEMS, NAMES, SPELLED
+from gaze import MAX_CHARS, MAX_ITEMS, SPELLED
 from names import COLOURS
 from pack import LINE, NUM_CLASSES, NUM_LETTERS, READABLE, WHOLE, Batch
 from torch import Tensor
 
 PATCHES = 192  # of a tile's 729 patches, so many drawn ones are supervised: what covers something is preferred
 SHEET_PATCHES = 320  # of a tile of a sheet
+SPELLING = 96  # of a row's image tokens, so many drawn ones say their characters: those that show some are preferred
 MOST = 12  # numbers of equal things that are told apart
 ORDER = (MAX_ITEMS, MOST, MOST, MOST)  # from the left; of its name; how many of its name; ... and of its colour
 LETTER = (MAX_CHARS, MAX_CHARS)  # a character's number from the left and from the right
 
 
-def covering(boxes: Tensor, present: Tensor, grid: int, step: float) -> Tensor:
-    """Which box covers each cell centre: index [N, grid²] into the K boxes, or -1. The smallest box wins."""
-    centre = (torch.arange(grid, device=boxes.device) + 0.5) * step
-    cx, cy = centre.repeat(grid)[None, :, None], centre.repeat_interleave(grid)[None, :, None]
+def covering(boxes: Tensor, present: Tensor, grid: int, step: float, fine: int = 1) -> Tensor:
+    """Which box covers each cell's centre: index [N, grid²·fine] into the K boxes, or -1. The smallest box wins.
+
+    `fine`: so many cells lie side by side in one of `step` pixels: a narrow letter may miss the middle of every patch.
+    """
+    across = (torch.arange(grid * fine, device=boxes.device) + 0.5) * (step / fine)
+    down = (torch.arange(grid, device=boxes.device) + 0.5) * step
+    cx, cy = across.repeat(grid)[None, :, None], down.repeat_interleave(grid * fine)[None, :, None]
     x0, y0, x1, y1 = (b[:, None, :] for b in boxes.unbind(-1))
     inside = (cx > x0) & (cx < x1) & (cy > y0) & (cy < y1) & present[:, None, :]
     area = ((x1 - x0) * (y1 - y0)).expand_as(inside).masked_fill(~inside, float("inf"))
@@ -74,25 +78,38 @@ def told(logits: Tensor, truth: Tensor, sizes: tuple[int, ...], valid: Tensor) -
     return sum(losses) / (valid.sum() * len(sizes)).clamp_min(1)
 
 
-def columns(index: Tensor) -> Tensor:
-    """Patches [N, 27²] to the left and the right column of each token [N, 14², 2], whose upper patch goes first."""
-    grid = F.pad(index.view(-1, 27, 27), (0, 1, 0, 1), value=-1).view(-1, 14, 2, 14, 2)
+def columns(index: Tensor, fine: int = 1) -> Tensor:
+    """Cells [N, 27²·fine] to the columns of each token [N, 14², 2·fine], from the left; the upper patch goes first."""
+    grid = F.pad(index.view(-1, 27, 27 * fine), (0, fine, 0, 1), value=-1).view(-1, 14, 2, 14, 2 * fine)
     upper, lower = grid[:, :, 0], grid[:, :, 1]
     return torch.where(upper >= 0, upper, lower).flatten(1, 2)
 
 
+def leftmost(index: Tensor) -> Tensor:
+    """The first of the last axis that is not -1, or -1."""
+    found = index[..., 0]
+    for other in index.unbind(-1)[1:]:
+        found = torch.where(found >= 0, found, other)
+    return found
+
+
 class Heads(nn.Module):
-    def __init__(self, width: int, hidden: int, per_thing: float = 0.125) -> None:
-        """`per_thing`: attention on the middle of a counted thing, for each 1 on the first token (`tally`)."""
+    def __init__(
+        self, width: int, hidden: int, per_thing: float = 0.125, spread: float = 0.0, fine: bool = False
+    ) -> None:
+        """`per_thing`: attention on a counted thing, for each 1 on the first token (`tally`). `spread`: around its middle, in
+        tokens; 0: on the one token that holds it. `fine`: each half of a patch says its character, and image tokens say theirs.
+        """
         super().__init__()
-        self.per_thing = per_thing
-        self.sizes = (NUM_CLASSES, len(COLOURS) + 1, 4, NUM_LETTERS, sum(ORDER), sum(LETTER))
+        self.per_thing, self.spread, self.fine = per_thing, spread, 1 + fine
+        self.sizes = (NUM_CLASSES, len(COLOURS) + 1, 4, NUM_LETTERS * self.fine, sum(ORDER), sum(LETTER))
         self.patch = nn.Linear(width, sum(self.sizes))
         self.norm = nn.RMSNorm(hidden)
         self.token_sizes = (NUM_CLASSES, 4, 1, sum(ORDER), 2 * sum(LETTER))
         self.token = nn.Linear(hidden, sum(self.token_sizes))
         self.number_norm, self.number = nn.RMSNorm(hidden), nn.Linear(hidden, MOST)
         self.said_norm, self.said = nn.RMSNorm(hidden), nn.Linear(hidden, SPELLED + MAX_CHARS + 1)
+        self.spelled = nn.Linear(hidden, 2 * self.fine * NUM_LETTERS) if fine else None
         self.register_buffer("rare", torch.tensor(10.0), persistent=False)  # weight of a middle: few tokens are one
         self.register_buffer("class_weight", torch.tensor([0.15] + [1.0] * (NUM_CLASSES - 1)), persistent=False)
         self.register_buffer("letter_weight", torch.tensor([0.05] + [1.0] * (NUM_LETTERS - 1)), persistent=False)
@@ -100,18 +117,20 @@ class Heads(nn.Module):
     def patches(self, features: Tensor, batch: Batch) -> dict[str, Tensor]:
         """features [N, 729, W] against what a part of the patches show."""
         item = covering(batch.boxes, batch.classes > 0, 27, 14.0)
-        char = covering(batch.char_boxes, batch.chars > 0, 27, 14.0)
-        lot = torch.rand(item.shape, device=item.device) + 0.5 * (item >= 0) + (char >= 0)
+        halves = covering(batch.char_boxes, batch.chars > 0, 27, 14.0, self.fine).unflatten(1, (-1, self.fine))
+        lot = torch.rand(item.shape, device=item.device) + 0.5 * (item >= 0) + (halves >= 0).any(-1)
         chosen = lot.topk(SHEET_PATCHES if batch.is_sheet else PATCHES, 1, sorted=False).indices
-        item, char = item.gather(1, chosen), char.gather(1, chosen)
+        item = item.gather(1, chosen)
+        halves = halves.gather(1, chosen[..., None].expand(-1, -1, self.fine))
+        char, halves = leftmost(halves), halves.flatten(1)
         features = features.gather(1, chosen[..., None].expand(-1, -1, features.shape[-1]))
         kinds, tints, edges, letters, order, letter_order = F.linear(
             features, self.patch.weight.to(features.dtype), self.patch.bias.to(features.dtype)
         ).split(self.sizes, -1)
         hit = item >= 0
         kind, tint = take(batch.classes.long(), item), take(batch.colours.long(), item)
-        wide = take(batch.char_boxes[..., 2] - batch.char_boxes[..., 0], char)
-        letter = take(batch.chars.long(), char).masked_fill((char >= 0) & (wide < 6), -100)  # too small to be read
+        wide = take(batch.char_boxes[..., 2] - batch.char_boxes[..., 0], halves)
+        letter = take(batch.chars.long(), halves).masked_fill((halves >= 0) & (wide < 6), -100)  # too small to be read
         xy = torch.stack((chosen % 27, chosen // 27), -1).add(0.5).mul(14).repeat(1, 1, 2)
         offset = ((take(batch.boxes, item) - xy) / 96).clamp(-4, 4)
         share = hit[..., None].float()
@@ -121,7 +140,7 @@ class Heads(nn.Module):
             "tint": F.cross_entropy(tints.flatten(0, 1).float(), tint.masked_fill(~hit, -100).flatten()),
             "edge": (F.smooth_l1_loss(edges.float(), offset, reduction="none", beta=0.05) * share).sum()
             / (4 * share.sum() + 1),
-            "letter": F.cross_entropy(letters.flatten(0, 1).float(), letter.flatten(), self.letter_weight),
+            "letter": F.cross_entropy(letters.reshape(-1, NUM_LETTERS).float(), letter.flatten(), self.letter_weight),
             "order": told(order, take(orders(batch), item), ORDER, hit & whole),
             "line": told(letter_order, take(letter_orders(batch), char), LETTER, (char >= 0) & line),
         }
@@ -136,8 +155,9 @@ class Heads(nn.Module):
             return t.reshape(rows, per_row, *t.shape[2:])[:, where]
 
         item = covering(batch.boxes, batch.classes > 0, 14, 28.0)  # [N, 196]
-        char = columns(covering(batch.char_boxes, batch.chars > 0, 27, 14.0))
-        char = char.masked_fill((batch.view & READABLE == 0)[:, None, None], -1)
+        parts = columns(covering(batch.char_boxes, batch.chars > 0, 27, 14.0, self.fine), self.fine)
+        parts = parts.masked_fill((batch.view & READABLE == 0)[:, None, None], -1)
+        char = leftmost(parts.unflatten(-1, (2, self.fine)))
         kind = laid(take(batch.classes.long(), item)).masked_fill(~image, -100)
         spot = laid(take(batch.spots, item))
         x = self.norm(hidden.float())
@@ -150,13 +170,30 @@ class Heads(nn.Module):
         letters = [laid(take(letter_orders(batch), char[..., side])) for side in (0, 1)]
         shown = [laid(char[..., side] >= 0) & image for side in (0, 1)]
         lines = [told(part, letters[k], LETTER, shown[k]) for k, part in enumerate(letter_order.chunk(2, -1))]
-        return {
+        spelled = {}
+        if self.spelled is not None:
+            letter = take(batch.chars.long(), parts.flatten(1)).view(parts.shape)
+            letter = letter.masked_fill((batch.view & READABLE == 0)[:, None, None], -100)
+            spelled["token_letter"] = self.spelling(x, laid(letter).masked_fill(~image[..., None], -100))
+        return spelled | {
             "middle": (miss * image).sum() / (rows * image.sum()),
             "token": F.cross_entropy(kinds.flatten(0, 1), kind.flatten(), self.class_weight),
             "spot": (F.smooth_l1_loss(edges, spot, reduction="none", beta=0.02) * share).sum() / (4 * share.sum() + 1),
             "token_order": told(order, laid(take(orders(batch), item)), ORDER, hit),
             "token_line": (lines[0] + lines[1]) / 2,
         }
+
+    def spelling(self, x: Tensor, letter: Tensor) -> Tensor:
+        """x [B, P, C] of the prefix against the characters [B, P, 2·fine] of each token's columns: what reading reads out.
+
+        Where a tile's border cuts a character, one token alone cannot know it.
+        """
+        lot = (
+            torch.rand(letter.shape[:2], device=x.device) + (letter > 0).any(-1).float() - (letter[..., 0] < 0).float()
+        )
+        chosen = lot.topk(min(SPELLING, lot.shape[1]), 1, sorted=False).indices[..., None]
+        x, letter = (t.gather(1, chosen.expand(-1, -1, t.shape[-1])) for t in (x, letter))
+        return F.cross_entropy(self.spelled(x).view(-1, NUM_LETTERS), letter.flatten(), self.letter_weight)
 
     def numbers(self, hidden: Tensor, counted: Tensor) -> Tensor:
         """hidden [B, T-1, C] of the text: after a name that is in the picture, how many things have it.
@@ -206,98 +243,3 @@ def middle_tokens(batch: Batch) -> Tensor:
     marks = x.new_zeros(batch.tiles.shape[0], 197)
     marks.scatter_(1, token.masked_fill(~inside, 196), 1.0)
     return marks[:, :196]
-
-
-def looked_for(batch: Batch, r: int, names: bool, side: int) -> Tensor:
-    """[B, T-1, P]: which image tokens show what the token after each text token needs (see `gaze`).
-
-    With `names`, all things of the name that was just said. Otherwise one thing or one character; of the characters, those
-    in the left (`side` 0) or right column of a token, so that two heads tell apart two characters that share a token.
-    """
-    rows = batch.ids.shape[1]
-    tiles = batch.tiles.shape[0] // rows
-    image, where = batch.index < tiles * 196, batch.index.clamp_max(tiles * 196 - 1)
-    code = batch.point[r][:, 1:].long()
-    item = covering(batch.boxes, batch.classes > 0, 14, 28.0).view(rows, -1)[:, where]
-    if names:
-        return _same_name(batch, code, item) & image
-    char = columns(covering(batch.char_boxes, batch.chars > 0, 27, 14.0))[..., side]
-    char = char.masked_fill((batch.view & READABLE == 0)[:, None], -1).view(rows, -1)[:, where]
-    shows_item = torch.where(item >= 0, item + 1, -1).masked_fill(~image, -1)
-    shows_char = torch.where(char >= 0, char + CHARS, -1).masked_fill(~image, -1)
-    return (code[..., None] == shows_item[:, None]) | (code[..., None] == shows_char[:, None])
-
-
-def named(batch: Batch, r: int) -> Tensor:
-    """[B, T-1, K] bool: after each text token, which things of the picture have the name that it ends."""
-    return _same_name(batch, batch.point[r][:, 1:].long())
-
-
-def _same_name(batch: Batch, code: Tensor, item: Tensor | None = None) -> Tensor:
-    """[B, T-1, P]: whether the thing `item` [B, P] has the name that `code` [B, T-1] tells; of all things without `item`."""
-    kinds, tints = (t.view(batch.ids.shape[1], -1, t.shape[-1])[:, 0].long() for t in (batch.classes, batch.colours))
-    wanted = ((code - NAMES) % ANY_COLOUR).clamp(0, kinds.shape[1] - 1)
-    seen_kinds, seen_tints = (kinds, tints) if item is None else (take(kinds, item), take(tints, item))
-    same = kinds.gather(1, wanted)[..., None] == seen_kinds[:, None]
-    tinted = tints.gather(1, wanted)[..., None] == seen_tints[:, None]
-    return same & (tinted | (code >= NAMES + ANY_COLOUR)[..., None]) & (code >= NAMES)[..., None]
-
-
-def middles_in_prefix(batch: Batch) -> tuple[Tensor, Tensor]:
-    """[B, K] twice: the prefix token that holds the middle of each thing, in the view of the whole picture and in the tiles.
-
-    Only for rows of one picture. In either view each thing is in one place, so these are what counting counts.
-    """
-    rows, ((across, down),) = batch.ids.shape[1], batch.layout.grids
-    boxes = batch.boxes.view(rows, -1, *batch.boxes.shape[1:])
-
-    def token(view: Tensor, wide: int, high: int) -> tuple[Tensor, Tensor]:
-        x, y = (view[..., 0] + view[..., 2]) / 2, (view[..., 1] + view[..., 3]) / 2
-        column, row = (x / 384).long().clamp(0, wide - 1), (y / 384).long().clamp(0, high - 1)
-        inside = [((v - 384 * c) / 28).long().clamp(0, 13) + 14 * c for v, c in ((x, column), (y, row))]
-        return inside[0], inside[1]
-
-    start = batch.layout.text[0]
-    x, y = token(boxes[:, 0], 1, 1)
-    whole = start + y * 15 + x
-    x, y = token(boxes[:, min(1, boxes.shape[1] - 1)], across, down)  # the first tile's pixels are the whole canvas's
-    return whole, start + 14 * 15 + 1 + y * (14 * across + 1) + x
-
-
-def tally(
-    queries: Tensor, keys: Tensor, mask: Tensor, counted: Tensor, places: Tensor, scale: float, per_thing: float
-) -> tuple[Tensor, Tensor]:
-    """How badly a head counts, in two losses. It ought to have `per_thing` on each thing's middle for each 1 on the first token:
-    the first token's share is then 1 / (1 + n·per_thing), a function of the number n that a softmax can have with fixed logits.
-
-    First the divergence of its attention from that: it says where to look, but one thing too many hardly changes it. Second how
-    far (in log space, where one of n is 1/n) all that is not on the first token is from n·per_thing: that is what is read out.
-    Both are weighted by n, since large numbers are hard to tell apart.
-
-    queries [B, T, D] of text, keys [B, P+T, D], mask [B, T, P+T], counted [B, T-1, K] of `named`, places [B, K].
-    """
-    logits = (
-        queries[:, :-1].float() @ keys.float().mT
-    ) * scale  # products in bfloat16 are off by more than a thing's share
-    logits = logits.masked_fill(~mask[:, :-1], -1e9)
-    first, rest = logits[..., 0], logits[..., 1:].logsumexp(-1)
-    at = logits.gather(2, places[:, None].expand(-1, logits.shape[1], -1))
-    share, number = per_thing * counted, counted.sum(-1)
-    total = 1 + share.sum(-1)
-    wanted = (first + (share * (at - math.log(per_thing))).sum(-1)) / total
-    away = torch.logaddexp(first, rest) - wanted - total.log()
-    error = rest - first - (per_thing * number.clamp_min(1)).log()
-    off = F.smooth_l1_loss(error, torch.zeros_like(error), reduction="none", beta=0.2)
-    weight = number / number.sum().clamp_min(1)
-    return (away * weight).sum(), (off * weight).sum()
-
-
-def pointing(queries: Tensor, keys: Tensor, shown: Tensor, scale: float) -> Tensor:
-    """How badly an attention head looks; queries [B, T, D] of text, keys [B, P, D] of the prefix, `shown` of `looked_for`.
-
-    The loss is minus the log of the head's attention on all image tokens that show what is looked for.
-    """
-    logits = (queries[:, :-1] @ keys.mT).float() * scale
-    valid = shown.any(-1)
-    right = logits.masked_fill(~shown, -1e9).logsumexp(-1)
-    return ((logits.logsumexp(-1) - right) * valid).sum() / valid.sum().clamp_min(1)

@@ -177,7 +177,7 @@ class MLA(nn.Module):
         self.kv_b_proj = Linear(self.r, self.h * (self.dn + self.dv), bias=False)
         self.o_proj = Linear(self.h * self.dv, c["hidden_size"], bias=False)
         self.apart, self.together = take_apart, put_together  # training replaces them by compiled ones
-        self.probe = 0  # keep so many heads' queries of the text and keys of all, for `heads.pointing`
+        self.probe = 0  # keep so many heads' queries of the text and keys of all, for `attention.pointing`
         self.seen: tuple[Tensor, Tensor] | None = None
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, prefix: int, text_mask: Tensor | None) -> Tensor:

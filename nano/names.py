@@ -160,6 +160,54 @@ skull||骷髅|个|
 pumpkin||南瓜|个|jack-o-lantern
 """
 
+#: Objects that look alike, of which one is easily taken for another: what to ask for when it is not there.
+ALIKE: tuple[tuple[str, ...], ...] = tuple(
+    tuple(word.strip() for word in row.split(","))
+    for row in """
+cat, tiger, lion, fox, wolf, dog
+bear, koala, panda, mouse, monkey
+cow, pig, sheep, camel, horse, elephant
+unicorn, horse, dragon, crocodile
+rabbit, mouse, cat
+chicken, rooster, duck, penguin, bird, eagle, owl
+bee, ant, spider, ladybug, butterfly
+snail, turtle, snake, frog, crocodile
+octopus, crab, shrimp, spider
+fish, dolphin, whale, shark
+cactus, pine, palm, clover, cucumber
+tulip, rose, sunflower, blossom
+sun, moon, egg, lemon, sunflower
+cloud, rainbow, umbrella, snowman, ghost
+apple, pear, orange, tomato, peach, cherry, strawberry
+lemon, banana, corn, pineapple, cheese
+grapes, eggplant, avocado, potato, pear
+carrot, pepper, cucumber, corn
+bread, hamburger, taco, pizza, potato
+bacon, pizza, watermelon, cheese
+popcorn, ice cream, cake, candle
+doughnut, cookie, candy, lollipop
+coffee, beer, wine, trophy
+soccer ball, basketball, baseball, tennis ball, orange
+guitar, violin, trumpet, drum
+car, taxi, bus, tractor, train
+bicycle, tractor, glasses, scissors
+airplane, rocket, helicopter, bird
+sailboat, tent, anchor
+house, castle, tent, gift
+clock, phone, television, camera, robot
+light bulb, balloon, bell, lollipop
+book, envelope, phone, gift
+pencil, hammer, key, scissors, candle, carrot
+lock, key, gift, bell
+telescope, trumpet, camera, rocket
+crown, hat, bell, diamond ring
+shirt, dress, shoe, hat
+robot, alien, ghost, skull, pumpkin
+fire, pepper, tulip, candle
+mushroom, umbrella, tomato, cake
+""".strip().splitlines()
+)
+
 #: The eight colours, as `english: (中文, RGB)`. Far enough apart that no dye or noise turns one into another.
 COLOURS: dict[str, tuple[str, tuple[int, int, int]]] = {
     "red": ("红色", (220, 30, 35)),

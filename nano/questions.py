@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
+from functools import cache
 from itertools import pairwise
 from random import Random
 
-from names import COLOURS, OBJECTS, SHAPES
+from names import ALIKE, COLOURS, OBJECTS, SHAPES
 from scenes import SHAPE_NAMES, Item, Scene
 
 Turn = tuple[str, str]
@@ -150,8 +151,32 @@ def one_colour(scene: Scene, shape: Item) -> str | None:
     return colours.pop() if len(colours) == 1 else None
 
 
-def absent(rng: Random, scene: Scene, kind: str = "") -> Item:
-    """A target that the scene does not hold, of a random kind."""
+@cache
+def _alike(index: int) -> tuple[int, ...]:
+    """The objects that look like this one."""
+    names = [t.english for t in OBJECTS]
+    groups = [row for row in ALIKE if names[index] in row]
+    return tuple(sorted({names.index(n) for row in groups for n in row} - {index}))
+
+
+def look_alike(rng: Random, scene: Scene) -> Item | None:
+    """A target that the scene does not hold, though something like it: another object of its kind, another colour."""
+    pool = [i for i in scene.items if i.kind != "text"]
+    if not pool:
+        return None
+    item = rng.choice(pool)
+    target = (
+        Item("object", rng.choice(_alike(item.index)))
+        if item.kind == "object"
+        else Item("shape", item.index, colour=rng.choice([c for c in COLOURS if c != item.colour]))
+    )
+    return None if any(matches(i, target) for i in scene.items) else target
+
+
+def absent(rng: Random, scene: Scene, kind: str = "", alike: float = 0.0) -> Item:
+    """A target that the scene does not hold, of a random kind; `alike` of them look like something that it does hold."""
+    if alike and kind != "shape" and rng.random() < alike and (target := look_alike(rng, scene)):
+        return target
     while True:
         target = (
             Item("object", rng.randrange(len(OBJECTS)))
@@ -185,10 +210,11 @@ def ask(
     want_absent: bool = False,
     wording: int | None = None,
     many: float = 0.0,
+    alike: float = 0.0,
 ) -> tuple[Turn, Item | None] | None:
     """One turn of a task about one picture, or None where this scene can not be asked that.
 
-    `many`: how often to count what there is most of, and not just anything.
+    `many`: how often to count what there is most of, and not just anything. `alike`: of `absent`.
     """
     words = WORDINGS[task][lang]
     form = words[wording if wording is not None else (0 if rng.random() < 0.35 else rng.randrange(len(words)))]
@@ -208,7 +234,7 @@ def ask(
         answer = NONE[lang] if colour is None else COLOURS[colour][0] if lang == "zh" else colour
         return (form.format(**call(target, lang)), answer), target
     if want_absent:
-        target = absent(rng, scene)
+        target = absent(rng, scene, alike=alike)
     elif task == "counting" and many and rng.random() < many:
         target = most(rng, scene)
     else:
@@ -225,12 +251,13 @@ def ask(
     return (form.format(**call(target, lang)), answer), target
 
 
-def follow_up(rng: Random, scene: Scene, lang: str, canonical: bool = False) -> Asked | None:
+def follow_up(rng: Random, scene: Scene, lang: str, canonical: bool = False, alike: float = 0.0) -> Asked | None:
     """Two turns: "And the …?" repeats the first question for another target; or any second question."""
     task = rng.choice(("counting", "box", "colour", "exists"))
     many = 0.0 if canonical else 0.4
-    first = ask(rng, scene, task, lang, want_absent=rng.random() < 0.15, wording=0 if canonical else None, many=many)
-    second = ask(rng, scene, task, lang, want_absent=rng.random() < 0.15, wording=0, many=many)
+    how = dict(many=many, alike=alike)
+    first = ask(rng, scene, task, lang, want_absent=rng.random() < 0.15, wording=0 if canonical else None, **how)
+    second = ask(rng, scene, task, lang, want_absent=rng.random() < 0.15, wording=0, **how)
     if first is None or second is None or second[1] is None:
         return None
     form = WORDINGS["more"][lang][0 if canonical else rng.randrange(len(WORDINGS["more"][lang]))]
@@ -238,12 +265,17 @@ def follow_up(rng: Random, scene: Scene, lang: str, canonical: bool = False) -> 
 
 
 def which(
-    rng: Random, scenes: list[Scene], lang: str, want_absent: bool = False, wording: int | None = None
+    rng: Random,
+    scenes: list[Scene],
+    lang: str,
+    want_absent: bool = False,
+    wording: int | None = None,
+    alike: float = 0.0,
 ) -> Asked | None:
     words = WORDINGS["which"][lang]
     form = words[wording if wording is not None else rng.randrange(len(words))]
     number = rng.randrange(len(scenes))
-    target = absent(rng, scenes[number]) if want_absent else present(rng, scenes[number])
+    target = absent(rng, scenes[number], alike=alike) if want_absent else present(rng, scenes[number])
     if target is None:
         return None
     having = [k for k, s in enumerate(scenes) if any(matches(i, target) for i in s.items)]
@@ -283,13 +315,17 @@ SINGLE = {
 }
 
 
-def conversation(rng: Random, scenes: list[Scene]) -> Asked | None:
-    """A random conversation about these pictures (none: talk without a picture)."""
+def conversation(rng: Random, scenes: list[Scene], alike: float = 0.0) -> Asked | None:
+    """A random conversation about these pictures (none: talk without a picture); `alike`: of `absent`."""
     lang = "en" if rng.random() < 0.55 else "zh"
     if not scenes or rng.random() < 0.01:
         return Asked("off-topic", lang, ((rng.choice(OFF_TOPIC[lang]), ABOUT[lang]),))
     if len(scenes) > 1:
-        made = which(rng, scenes, lang, rng.random() < 0.12) if rng.random() < 0.6 else within(rng, scenes, lang)
+        made = (
+            which(rng, scenes, lang, rng.random() < 0.12, alike=alike)
+            if rng.random() < 0.6
+            else within(rng, scenes, lang)
+        )
         return made and _casual(rng, made)
     (scene,) = scenes
     weights = dict(SINGLE)
@@ -305,10 +341,10 @@ def conversation(rng: Random, scenes: list[Scene]) -> Asked | None:
     if task == "off-topic":
         return Asked(task, lang, ((rng.choice(OFF_TOPIC[lang]), ABOUT[lang]),))
     if task == "follow-up":
-        made = follow_up(rng, scene, lang)
+        made = follow_up(rng, scene, lang, alike=alike)
         return made and _casual(rng, made)
     want_absent = rng.random() < (0.5 if task == "exists" else 0.14)
-    turn = ask(rng, scene, task, lang, want_absent, many=0.85 if crowd else 0.6)
+    turn = ask(rng, scene, task, lang, want_absent, many=0.85 if crowd else 0.6, alike=alike)
     if turn is None or (task == "counting" and turn[0][1] == "1" and rng.random() < 0.65):
         return None  # one is what most things are
     turns = [turn[0]]

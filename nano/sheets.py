@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from names import HANZI, OBJECTS, SHAPES, WORDS
 from pack import READABLE, SHEET, TEXT_KEYS, Batch, draw_labels, view_of
-from scenes import COLOUR_NAMES, TRAIN_MIX, Item, Scene, make_scene, make_stamp, sizes_by_grid
+from scenes import COLOUR_NAMES, TRAIN_MIX, Item, Mix, Scene, make_scene, make_stamp, sizes_by_grid
 from views import TILE, TileMap, tiles_of
 
 ITEMS, CHARS = 28, 56  # labels a tile
@@ -23,9 +23,9 @@ TILES = 160  # tiles a micro-batch
 _LATIN = string.ascii_letters + string.digits * 2 + "-"
 
 
-def _line(rng: Random) -> str:
+def _line(rng: Random, chinese: float) -> str:
     kind = rng.random()
-    if kind < 0.55:
+    if kind < chinese:
         return "".join(rng.choices(HANZI, k=rng.randint(1, 6)))
     if kind < 0.92:
         return "".join(rng.choices(_LATIN, k=rng.randint(1, 9)))
@@ -33,15 +33,15 @@ def _line(rng: Random) -> str:
     return rng.choice((word, word.upper(), word.capitalize()))
 
 
-def _thing(rng: Random, printed: float) -> Item:
+def _thing(rng: Random, printed: float, chinese: float) -> Item:
     if rng.random() < printed:
-        return Item("text", text=_line(rng))
+        return Item("text", text=_line(rng, chinese))
     if rng.random() < 0.12:
         return Item("shape", rng.randrange(len(SHAPES)), colour=rng.choice(COLOUR_NAMES))
     return Item("object", rng.randrange(len(OBJECTS)), style=rng.choice(draw.STYLES))
 
 
-def make_sheet(seed: int) -> Scene:
+def make_sheet(seed: int, mix: Mix = TRAIN_MIX) -> Scene:
     """A 384 × 384 picture filled row by row."""
     rng = Random(seed)
     image, mean = draw.ground(rng, TILE, TILE)
@@ -52,10 +52,10 @@ def make_sheet(seed: int) -> Scene:
     while y < TILE - 20 and len(items) < ITEMS:
         x, tallest = rng.randint(0, 24), 0
         while x < TILE - 20 and len(items) < ITEMS:
-            item = _thing(rng, printed)
+            item = _thing(rng, printed, mix.hanzi)
             # `make_stamp` prints at 30-72 pixels a `unit`: here 16-72.
             unit = rng.uniform(0.5, 1.0)
-            stamp = make_stamp(rng, item, 22 * (big / 22) ** rng.random(), unit, TILE - x, mean, TRAIN_MIX.wild)
+            stamp = make_stamp(rng, item, 22 * (big / 22) ** rng.random(), unit, TILE - x, mean, mix.wild)
             w, h = stamp.image.size
             if x + w > TILE or y + h > TILE:
                 break
@@ -73,7 +73,9 @@ def make_sheet(seed: int) -> Scene:
     return Scene(seed, image, items)
 
 
-def sheet_batch(seed: int, sets: int, room: np.ndarray | None = None, tiles: int = TILES) -> Batch:
+def sheet_batch(
+    seed: int, sets: int, room: np.ndarray | None = None, tiles: int = TILES, mix: Mix = TRAIN_MIX
+) -> Batch:
     """`tiles` tiles to look at, without questions: half sheets, the rest tiles of scenes. It can be used `sets` times."""
     rng = Random(seed)
     room = np.empty((tiles, TILE, TILE, 3), np.uint8) if room is None else room
@@ -82,12 +84,12 @@ def sheet_batch(seed: int, sets: int, room: np.ndarray | None = None, tiles: int
     while len(shown) < tiles:
         seed += 1
         if len(shown) < tiles // 2:
-            scene = make_sheet(seed)
+            scene = make_sheet(seed, mix)
             room[len(shown)] = np.asarray(scene.image)
             shown.append((scene, TileMap(1, 1, 0, 0), READABLE))
             continue
         size = (TILE, TILE) if len(shown) < tiles * 3 // 4 else rng.choice(sizes_by_grid()[rng.choice(grids)])
-        scene = make_scene(seed, size, mix=TRAIN_MIX)
+        scene = make_scene(seed, size, mix=mix)
         pixels, maps, _ = tiles_of(scene.image)
         keep = min(len(pixels), tiles - len(shown))
         room[len(shown) : len(shown) + keep] = pixels[:keep]

@@ -28,6 +28,7 @@ from heads import Heads
 from optim import Optimizer
 from pack import TEXT, Batch, make_batch
 from safetensors.torch import load_file
+from scenes import MIXES
 from sheets import sheet_batch
 from step import Trainer, compile_parts
 
@@ -36,7 +37,7 @@ from model import NanoVL2
 #: Weights of the training-only losses (`heads.py`) beside the answers' loss.
 AUX = {
     "kind": 0.6, "tint": 0.2, "edge": 0.6, "letter": 0.8, "order": 0.4, "line": 0.5,
-    "token": 0.4, "spot": 3.0, "middle": 0.1, "token_order": 0.3, "token_line": 0.4, "name": 0.3, "point": 0.5, "tally": 0.5, "share": 0.3,
+    "token": 0.4, "spot": 3.0, "middle": 0.1, "token_order": 0.3, "token_line": 0.4, "token_letter": 0.5, "name": 0.3, "point": 0.5, "tally": 0.5, "share": 0.3,
     "number": 0.4, "said": 0.2,
 }  # fmt: skip
 
@@ -65,6 +66,14 @@ def arguments() -> argparse.Namespace:
     p.add_argument(
         "--per-thing", type=float, default=0.125, help="what a counted thing gets for each 1 on the first token"
     )
+    p.add_argument(
+        "--spread", type=float, default=0.0, help="of a counted thing's attention around its middle, in tokens"
+    )
+    p.add_argument(
+        "--fine", action="store_true", help="each half of a patch says its character, and image tokens theirs"
+    )
+    p.add_argument("--mix", choices=MIXES, default="plain", help="which scenes are drawn (`scenes.MIXES`)")
+    p.add_argument("--alike", type=float, default=0.0, help="share of absent things that look like one that is there")
     p.add_argument("--hold", type=float, default=0.1, help="share of the time before the learning rate begins to fall")
     p.add_argument("--exam-scenes", type=int, default=1000, help="held-out scenes of the last examination")
     return p.parse_args()
@@ -118,7 +127,7 @@ def main() -> None:
             _make, [(((1, 1),), 40_000 + 32 * k, 32, 1, False, exam, True, (HELD_OUT_STYLE,)) for k in range(4)]
         )
     first = saved["drawn"] if saved else 10_000 if a.weights else 0  # scenes not seen before
-    menu = Menu(a.sets, a.many, a.tower, a.sheets)
+    menu = Menu(a.sets, a.many, a.tower, a.sheets, a.mix, a.alike)
     workers = Workers(a.workers, first, menu, progress)
     small_exam = final_exam[:: max(1, len(final_exam) // 8)]
 
@@ -129,7 +138,8 @@ def main() -> None:
     model = NanoVL2(CONFIG)
     initialise(model)
     model.to(device)
-    heads = Heads(CONFIG["vision_config"]["width"], CONFIG["language_config"]["hidden_size"], a.per_thing).to(device)
+    sizes = CONFIG["vision_config"]["width"], CONFIG["language_config"]["hidden_size"]
+    heads = Heads(*sizes, a.per_thing, a.spread, a.fine).to(device)
     optimizer = Optimizer(model, heads, a.muon_lr, a.adam_lr)
     trainer = Trainer(model, heads, optimizer, AUX, record=fast)
     ema = trainer.average

@@ -6,9 +6,9 @@ from random import Random
 import numpy as np
 import pytest
 from exam import TASKS, question
-from names import COLOURS, HANZI, OBJECTS, SHAPES, WORDS
-from questions import boxes_of, conversation, det, naming, which
-from scenes import TRAIN_SEEDS, Item, make_scene, sizes_by_grid
+from names import ALIKE, COLOURS, HANZI, OBJECTS, SHAPES, WORDS
+from questions import absent, boxes_of, conversation, det, naming, which
+from scenes import CLOSE_MIX, TRAIN_MIX, TRAIN_SEEDS, Item, make_scene, sizes_by_grid
 from views import best_grid, tiles_of
 
 
@@ -55,6 +55,30 @@ def test_an_absent_thing_is_answered_with_none():
         lang: {question(Random(k), scene, "absent", lang).turns[0][1] for k in range(10)} for lang in ("en", "zh")
     }
     assert answers == {"en": {"none"}, "zh": {"没有"}}
+
+
+def test_absent_things_may_be_asked_for_that_look_like_one_that_is_there():
+    names = [t.english for t in OBJECTS]
+    assert {n for row in ALIKE for n in row} == set(names)
+    scene = next(s for s in map(make_scene, range(40)) if {i.kind for i in s.items} == {"object"})
+    there = {names[i.index] for i in scene.items}
+    asked = [absent(Random(k), scene, alike=1.0) for k in range(20)]
+    assert all(names[t.index] not in there for t in asked)
+    assert sum(any(names[t.index] in row and there & set(row) for row in ALIKE) for t in asked) > 15
+    assert absent(Random(3), scene) == absent(Random(3), scene, alike=0.0)
+
+
+def test_the_close_mix_has_more_things_that_touch():
+    def touching(mix):
+        found = 0
+        for seed in range(30):
+            boxes = [i.box for i in make_scene(seed, (384, 384), mix=mix).items]
+            for k, (x0, y0, x1, y1) in enumerate(boxes):
+                gaps = [max(a - x1, x0 - c, b - y1, y0 - d) for a, b, c, d in boxes[:k] + boxes[k + 1 :]]
+                found += min(gaps, default=99) < 4
+        return found
+
+    assert touching(CLOSE_MIX) > 1.2 * touching(TRAIN_MIX)
 
 
 def test_which_image_names_the_only_picture_that_has_it():
