@@ -14,6 +14,7 @@ from tests.ops.test_ops import moe_config
 from vl2.core.model_config import LanguageConfig, MLAConfig
 from vl2.model.decoder import Decoder
 from vl2.model.kv_pool import KVPool
+from vl2.model.moe import MoE
 from vl2.model.native import NativeDecoder
 from vl2.model.packing import pack_weights
 from vl2.model.step import QueryRows, StepInputs
@@ -151,6 +152,21 @@ def test_a_sequence_has_the_same_bits_alone_and_among_others(name: str, dtype: t
         own = slice(row, row + 1)
         alone = native.run(case.token_ids[own], case.positions[own], case.tables[own])
         assert torch.equal(alone[0], together[row])
+
+
+@torch.inference_mode()
+def test_a_sequence_of_nan_does_not_change_those_beside_it():
+    """It takes the first expert several times, so that this one's rows are as many as if they followed one another."""
+    case = make("mha", torch.bfloat16)
+    case.decoder.embed_tokens[case.token_ids[0]] = float("nan")
+    for layer in case.decoder.layers:
+        if isinstance(layer.mlp, MoE):
+            layer.mlp.router[0] *= 4  # most of the others take it, too
+    pack_weights(case.decoder)
+    native = case.native(fastest())
+    together = native.run(case.token_ids, case.positions, case.tables)
+    assert together[0].isnan().all()
+    assert torch.equal(native.run(case.token_ids[1:], case.positions[1:], case.tables[1:]), together[1:])
 
 
 def test_a_library_of_another_version_is_refused(monkeypatch: pytest.MonkeyPatch):
