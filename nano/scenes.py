@@ -205,7 +205,7 @@ def _beside(rng: Random, other: Box, w: int, h: int, width: int) -> tuple[int, i
     if rng.random() < 0.5:
         y = (y0 + y1 - h) / 2 + rng.uniform(-0.5, 0.5) * h
         return round(x1 + gap * w if rng.random() < 0.5 else x0 - w - gap * w), round(y)
-    x = (x0 + x1 - w) / 2 + rng.choice((-1, 1)) * rng.uniform(0.02, 0.07) * width
+    x = (x0 + x1 - w) / 2 + rng.choice((-1, 1)) * rng.uniform(0.02, 0.05) * width
     return round(x), round(y1 + gap * h if rng.random() < 0.5 else y0 - h - gap * h)
 
 
