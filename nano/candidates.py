@@ -24,7 +24,7 @@ BASE = "--per-thing 0.25 --many 0.7 --spread 0.6 --fine --mix close --alike 0.5"
 CANDIDATES = {
     "A": BASE,
     "B": BASE.replace("--spread 0.6", "--spread 0"),  # a counted thing is the one token of its middle, as before
-    "C": BASE.replace("--fine ", ""),  # a patch is one character, image tokens are not asked for theirs, as before
+    "C": BASE + " --counting 2.5",  # the heads that count are held to it more strictly
 }
 FIRST_SEED = 300_000  # of the scenes for choosing
 
@@ -69,7 +69,7 @@ def main() -> None:
     parser.add_argument("--first", type=int, default=1000, help="questions")
     a = parser.parse_args()
     cores = len(os.sched_getaffinity(0))
-    workers = a.workers or str(max(4, min(26, cores // len(a.names) - 2)))
+    workers = a.workers or str(max(4, min(26, cores // len(a.names))))
     questions, pictures = a.runs / "choosing.jsonl", a.runs / "scenes"
     for name in a.names:
         (a.runs / name).mkdir(parents=True, exist_ok=True)

@@ -72,6 +72,7 @@ def arguments() -> argparse.Namespace:
     p.add_argument(
         "--fine", action="store_true", help="each half of a patch says its character, and image tokens theirs"
     )
+    p.add_argument("--counting", type=float, default=1.0, help="factor on the losses of the heads that count")
     p.add_argument("--mix", choices=MIXES, default="plain", help="which scenes are drawn (`scenes.MIXES`)")
     p.add_argument("--alike", type=float, default=0.0, help="share of absent things that look like one that is there")
     p.add_argument("--hold", type=float, default=0.1, help="share of the time before the learning rate begins to fall")
@@ -141,7 +142,8 @@ def main() -> None:
     sizes = CONFIG["vision_config"]["width"], CONFIG["language_config"]["hidden_size"]
     heads = Heads(*sizes, a.per_thing, a.spread, a.fine).to(device)
     optimizer = Optimizer(model, heads, a.muon_lr, a.adam_lr)
-    trainer = Trainer(model, heads, optimizer, AUX, record=fast)
+    weights = AUX | {k: AUX[k] * a.counting for k in ("tally", "share")}
+    trainer = Trainer(model, heads, optimizer, weights, record=fast)
     ema = trainer.average
     step, elapsed, settled = 0, 0.0, 0.0
     if saved:
