@@ -39,7 +39,7 @@ def wait_until_ready(url: str, server: subprocess.Popen, limit_s: float = 180) -
     while time.monotonic() < end and server.poll() is None:
         with contextlib.suppress(OSError), urllib.request.urlopen(url + "/health/ready", timeout=5):
             return
-        time.sleep(1)
+        time.sleep(1)  # a process that loads a model says nothing until it answers
     raise RuntimeError(f"no server at {url}")
 
 

@@ -44,14 +44,6 @@ INLINE void store_rows(const LinearJob *own, const float *sums, int64_t row, int
         }
 }
 
-static void store_plain(const LinearJob *own, const float *sums, int64_t row, int64_t rows, int64_t column) {
-    store_rows(own, sums, row, rows, column, 0);
-}
-
-static void store_gelu(const LinearJob *own, const float *sums, int64_t row, int64_t rows, int64_t column) {
-    store_rows(own, sums, row, rows, column, 1);
-}
-
 INLINE Strips strips_of(const LinearJob *own, int64_t column) {
     return strips_at(&own->weight, column, smaller(column + STRIP, own->weight.out_width - 1) / STRIP * STRIP);
 }
@@ -69,9 +61,11 @@ static void linear_piece(void *context, long idx, int thread) {
     strips_begin(product.rows);
     multiply_strips(&product);
     strips_end();
-    for (int64_t part = 0; part < product.parts; part++)
-        (own->is_gelu ? store_gelu : store_plain)(own, sums[part], begin + first_of_part(&product, part), product.rows,
-                                                  column);
+    for (int64_t part = 0; part < product.parts; part++) {
+        int64_t row = begin + first_of_part(&product, part);
+        if (own->is_gelu) store_rows(own, sums[part], row, product.rows, column, 1);
+        else store_rows(own, sums[part], row, product.rows, column, 0);
+    }
 }
 
 EXPORT int32_t vl2_linear_rows(Workers *workers, const LinearJob *own) {
