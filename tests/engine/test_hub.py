@@ -79,12 +79,34 @@ async def scene(tmp_path: Path) -> AsyncIterator[Scene]:
 
 
 async def test_front_ends_are_told_the_engines_state_and_its_changes(scene: Scene) -> None:
-    assert all(remote.is_ready and remote.info == INFO for remote in scene.frontends) and scene.hub.num_frontends == 2
+    assert all(remote.is_ready and remote.info == INFO for remote in scene.frontends)
     for idx in (0, 1):
         scene.engines.engine(idx).die("signal 9")
     await until(lambda: not any(remote.is_ready for remote in scene.frontends))
     with pytest.raises(NotReady):
         scene.frontends[0].admit("r", text_prompt(1), SamplingParams())
+
+
+async def test_a_front_end_counts_once_it_takes_questions(tmp_path: Path) -> None:
+    """Not once the engines are ready: what a client sent to it in between would be refused."""
+    engines = Fixture()
+    hub = Hub(engines.group, tmp_path, {"shout": shout})
+    hub.start()
+    remote = RemoteGroup(tmp_path, "one")
+    starting = asyncio.ensure_future(remote.start())
+    await remote.call("shout")  # now it has been heard
+    ready = asyncio.ensure_future(engines.ready())
+    seen = []
+    while not hub.num_welcoming:
+        seen.append((remote.is_ready, engines.group.is_ready))
+        await asyncio.sleep(0.001)
+    assert (False, True) in seen, "there is such a time"
+    assert remote.is_ready
+    await asyncio.gather(starting, ready)
+    hub.forget("one")
+    assert hub.num_welcoming == 0
+    await remote.stop()
+    await hub.stop()
 
 
 async def test_each_front_end_gets_its_own_events_and_whole_pictures_cross(scene: Scene) -> None:

@@ -128,9 +128,9 @@ class Frontends:
         return http_socket(self._setup.hub_folder)
 
     @property
-    def are_there(self) -> bool:
-        """Whether all of them have come up."""
-        return self._hub.num_frontends >= self._setup.server.frontends
+    def are_welcoming(self) -> bool:
+        """Whether all of them take questions."""
+        return self._hub.num_welcoming >= self._setup.server.frontends
 
     def start(self) -> None:
         self._tasks = [asyncio.ensure_future(self._keep_alive(idx)) for idx in range(self._setup.server.frontends)]

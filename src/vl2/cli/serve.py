@@ -157,7 +157,7 @@ def is_loopback(host: str) -> bool:
 
 async def _announce(llm: LLM, listener: socket.socket, config: ServerConfig, frontends: Frontends | None) -> None:
     """One line when questions are welcome."""
-    while not (llm.is_ready and (frontends is None or frontends.are_there)):
+    while not (llm.is_ready and (frontends is None or frontends.are_welcoming)):
         await asyncio.sleep(READY_POLL_S)
     host, port = listener.getsockname()[:2]
     is_open_to_all = host in ("0.0.0.0", "::")

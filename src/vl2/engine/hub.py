@@ -33,6 +33,7 @@ from vl2.engine.hub_protocol import (
     State,
     Submit,
     ToFrontend,
+    Welcoming,
     decode_to_hub,
 )
 from vl2.engine.protocol import Buffer, Events, encode
@@ -57,6 +58,7 @@ class Hub:
         self._socket.set_hwm(0)
         self._socket.bind(hub_address(folder))
         self._known: set[str] = set()
+        self._welcoming: set[str] = set()
         self._open: dict[tuple[str, str], asyncio.Task[None]] = {}  # (front-end, request id)
         self._outboxes: dict[str, list[TokenEvent]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -75,14 +77,16 @@ class Hub:
     def forget(self, frontend: str) -> None:
         """It is gone: what it asked for is let go of."""
         self._known.discard(frontend)
+        self._welcoming.discard(frontend)
         self._outboxes.pop(frontend, None)
         for (owner, _), task in self._open.items():
             if owner == frontend:
                 task.cancel()
 
     @property
-    def num_frontends(self) -> int:
-        return len(self._known)
+    def num_welcoming(self) -> int:
+        """Front-ends that take questions: they know that the engines are ready, which they are told a moment later."""
+        return len(self._welcoming)
 
     async def _receive(self) -> None:
         while True:
@@ -97,6 +101,8 @@ class Hub:
             case Hello():
                 self._known.add(frontend)
                 self._send(frontend, self._state())
+            case Welcoming():
+                self._welcoming.add(frontend)
             case Submit() as request:
                 self._submit(frontend, request)
             case Drop(request_id):

@@ -44,6 +44,10 @@ class Hello(msgspec.Struct, frozen=True, tag=True):
     """A front-end is there; it is told the engines' state from now on."""
 
 
+class Welcoming(msgspec.Struct, frozen=True, tag=True):
+    """It has been told that the engines are ready, and takes questions."""
+
+
 class Submit(msgspec.Struct, frozen=True, tag=True):
     request_id: str
     prompt: Prompt
@@ -70,7 +74,7 @@ class Call(msgspec.Struct, frozen=True, tag=True):
     payload: bytes
 
 
-ToHub = Hello | Submit | Drop | CloseChoice | Call
+ToHub = Hello | Welcoming | Submit | Drop | CloseChoice | Call
 
 # ---- hub → front-end
 

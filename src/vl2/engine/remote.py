@@ -28,6 +28,7 @@ from vl2.engine.hub_protocol import (
     State,
     Submit,
     ToHub,
+    Welcoming,
     decode_to_frontend,
 )
 from vl2.engine.protocol import Buffer, Events, encode
@@ -69,6 +70,7 @@ class RemoteGroup:
             self._news.clear()
             if self.failure is not None:
                 raise SetupError(self.failure)
+        self._send(Welcoming())
 
     async def stop(self) -> None:
         self.is_ready = False
