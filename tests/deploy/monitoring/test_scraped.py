@@ -226,14 +226,18 @@ def test_a_queue_that_is_filled_and_pages_that_run_out_are_seen(tmp_path: Path) 
     faults = ("VL2QueueGrows", "VL2PagesExhausted", "VL2FirstTokenSlow")
 
     async def flood(url: str, scene: Scene) -> None:
-        """Eight more long questions at every scrape, far more than are answered meanwhile."""
-        async with httpx.AsyncClient(timeout=300, limits=httpx.Limits(max_connections=200)) as client:
-            asking: list[asyncio.Future] = []
-            while not all(firing(scene, name) for name in faults):
-                assert len(asking) < 160, [name for name in faults if not firing(scene, name)]
-                asked = plain(1, num_tokens=400)
-                asking += [asyncio.ensure_future(client.post(url + CHAT, json=asked)) for _ in range(8)]
+        """At every scrape 16 more wait than at the last one, however fast they are answered meanwhile."""
+        async with httpx.AsyncClient(timeout=300, limits=httpx.Limits(max_connections=None)) as client:
+            asking: set[asyncio.Future] = set()
+            for num_waiting in range(16, 240, 16):
+                asking = {task for task in asking if not task.done()}
+                for _ in range(num_waiting - len(asking)):
+                    asking.add(asyncio.ensure_future(client.post(url + CHAT, json=plain(1, num_tokens=400))))
                 await asyncio.to_thread(scene.prometheus.wait_for_scrape, 1)
+                if all(firing(scene, name) for name in faults):
+                    break
+            else:
+                raise AssertionError([name for name in faults if not firing(scene, name)])
             for task in asking:
                 task.cancel()
             await asyncio.gather(*asking, return_exceptions=True)
