@@ -1,6 +1,7 @@
 """For all tests, before torch is imported anywhere: threads and matrix libraries as the engine sets them."""
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests import device
 from vl2.engine.instructions import limit_instructions
@@ -8,6 +9,9 @@ from vl2.engine.threads import limit_spinning
 
 limit_spinning()
 limit_instructions(is_deterministic=True)
+# The same examples everywhere, however long this machine takes for them; a profile of one's own looks for others.
+settings.register_profile("vl2", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("vl2")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -180,7 +180,9 @@ bodies = st.dictionaries(st.sampled_from(FIELDS), anything) | st.builds(
 )
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(body=bodies)
 async def test_no_json_brings_the_server_down(connect: Connect, body: Any) -> None:
     response = await connect().post(URL, content=json.dumps(body), headers={"Content-Type": "application/json"})
