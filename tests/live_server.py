@@ -22,4 +22,4 @@ def answering(app: Any, *, port: int = 0, force_exit: bool = False, **uvicorn_co
             yield f"http://127.0.0.1:{listener.getsockname()[1]}"  # it listens already: a client waits in line
         finally:
             server.should_exit, server.force_exit = True, force_exit
-            thread.join(20)
+            thread.join(60)
