@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hmac
+from contextlib import AsyncExitStack
 
 from starlette.datastructures import Headers
 from starlette.requests import Request
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from vl2.core.errors import RateLimited, Unauthorized
 from vl2.core.secret import Secret
@@ -50,8 +51,15 @@ class RequireKey:
             return
         state["key"] = key
         try:
-            async with self.quotas.hold(key):
-                await self.app(scope, receive, send)
+            async with AsyncExitStack() as held:
+                await held.enter_async_context(self.quotas.hold(key))
+
+                async def send_or_end(message: Message) -> None:
+                    if message["type"] == "http.response.body" and not message.get("more_body", False):
+                        await held.aclose()  # whoever has read the end may ask again at once
+                    await send(message)
+
+                await self.app(scope, receive, send_or_end)
         except RateLimited as error:  # the only one that is raised here: the app answers its own errors
             await error_response(error)(scope, receive, send)
 

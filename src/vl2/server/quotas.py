@@ -16,7 +16,7 @@ class HoldQuota(Protocol):
     """Where a key's use is counted: here, or by the hub for all front-ends."""
 
     def hold(self, key: Key) -> AbstractAsyncContextManager[None]:
-        """For as long as a request is answered. Raises: RateLimited."""
+        """For as long as a request is answered: it is given back when this has ended. Raises: RateLimited."""
 
 
 def is_limited(key: Key) -> bool:

@@ -91,8 +91,10 @@ class SharedState:
         await self.hub.call("quota.take", encode(key))
         try:
             yield
-        finally:
+        except BaseException:  # nothing may be waited for any more
             self.hub.tell("quota.give_back", encode(key))
+            raise
+        await self.hub.call("quota.give_back", encode(key))  # the next request may come by another front-end
 
     async def put(self, stored: Stored) -> None:
         await self.hub.call("responses.put", encode(stored))
