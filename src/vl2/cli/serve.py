@@ -60,10 +60,7 @@ def command(
             model, engine=engine, processor=processor, hub=hub, in_process=False, on_progress=on_progress
         )
         logger.info("options: model=%s %s", model, describe(server=server, engine=engine, processor=processor, hub=hub))
-        try:
-            listener.listen(BACKLOG)  # not earlier: until now clients shall be refused, not kept waiting
-        except OSError as error:
-            raise _cannot_listen(server.host, server.port, error) from None
+        listen(listener, server.host, server.port)  # not earlier: until now clients are refused, not kept waiting
         if asyncio.run(_serve(llm, listener, server, engine, processor)):
             raise click.exceptions.Exit(ABORTED)
 
@@ -84,6 +81,14 @@ def bind(host: str, port: int) -> socket.socket:
         listener.close()
         raise _cannot_listen(host, port, error) from None
     return listener
+
+
+def listen(listener: socket.socket, host: str, port: int) -> None:
+    """From now on clients wait in line. Raises: SetupError."""
+    try:
+        listener.listen(BACKLOG)
+    except OSError as error:
+        raise _cannot_listen(host, port, error) from None
 
 
 def _cannot_listen(host: str, port: int, error: Exception) -> SetupError:
@@ -120,6 +125,7 @@ async def _serve(
         beside = [asyncio.create_task(_announce(llm, listener, config, frontends)), asyncio.create_task(watch())]
         if config.admin_port is not None:
             admin_listener = stack.enter_context(bind(config.admin_host, config.admin_port))
+            listen(admin_listener, config.admin_host, config.admin_port)  # before it is said that there are answers
             admin = admin_server(llm, app)
             beside.append(asyncio.create_task(admin.serve(sockets=[admin_listener])))
         await server.serve(sockets=[listener] if frontends is None else None)
