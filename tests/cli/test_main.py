@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,13 +14,14 @@ from vl2.core.errors import EngineError, InvalidImage, SetupError
 Run = Callable[..., Result]
 
 
-def test_help_is_fast_and_loads_no_torch() -> None:
-    code = "import sys, vl2.cli; code = vl2.cli.execute(['--help']); sys.exit(code or 'torch' in sys.modules)"
-    started = time.monotonic()
+def test_help_is_fast_because_it_loads_nothing_that_is_slow() -> None:
+    code = "import sys, vl2.cli; code = vl2.cli.execute(['--help']); print(*sys.modules); sys.exit(code)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0
     assert all(command in done.stdout for command in COMMANDS)
-    assert time.monotonic() - started < 3  # 0.2 s on an idle machine
+    assert not {"torch", "PIL", "tokenizers", "fastapi", "pydantic", "uvicorn", "httpx", "zmq", "rich"} & set(
+        done.stdout.splitlines()[-1].split()
+    )
 
 
 @pytest.mark.parametrize("command", COMMANDS)

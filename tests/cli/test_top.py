@@ -22,6 +22,7 @@ from rich.console import Console
 
 from fakes import INFO, FakeModel
 from tests.cli.conftest import Result
+from tests.e2e.server_process import LIMIT_S
 from tests.live_server import answering
 from vl2.cli.readings import Interval, Reading
 from vl2.cli.top import screen
@@ -89,7 +90,7 @@ def test_it_goes_on_in_a_terminal_until_ctrl_c(url: str) -> None:
     while seen.count(b"under way") < 3:
         seen += os.read(controller, 65536)
     process.send_signal(signal.SIGINT)
-    assert process.wait(10) == 130
+    assert process.wait(LIMIT_S) == 130
     os.close(controller)
 
 
