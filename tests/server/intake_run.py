@@ -31,7 +31,7 @@ from vl2.server.intake import parse_json
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PDF")
 SHARES = {"picture": 8, "pdf": 1, "json": 5, "base64": 6}
 BLOCK = 1000  # inputs of one run of hypothesis, which remembers them all
-LIMITS = ProcessorConfig(decode_timeout_s=5.0, max_image_pixels=4_000_000)
+LIMITS = ProcessorConfig(decode_timeout_s=60.0, max_image_pixels=4_000_000)
 DEPTH, VALUES = ServerConfig().max_json_depth, ServerConfig().max_json_values
 
 

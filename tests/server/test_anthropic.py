@@ -15,6 +15,7 @@ from anthropic.types.message_create_params import MessageCreateParamsBase
 from fakes import FakeModel, answer
 from server.bodies import PNG, Connect
 from server.test_openai_client import running
+from tests.e2e.server_process import LIMIT_S
 from vl2.core.errors import CapacityError, EngineError
 from vl2.core.secret import Secret
 from vl2.core.types import FinishReason
@@ -36,7 +37,7 @@ def api() -> Iterator[Any]:
 
         def connect_to(model: FakeModel | None = None, key: str = "k", **config: Any) -> anthropic.Anthropic:
             url = stack.enter_context(running(model or FakeModel(), **config)).removesuffix("/v1")
-            return anthropic.Anthropic(base_url=url, api_key=key, max_retries=0, timeout=20)
+            return anthropic.Anthropic(base_url=url, api_key=key, max_retries=0, timeout=LIMIT_S)
 
         yield connect_to
 

@@ -47,7 +47,7 @@ def api(tmp_path: Path) -> Iterator[Any]:
 
 def finished(api: openai.OpenAI, batch_id: str) -> Any:
     done = ("completed", "failed", "expired", "cancelled")
-    wait_until(lambda: api.batches.retrieve(batch_id).status in done, 10)
+    wait_until(lambda: api.batches.retrieve(batch_id).status in done)
     return api.batches.retrieve(batch_id)
 
 
@@ -181,7 +181,7 @@ def test_a_cancelled_batch_writes_what_is_done(api: Any) -> None:
     api = api(model)
     file = api.files.create(file=("in.jsonl", jsonl(line("a"), line("b", "slow"))), purpose="batch")
     made = api.batches.create(input_file_id=file.id, endpoint=CHAT, completion_window="24h")
-    wait_until(lambda: api.batches.retrieve(made.id).request_counts.completed == 1, 10)
+    wait_until(lambda: api.batches.retrieve(made.id).request_counts.completed == 1)
     api.batches.cancel(made.id)
     batch = finished(api, made.id)
     assert batch.status == "cancelled"
@@ -198,7 +198,7 @@ def test_a_batch_goes_on_after_a_restart(tmp_path: Path) -> None:
         api = client(url)
         file = api.files.create(file=("in.jsonl", jsonl(line("a"), line("b", "slow"))), purpose="batch")
         made = api.batches.create(input_file_id=file.id, endpoint=CHAT, completion_window="24h")
-        wait_until(lambda: api.batches.retrieve(made.id).request_counts.completed == 1, 10)
+        wait_until(lambda: api.batches.retrieve(made.id).request_counts.completed == 1)
     with running(FakeModel(answer("Two.")), **flags) as url:
         batch = finished(client(url), made.id)
         texts = {

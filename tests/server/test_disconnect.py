@@ -11,6 +11,7 @@ import pytest
 
 from fakes import FakeModel, answer
 from server.bodies import chat
+from tests.e2e.server_process import LIMIT_S
 from vl2.core.config import ServerConfig
 from vl2.server.app import create_app
 
@@ -44,12 +45,13 @@ class RawClient:
 
 
 async def until(condition: Callable[[], object]) -> None:
-    """Let others run until it holds."""
-    for _ in range(1000):
-        if condition():
-            return
-        await asyncio.sleep(0)
-    raise AssertionError("it did not happen")
+    """Let others run until it holds. Raises: TimeoutError."""
+
+    async def wait() -> None:
+        while not condition():
+            await asyncio.sleep(0)
+
+    await asyncio.wait_for(wait(), LIMIT_S)
 
 
 @pytest.mark.parametrize("stream", [False, True])

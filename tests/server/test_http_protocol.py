@@ -10,6 +10,7 @@ import httpx
 import pytest
 
 from fakes import FakeModel
+from tests.e2e.server_process import LIMIT_S
 from tests.live_server import answering
 from vl2.core.config import ServerConfig
 from vl2.server import http_protocol
@@ -27,7 +28,7 @@ def address() -> Iterator[str]:
 def talk(address: str, *pieces: bytes) -> bytes:
     """Sends them on one connection; all that comes back until the server closes it."""
     host, _, port = address.removeprefix("http://").partition(":")
-    with socket.create_connection((host, int(port)), timeout=20) as connection:
+    with socket.create_connection((host, int(port)), timeout=LIMIT_S) as connection:
         try:
             for piece in pieces:
                 connection.sendall(piece)
