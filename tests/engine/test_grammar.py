@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from golden_cases import load_variant
+from tests.e2e.server_process import LIMIT_S
 from tests.engine.builders import sequence, text_prompt
 from tests.parity.steps import build_engine, build_processor, case_prompt, drain
 from vl2.core.types import FinishReason, GenerateRequest, Grammar, Message, Prompt, SamplingParams, TokenEvent
@@ -98,7 +99,7 @@ class SlowMatcher:
         self.gate = gate
 
     def mask(self) -> np.ndarray:
-        self.gate.wait(5)
+        self.gate.wait(LIMIT_S)
         return np.ones(ROWS, bool)
 
     def accept(self, token_id: int) -> None:
@@ -115,7 +116,7 @@ def test_rows_whose_mask_is_late_sit_the_step_out_and_others_do_not_wait():
     assert batch.without_last_token(late).chunks == [Chunk.of(slow, 0, 2), Chunk.of(free, 0, 3)]
     assert batch.without_last_token(late).sampled == [Chunk.of(free, 0, 3)]
     gate.set()
-    slow.constraint.next_mask.result(5)
+    slow.constraint.next_mask.result(LIMIT_S)
     assert late_chunks(batch) == []
 
 
@@ -205,7 +206,7 @@ def test_a_grammar_that_fails_midway_ends_its_own_request_alone():
     while machine.has_work:
         broken = next((seq for seq in machine.scheduler.running if seq.num_output_tokens == 4 and seq.constraint), None)
         if broken is not None and broken.constraint is not None:
-            broken.constraint.next_mask.result(5)
+            broken.constraint.next_mask.result(LIMIT_S)
             broken.constraint.accept(ROWS - 1)  # not in the grammar
         events += machine.step()
     errors = [event for event in events if event.error is not None]
