@@ -18,10 +18,10 @@ import pytest
 from PIL import Image
 
 from golden_cases import GOLDEN_ROOT, GoldenCase, load_variant
-from tests.e2e.server_process import Server, serving, wait_until
+from tests.e2e.server_process import LIMIT_S, Server, serving, standing_still, wait_until
 
 VARIANT = load_variant("mla-greedy")
-LONG_ANSWER = {"max_tokens": 2000, "extra_body": {"ignore_eos": True}}
+LONG_ANSWER = {"max_tokens": 4000, "extra_body": {"ignore_eos": True}}
 
 
 @pytest.fixture(scope="module")
@@ -144,7 +144,7 @@ def test_curl_as_the_readme_shows_it(server: Server):
 def test_predict_answers_as_the_guide_has_it(server: Server):
     picture = data_url(VARIANT.case("square").image_paths[0])
     answer = httpx.post(
-        server.url + "/predict", json={"image": picture, "prompt": "Describe.", "max_tokens": 4}, timeout=30
+        server.url + "/predict", json={"image": picture, "prompt": "Describe.", "max_tokens": 4}, timeout=LIMIT_S
     )
     assert answer.status_code == 200 and list(answer.json()) == ["response"]
 
@@ -191,7 +191,7 @@ def test_a_bad_picture_is_refused_and_others_are_answered(client: openai.OpenAI,
 
 def test_metrics_count_tokens_and_pictures(server: Server, client: openai.OpenAI):
     ask(client, as_openai(VARIANT.case("square")), max_tokens=2)
-    lines = httpx.get(server.url + "/metrics").text.splitlines()
+    lines = httpx.get(server.url + "/metrics", timeout=LIMIT_S).text.splitlines()
     values = {line.rsplit(" ", 1)[0]: float(line.rsplit(" ", 1)[1]) for line in lines if not line.startswith("#")}
     engine = {name.split("{")[0]: value for name, value in values.items() if 'replica="0"' in name and " " not in name}
     assert engine["vl2_engine_ready"] == 1 and engine["vl2_engine_kv_pages"] > 0
@@ -201,7 +201,7 @@ def test_metrics_count_tokens_and_pictures(server: Server, client: openai.OpenAI
 def test_when_the_engine_is_killed_every_open_request_ends_and_a_new_engine_answers(
     server: Server, client: openai.OpenAI
 ):
-    """kill -9 under load: errors within 5 s, not ready meanwhile, answers again within 15 s."""
+    """kill -9 under load: every answer ends with an error, the server is not ready meanwhile, and answers again."""
     messages = as_openai(VARIANT.case("text"))
     streams = [ask(client, messages, stream=True, **LONG_ANSWER) for _ in range(4)]
     for stream in streams:
@@ -215,13 +215,15 @@ def test_when_the_engine_is_killed_every_open_request_ends_and_a_new_engine_answ
             return error.message
         return "finished"
 
-    with concurrent.futures.ThreadPoolExecutor() as pool:
+    with concurrent.futures.ThreadPoolExecutor(5) as pool, standing_still(server.engine_pid):
         endings = [pool.submit(end, stream) for stream in streams]
+        is_down = pool.submit(wait_until, lambda: server.status("/health/ready") == 503)
         os.kill(server.engine_pid, signal.SIGKILL)
-        done, _ = concurrent.futures.wait(endings, timeout=5)
-    assert len(done) == 4 and all("engine died" in ending.result() for ending in endings)
-    assert server.status("/health/ready") == 503 and server.status("/health/live") == 200
-    wait_until(lambda: server.status("/health/ready") == 200, timeout_s=15)
+        done, _ = concurrent.futures.wait(endings, timeout=LIMIT_S)
+        assert len(done) == 4 and all("engine died" in ending.result() for ending in endings)
+        is_down.result()
+    assert server.status("/health/live") == 200
+    wait_until(lambda: server.status("/health/ready") == 200)
     assert ask(client, messages, max_tokens=2).choices
 
 
@@ -230,7 +232,7 @@ def test_a_bad_checkpoint_is_one_line_and_exit_code_2(tmp_path):
         [sys.executable, "-m", "vl2", "serve", str(tmp_path), "--port", "0"],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=LIMIT_S,
     )
     assert result.returncode == 2
     [line] = result.stderr.strip().splitlines()
