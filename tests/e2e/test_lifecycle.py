@@ -4,6 +4,8 @@ import os
 import shutil
 import signal
 import tempfile
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import openai
@@ -11,7 +13,7 @@ import psutil
 import pytest
 
 from golden_cases import load_variant
-from tests.e2e.server_process import Server, serving, wait_until
+from tests.e2e.server_process import LIMIT_S, Server, is_gone, serving, standing_still, wait_until
 from vl2 import LLM, SamplingParams
 from vl2.core.config import EngineConfig
 from vl2.core.errors import InvalidRequest, SetupError
@@ -26,18 +28,30 @@ def client_of(server: Server) -> openai.OpenAI:
     return openai.OpenAI(base_url=server.url + "/v1", api_key="none", max_retries=0)
 
 
-def socket_folders() -> set[Path]:
-    return set(Path(tempfile.gettempdir()).glob("vl2-*/engine"))
+@pytest.fixture
+def temporary() -> Iterator[Path]:
+    """For TMPDIR, so that other servers' folders are not seen; a socket's path must be short."""
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder)
+
+
+def sockets(temporary: Path) -> list[Path]:
+    return list(temporary.glob("vl2-*/engine"))
 
 
 def test_a_hung_engine_is_noticed_and_replaced():
-    with serving(VARIANT.folder, *FLAGS, "--engine-timeout-s", "1") as server:
-        os.kill(server.engine_pid, signal.SIGSTOP)
-        with pytest.raises(openai.InternalServerError, match="hung while it worked on this request"):
-            client_of(server).chat.completions.create(model="default", messages=HELLO, timeout=10)
+    with serving(VARIANT.folder, *FLAGS, "--engine-timeout-s", "3") as server:
+        client = client_of(server)
+        ask = partial(client.chat.completions.create, model="default", messages=HELLO, max_tokens=2)
+        assert ask().choices  # connected: the next question is there long before the engine counts as hung
+        with (
+            standing_still(server.engine_pid),
+            pytest.raises(openai.InternalServerError, match="hung while it worked on this request"),
+        ):
+            ask()
         assert server.status("/health/ready") == 503
-        wait_until(lambda: server.status("/health/ready") == 200, timeout_s=15)
-        assert client_of(server).chat.completions.create(model="default", messages=HELLO, max_tokens=2).choices
+        wait_until(lambda: server.status("/health/ready") == 200)
+        assert ask().choices
 
 
 def test_when_the_engine_cannot_be_started_again_the_server_ends_with_code_1(tmp_path: Path):
@@ -46,25 +60,24 @@ def test_when_the_engine_cannot_be_started_again_the_server_ends_with_code_1(tmp
     with serving(folder, *FLAGS) as server:
         (folder / "config.json").unlink()
         os.kill(server.engine_pid, signal.SIGKILL)
-        assert server.process.wait(30) == 1
+        assert server.process.wait(LIMIT_S) == 1
 
 
-def test_sigterm_ends_an_idle_server_at_once_and_leaves_nothing():
-    before = socket_folders()
-    with serving(VARIANT.folder, *FLAGS) as server:
-        assert len(socket_folders() - before) == 1
+def test_sigterm_ends_an_idle_server_without_waiting_for_its_time_to_drain_and_leaves_nothing(temporary: Path):
+    drain_s = 10 * LIMIT_S
+    with serving(VARIANT.folder, *FLAGS, "--drain-timeout-s", str(drain_s), TMPDIR=str(temporary)) as server:
+        assert len(sockets(temporary)) == 1
         server.process.send_signal(signal.SIGTERM)
-        wait_until(lambda: server.process.poll() is not None, timeout_s=2)  # 0.3 s on an idle machine
-    assert not socket_folders() - before
+        assert server.process.wait(LIMIT_S) == 0
+    assert list(temporary.iterdir()) == []
 
 
-def test_a_killed_server_leaves_neither_an_engine_nor_its_socket():
-    before = socket_folders()
-    with serving(VARIANT.folder, *FLAGS) as server:
+def test_a_killed_server_leaves_neither_an_engine_nor_its_socket(temporary: Path):
+    with serving(VARIANT.folder, *FLAGS, TMPDIR=str(temporary)) as server:
         engine = psutil.Process(server.engine_pid)
-        mine = socket_folders() - before
+        mine = sockets(temporary)
         server.process.kill()
-        wait_until(lambda: not engine.is_running() or engine.status() == psutil.STATUS_ZOMBIE, timeout_s=5)
+        wait_until(lambda: is_gone(engine))
     assert mine and not any(file.parent.exists() for file in mine)
 
 
