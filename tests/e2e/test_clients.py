@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 from pydantic import BaseModel
 
-from tests.e2e.server_process import Server, serving, wait_until
+from tests.e2e.server_process import LIMIT_S, Server, serving, wait_until
 
 SCENE = Path(__file__).parents[2] / "docs/images/scene.png"  # a pine, "Misty", a purple star, an airplane
 PNG = SCENE.read_bytes()
@@ -47,12 +47,12 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 @pytest.fixture(scope="module")
 def gpt(server: Server) -> openai.OpenAI:
-    return openai.OpenAI(base_url=server.url + "/v1", api_key="none", max_retries=0, timeout=60)
+    return openai.OpenAI(base_url=server.url + "/v1", api_key="none", max_retries=0, timeout=LIMIT_S)
 
 
 @pytest.fixture(scope="module")
 def claude(server: Server) -> anthropic.Anthropic:
-    return anthropic.Anthropic(base_url=server.url, api_key="none", max_retries=0, timeout=60)
+    return anthropic.Anthropic(base_url=server.url, api_key="none", max_retries=0, timeout=LIMIT_S)
 
 
 def pdf() -> bytes:
@@ -152,7 +152,7 @@ def test_ids_times_deadlines_and_hints_by_header(gpt: openai.OpenAI) -> None:
     assert all(timing[part] >= 0 for part in ("queue_s", "vision_s", "prefill_s", "decode_s"))
     with pytest.raises(openai.APIStatusError) as caught:
         endless = {"ignore_eos": True}
-        chat(gpt, max_tokens=3000, extra_headers={"X-Request-Timeout": "0.5"}, extra_body=endless)
+        chat(gpt, max_tokens=3000, extra_headers={"X-Request-Timeout": "0.1"}, extra_body=endless)
     assert caught.value.status_code == 504
 
 
@@ -229,8 +229,8 @@ def test_files_from_upload_to_deletion(gpt: openai.OpenAI) -> None:
 
 
 def test_a_batch_answers_each_line_and_another_is_cancelled(gpt: openai.OpenAI) -> None:
-    def begin(num_lines: int, max_tokens: int) -> Any:
-        bodies = [{"messages": asked() if idx % 2 else "none", "max_tokens": max_tokens} for idx in range(num_lines)]
+    def begin(num_lines: int, **given: Any) -> Any:
+        bodies = [{"messages": asked() if idx % 2 else "none"} | given for idx in range(num_lines)]
         lines = [{"custom_id": f"q{i}", "method": "POST", "url": CHAT, "body": body} for i, body in enumerate(bodies)]
         data = "\n".join(map(json.dumps, lines)).encode()
         file = gpt.files.create(file=("in.jsonl", data), purpose="batch")
@@ -238,17 +238,17 @@ def test_a_batch_answers_each_line_and_another_is_cancelled(gpt: openai.OpenAI) 
             input_file_id=file.id, endpoint=CHAT, completion_window="24h", metadata={"of": "test"}
         )
 
-    batch = begin(6, 20)
-    wait_until(lambda: gpt.batches.retrieve(batch.id).status == "completed", 60)
+    batch = begin(6, max_tokens=20)
+    wait_until(lambda: gpt.batches.retrieve(batch.id).status == "completed")
     done = gpt.batches.retrieve(batch.id)
     assert done.metadata == {"of": "test"} and (done.request_counts.completed, done.request_counts.failed) == (3, 3)
     results = [json.loads(line) for line in gpt.files.content(done.output_file_id).text.splitlines()]
     assert {entry["response"]["body"]["choices"][0]["message"]["content"] for entry in results} == {ANSWER}
     errors = [json.loads(line) for line in gpt.files.content(done.error_file_id).text.splitlines()]
     assert [entry["response"]["status_code"] for entry in errors] == [400] * 3
-    long = begin(400, 200)
+    long = begin(400, max_tokens=3000, ignore_eos=True, temperature=1.0)  # hours, and no answer is kept
     gpt.batches.cancel(long.id)
-    wait_until(lambda: gpt.batches.retrieve(long.id).status == "cancelled", 60)
+    wait_until(lambda: gpt.batches.retrieve(long.id).status == "cancelled")
     assert [entry.id for entry in gpt.batches.list(limit=2)][:2] == [long.id, batch.id]
 
 
