@@ -7,7 +7,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,9 +14,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 
-from tests.e2e.server_process import wait_until
+from tests.e2e.server_process import LIMIT_S, wait_until
+from tests.ports import free_port
 from vl2.deploy.nginx import NginxOptions, nginx_files
 from vl2.deploy.render import write
 
@@ -32,12 +33,6 @@ def need(program: str, how: str) -> str:
         assert "VL2_TEST_DEPLOY" not in os.environ, missing
         pytest.skip(missing)
     return path
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @dataclass
@@ -61,13 +56,19 @@ class Node:
         with (self.folder / f"{self.name}.log").open("ab") as log:
             self.process = subprocess.Popen(command, stdout=log, stderr=log)
 
-    def wait_ready(self, timeout_s: float = 180) -> None:
-        wait_until(lambda: answers(self.url + "/health/ready"), timeout_s)
+    def wait_ready(self) -> None:
+        wait_until(lambda: answers(self.url + "/health/ready"))
 
-    def end(self, how: int = signal.SIGTERM, timeout_s: float = 60) -> None:
+    @property
+    def engine_pid(self) -> int:
+        assert self.process is not None
+        children = psutil.Process(self.process.pid).children(recursive=True)
+        return next(child.pid for child in children if "vl2.engine.worker" in child.cmdline())
+
+    def end(self, how: int = signal.SIGTERM) -> None:
         if self.process is not None and self.process.poll() is None:
             self.process.send_signal(how)
-            self.process.wait(timeout_s)
+            self.process.wait(LIMIT_S)
 
 
 def answers(url: str) -> bool:
@@ -87,12 +88,19 @@ class Cluster:
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
-    def tries(self, path: str) -> list[list[str]]:
-        """For each request to `path` that nginx has logged: the names of the servers that it was sent to, in order."""
+    def tries(self, path: str, num_requests: int) -> list[list[str]]:
+        """For each of the requests to `path`: the names of the servers that it was sent to, in order.
+
+        nginx logs a request when it has sent the answer: a moment after the client has read it.
+        """
+        wait_until(lambda: len(self._logged(path)) == num_requests)
         names = {f"127.0.0.1:{node.port}": node.name for node in self.nodes}
-        lines = (self.folder / "nginx.log").read_text().splitlines()
+        return [[names.get(part, part) for part in upstream.split(", ")] for upstream in self._logged(path)]
+
+    def _logged(self, path: str) -> list[str]:
+        *lines, _ = (self.folder / "nginx.log").read_text().split("\n")  # the last one may not be complete
         found = [re.search(r"upstream=(.*?) tries=", line) for line in lines if f" {path} " in line]
-        return [[names.get(part, part) for part in match[1].split(", ")] for match in found if match]
+        return [match[1] for match in found if match]
 
 
 @contextlib.contextmanager
@@ -124,8 +132,8 @@ def balancing(nodes: list[Node], folder: Path, **options: object) -> Iterator[Cl
     with (folder / "nginx.log").open("ab") as out, (folder / "nginx.err").open("ab") as err:
         process = subprocess.Popen(command, stdout=out, stderr=err)
     try:
-        wait_until(lambda: answers(cluster.url + "/health/proxy"), 10)
+        wait_until(lambda: answers(cluster.url + "/health/proxy"))
         yield cluster
     finally:
         process.send_signal(signal.SIGTERM)
-        process.wait(20)
+        process.wait(LIMIT_S)

@@ -5,25 +5,25 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import httpx
 
+from tests.e2e.server_process import LIMIT_S
+
 CHAT = "/v1/chat/completions"
 QUESTION = [{"role": "user", "content": "Who are you?"}]
-TIMEOUT = httpx.Timeout(120, connect=10, pool=None)
+TIMEOUT = httpx.Timeout(LIMIT_S, pool=None)
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """`problem` is empty for a whole answer; `end_s`: seconds from the start of the load."""
+    """`problem` is empty for a whole answer."""
 
     is_stream: bool
     problem: str
     num_events: int
-    end_s: float
 
 
 @dataclass
@@ -40,18 +40,13 @@ class Load:
     is_stream: Callable[[int], bool] = lambda number: number % 2 == 0
     outcomes: list[Outcome] = field(default_factory=list)
     num_begun: int = 0  # streams with a first event
-    _started_s: float = 0.0
     _is_stopped: bool = False
 
     def stop(self) -> None:
         self._is_stopped = True
 
-    @property
-    def seconds(self) -> float:
-        return time.monotonic() - self._started_s
-
     async def run(self) -> None:
-        self._started_s, numbers = time.monotonic(), itertools.count()
+        numbers = itertools.count()
         limits = httpx.Limits(max_connections=self.concurrency, max_keepalive_connections=self.concurrency)
         async with httpx.AsyncClient(timeout=TIMEOUT, limits=limits) as client:
             await asyncio.gather(*(self._ask_on(client, numbers) for _ in range(self.concurrency)))
@@ -75,7 +70,7 @@ class Load:
                 problem = "" if status == 200 and _is_whole(last, is_stream) else f"{status}, ended with {last[:200]!r}"
             except httpx.HTTPError as error:
                 problem = f"{status}, {error!r}"
-            self.outcomes.append(Outcome(is_stream, problem, num_events, self.seconds))
+            self.outcomes.append(Outcome(is_stream, problem, num_events))
 
     @property
     def problems(self) -> list[str]:

@@ -14,8 +14,9 @@ from typing import Any
 import httpx
 import yaml
 
-from tests.deploy.cluster import free_port, need
-from tests.e2e.server_process import wait_until
+from tests.deploy.cluster import need
+from tests.e2e.server_process import LIMIT_S, wait_until
+from tests.ports import free_port
 
 MONITORING = Path(__file__).parents[3] / "src/vl2/deploy/monitoring"
 HOW = "on Debian: apt-get install prometheus"
@@ -27,7 +28,8 @@ class Prometheus:
 
     def query(self, expr: str, at_s: float | None = None) -> list[dict[str, Any]]:
         """`metric` and `value` of each series."""
-        found = httpx.get(self.url + "/api/v1/query", params={"query": expr, **({"time": at_s} if at_s else {})}).json()
+        asked = {"query": expr, **({"time": at_s} if at_s else {})}
+        found = httpx.get(self.url + "/api/v1/query", params=asked, timeout=LIMIT_S).json()
         assert found["status"] == "success", f"{expr}: {found}"
         return found["data"]["result"]
 
@@ -39,11 +41,11 @@ class Prometheus:
     def wait_for_scrape(self, num_targets: int) -> None:
         """Until every target has been read once more, from its beginning on."""
         now_s = time.time() + 0.1
-        wait_until(lambda: len(self.query(f"timestamp(up) > {now_s}")) == num_targets, timeout_s=20)
-        wait_until(lambda: self.rules_are_newer_than(now_s), timeout_s=20)
+        wait_until(lambda: len(self.query(f"timestamp(up) > {now_s}")) == num_targets)
+        wait_until(lambda: self.rules_are_newer_than(now_s))
 
     def rules_are_newer_than(self, now_s: float) -> bool:
-        groups = httpx.get(self.url + "/api/v1/rules").json()["data"]["groups"]
+        groups = httpx.get(self.url + "/api/v1/rules", timeout=LIMIT_S).json()["data"]["groups"]
         return all(_seconds(group["lastEvaluation"]) > now_s + 1 for group in groups)
 
 
@@ -80,8 +82,8 @@ def scraping(targets: Sequence[str], folder: Path) -> Iterator[Prometheus]:
                 ) == len(targets)
             return False
 
-        wait_until(is_up, timeout_s=40)
+        wait_until(is_up)
         yield prometheus
     finally:
         process.terminate()
-        process.wait(20)
+        process.wait(LIMIT_S)
