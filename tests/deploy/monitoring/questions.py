@@ -14,21 +14,26 @@ from typing import Any
 
 import httpx
 
+from tests.e2e.server_process import LIMIT_S
+
 SCENE = Path(__file__).parents[3] / "docs/images/scene.png"
 CHAT = "/v1/chat/completions"
 
 
+TIMING = {"X-VL2-Timing": "1"}  # the engine's own times come with the usage
+
+
 @dataclass
 class Seen:
-    """By all clients of all servers."""
+    """By all clients of all servers. Seconds of each request: by the engine's clock, and by the client's."""
 
     statuses: Counter[int] = field(default_factory=Counter)
     prompt_tokens: int = 0
     image_tokens: int = 0
     cached_tokens: int = 0
     generated_tokens: int = 0
-    first_token_s: list[float] = field(default_factory=list)
-    request_s: list[float] = field(default_factory=list)
+    first_token_s: list[tuple[float, float]] = field(default_factory=list)
+    request_s: list[tuple[float, float]] = field(default_factory=list)  # refused ones too
 
 
 def body(idx: int, *, num_tokens: int = 12) -> dict[str, Any]:
@@ -58,10 +63,11 @@ def plain(idx: int, *, num_tokens: int = 12) -> dict[str, Any]:
 async def ask(client: httpx.AsyncClient, url: str, asked: dict[str, Any], seen: Seen) -> None:
     started_s = time.perf_counter()
     first_s = None
-    async with client.stream("POST", url + CHAT, json=asked) as response:
+    async with client.stream("POST", url + CHAT, json=asked, headers=TIMING) as response:
         seen.statuses[response.status_code] += 1
         if response.status_code != 200:
             await response.aread()
+            seen.request_s.append((0.0, time.perf_counter() - started_s))
             return
         usage: dict[str, Any] = {}
         async for line in response.aiter_lines():
@@ -70,8 +76,9 @@ async def ask(client: httpx.AsyncClient, url: str, asked: dict[str, Any], seen: 
             if line.startswith("data: {"):
                 usage = json.loads(line[6:]).get("usage") or usage
     assert first_s is not None
-    seen.first_token_s.append(first_s)
-    seen.request_s.append(time.perf_counter() - started_s)
+    computed_s = sum(usage["timing"][f"{part}_s"] for part in ("queue", "vision", "prefill"))
+    seen.first_token_s.append((computed_s, first_s))
+    seen.request_s.append((computed_s + usage["timing"]["decode_s"], time.perf_counter() - started_s))
     seen.prompt_tokens += usage["prompt_tokens"]
     seen.image_tokens += usage["prompt_tokens_details"]["image_tokens"]
     seen.cached_tokens += usage["prompt_tokens_details"]["cached_tokens"]
@@ -87,6 +94,6 @@ async def load(urls: Sequence[str], *, num_requests: int, num_clients: int) -> S
             asked = body(idx) if idx % 10 else {"messages": "none"}
             await ask(client, urls[idx % len(urls)], asked, seen)
 
-    async with httpx.AsyncClient(timeout=60) as client:
+    async with httpx.AsyncClient(timeout=LIMIT_S) as client:
         await asyncio.gather(*(client_loop(client) for _ in range(num_clients)))
     return seen

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import bisect
 import json
+import math
 import os
 import re
 import signal
-import statistics
 import subprocess
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,7 +23,7 @@ from fakes import INFO, FakeModel
 from tests.deploy.cluster import need
 from tests.deploy.monitoring.prometheus import HOW, MONITORING, Prometheus, scraping
 from tests.deploy.monitoring.questions import CHAT, Seen, load, plain
-from tests.e2e.server_process import Server, serving, wait_until
+from tests.e2e.server_process import LIMIT_S, Server, serving, standing_still, wait_until
 from tests.live_server import answering
 from vl2.core.config import ServerConfig
 from vl2.core.stats import DeviceMemory, EngineStats, GPUReading, ReplicaStats
@@ -58,6 +59,7 @@ class Scene:
     prometheus: Prometheus
     seen: Seen
     instances: str  # of the two real servers, as an expression for a label
+    loaded_s: float = 0.0  # when the load had just been scraped: a rate of the last minute is of it
 
     @property
     def num_targets(self) -> int:
@@ -85,7 +87,7 @@ def scene(gpu_server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         with scraping([*hosts, gpu_server], tmp_path_factory.mktemp("prometheus")) as prometheus:
             seen = asyncio.run(load([s.url for s in servers], num_requests=NUM_REQUESTS, num_clients=8))
             prometheus.wait_for_scrape(3)
-            yield Scene(servers, prometheus, seen, "|".join(hosts))
+            yield Scene(servers, prometheus, seen, "|".join(hosts), time.time())
 
 
 def test_every_metric_of_the_reference_is_there(scene: Scene) -> None:
@@ -132,17 +134,16 @@ def test_counters_are_exactly_what_the_clients_saw(scene: Scene) -> None:
 
 
 @pytest.mark.parametrize("q", [0.5, 0.99])
-def test_quantiles_are_within_a_bucket_of_the_clients_own(scene: Scene, q: float) -> None:
+def test_quantiles_lie_between_those_of_the_engines_and_of_the_clients(scene: Scene, q: float) -> None:
+    """A request takes a server longer than its engine, and its client longer than the server; on any machine."""
     found = {
         "first token": (scene.quantile(q, "vl2_time_to_first_token_seconds"), scene.seen.first_token_s),
-        "request": (scene.quantile(q, "vl2_request_seconds", route=CHAT), [*scene.seen.request_s]),
+        "request": (scene.quantile(q, "vl2_request_seconds", route=CHAT), scene.seen.request_s),
     }
     for name, (measured, own) in found.items():
-        if name == "request":  # refused ones are in the histogram of the route too
-            own += [0.001] * scene.seen.statuses[400]
-        theirs = statistics.quantiles(own, n=1000, method="inclusive")[round(q * 1000) - 1]
-        buckets = [bisect.bisect_left(LATENCY_BUCKETS_S, seconds) for seconds in (measured, theirs)]
-        assert abs(buckets[0] - buckets[1]) <= 1, f"{name}: P{q * 100:g} {measured} s here, {theirs} s at the clients"
+        engines, clients = (sorted(times)[math.ceil(q * len(own)) - 1] for times in zip(*own, strict=True))
+        low, mid, high = (bisect.bisect_left(LATENCY_BUCKETS_S, seconds) for seconds in (engines, measured, clients))
+        assert low <= mid <= high, f"{name}: P{q * 100:g} {engines} s, {measured} s, {clients} s"
 
 
 def expressions() -> list[tuple[str, str]]:
@@ -157,7 +158,7 @@ def filled(expr: str) -> str:
 
 @pytest.mark.parametrize(("panel", "expr"), expressions())
 def test_every_query_of_the_dashboard_returns_data(scene: Scene, panel: str, expr: str) -> None:
-    found = scene.prometheus.query(filled(expr))
+    found = scene.prometheus.query(filled(expr), scene.loaded_s)
     assert found and all(series["value"][1] != "NaN" for series in found)
 
 
@@ -205,8 +206,8 @@ def test_an_engine_that_is_killed_is_seen_and_so_are_the_answers_it_cost(scene: 
 
     async def cut() -> list[int]:
         """Twelve long questions, of which four can be under way at a time."""
-        async with httpx.AsyncClient(base_url=server.url, timeout=30) as client:
-            asking = [asyncio.ensure_future(client.post(CHAT, json=plain(idx, num_tokens=400))) for idx in range(12)]
+        async with httpx.AsyncClient(base_url=server.url, timeout=LIMIT_S) as client:
+            asking = [asyncio.ensure_future(client.post(CHAT, json=plain(idx, num_tokens=3000))) for idx in range(12)]
             while not re.search(r"waiting_sequences\{.*\} 8\.0", (await client.get("/metrics")).text):
                 assert not any(task.done() for task in asking)
             os.kill(server.engine_pid, signal.SIGKILL)
@@ -214,11 +215,11 @@ def test_an_engine_that_is_killed_is_seen_and_so_are_the_answers_it_cost(scene: 
 
     assert asyncio.run(cut()) == [500] * 12
     prometheus = scene.prometheus
-    wait_until(lambda: bool(firing(scene, "VL2ErrorBudgetBurnsFast")), timeout_s=20)
-    wait_until(lambda: prometheus.query("vl2_engine_restarts_total == 1") != [], timeout_s=20)
+    wait_until(lambda: bool(firing(scene, "VL2ErrorBudgetBurnsFast")))
+    wait_until(lambda: prometheus.query("vl2_engine_restarts_total == 1") != [])
     assert not firing(scene, "VL2EngineRestarts"), "once is no series"
     assert not firing(scene, "VL2NoReadyReplica"), "the other server answers"
-    wait_until(lambda: server.status("/health/ready") == 200, timeout_s=30)
+    wait_until(lambda: server.status("/health/ready") == 200)
 
 
 def test_a_queue_that_is_filled_and_pages_that_run_out_are_seen(tmp_path: Path) -> None:
@@ -227,9 +228,9 @@ def test_a_queue_that_is_filled_and_pages_that_run_out_are_seen(tmp_path: Path) 
 
     async def flood(url: str, scene: Scene) -> None:
         """At every scrape 16 more wait than at the last one, however fast they are answered meanwhile."""
-        async with httpx.AsyncClient(timeout=300, limits=httpx.Limits(max_connections=None)) as client:
+        async with httpx.AsyncClient(timeout=LIMIT_S, limits=httpx.Limits(max_connections=None)) as client:
             asking: set[asyncio.Future] = set()
-            for num_waiting in range(16, 240, 16):
+            for num_waiting in range(16, 400, 16):
                 asking = {task for task in asking if not task.done()}
                 for _ in range(num_waiting - len(asking)):
                     asking.add(asyncio.ensure_future(client.post(url + CHAT, json=plain(1, num_tokens=400))))
@@ -258,10 +259,13 @@ def test_an_engine_that_dies_three_times_is_seen_each_time(tmp_path: Path) -> No
         prometheus.wait_for_scrape(1)
         for num_deaths in (1, 2, 3):
             assert not firing(scene, "VL2EngineRestarts")
-            os.kill(server.engine_pid, signal.SIGKILL)
-            for name in ("VL2NoReadyReplica", "VL2ReplicaDown"):
-                wait_until(lambda name=name: bool(firing(scene, name)), timeout_s=20)
-            wait_until(lambda: not firing(scene, "VL2NoReadyReplica"), timeout_s=40)
+            dead = server.engine_pid
+            os.kill(dead, signal.SIGKILL)
+            wait_until(lambda dead=dead: server.engine_pids not in ([], [dead]))
+            with standing_still(server.engine_pid):  # the next one, until its absence has been scraped
+                for name in ("VL2NoReadyReplica", "VL2ReplicaDown"):
+                    wait_until(lambda name=name: bool(firing(scene, name)))
+            wait_until(lambda: not firing(scene, "VL2NoReadyReplica"))
             restarts = f"vl2_engine_restarts_total == {num_deaths}"
-            wait_until(lambda expr=restarts: bool(prometheus.query(expr)), timeout_s=20)
-        wait_until(lambda: bool(firing(scene, "VL2EngineRestarts")), timeout_s=10)
+            wait_until(lambda expr=restarts: bool(prometheus.query(expr)))
+        wait_until(lambda: bool(firing(scene, "VL2EngineRestarts")))
