@@ -12,13 +12,14 @@ from pathlib import Path
 import pytest
 
 from tests.deploy.images import build_wheel, collect_wheels
+from tests.e2e.server_process import LIMIT_S
 
 ROOT = Path(__file__).parents[2]
 ANSWER = """
 import json, sys, urllib.request as u
 body = json.dumps({"model": "default", "messages": [{"role": "user", "content": "Who are you?"}]}).encode()
 request = u.Request(sys.argv[1] + "/v1/chat/completions", body, {"Content-Type": "application/json"})
-print(json.load(u.urlopen(request, timeout=60))["choices"][0]["message"]["content"])
+print(json.load(u.urlopen(request, timeout=180))["choices"][0]["message"]["content"])
 """
 SERVE = """
 import os, subprocess, sys
@@ -29,7 +30,7 @@ server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 url = server.stdout.readline().split(" answers at ")[1].split()[0]
 print(subprocess.run([sys.executable, "-c", code, url], capture_output=True, text=True, check=True).stdout)
 server.terminate()
-sys.exit(server.wait(60))
+sys.exit(server.wait(180))
 """
 BLOCKED = ("triton", "uvloop", "httptools", "pynvml", "onnxruntime", "onnx")
 
@@ -42,7 +43,7 @@ def test_nothing_that_is_optional_is_needed(tmp_path: Path) -> None:
     check = "import importlib.util, sys; sys.exit(any(sys.modules.get(n, 0) is not None for n in %r))" % (BLOCKED,)  # noqa: UP031
     assert subprocess.run([sys.executable, "-c", check], env=environment, check=False).returncode == 0
     command = [sys.executable, "-c", SERVE, "nano", ANSWER]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=LIMIT_S, check=False)
     assert done.returncode == 0 and "vl2-nano" in done.stdout, done.stderr[-2000:]
 
 
@@ -67,7 +68,7 @@ sys.exit(subprocess.run(sys.argv[1:]).returncode)
     served = [*alone, sys.executable, "-c", SERVE, str(folder), ANSWER]
     run = [*alone, sys.executable, "-m", "vl2", "run", "Who are you?", "--model", str(folder), "--dtype", "float32"]
     for command in (served, run):
-        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, env=environment)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S, check=False, env=environment)
         assert done.returncode == 0 and "vl2-nano" in done.stdout, done.stderr[-2000:]
 
 

@@ -17,7 +17,7 @@ import pytest
 from click.testing import CliRunner
 
 from docs.snippets import ROOT, Block, blocks, make_targets, vl2_commands
-from tests.e2e.server_process import serving
+from tests.e2e.server_process import LIMIT_S, serving
 from vl2.cli import cli
 
 HERE = "http://127.0.0.1:8000"  # where the documentation's server is
@@ -37,7 +37,7 @@ def url() -> Iterator[str]:
         yield server.url
 
 
-def run(command: list[str], timeout: float = 60) -> str:
+def run(command: list[str], timeout: float = LIMIT_S) -> str:
     """What it printed."""
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=timeout, check=False)
     assert done.returncode == 0, done.stderr
@@ -93,7 +93,7 @@ def test_curl_is_answered(block: Block, url: str) -> None:
 def test_python_runs_and_prints_what_is_said_behind_it(block: Block, url: str) -> None:
     """`print(x)  # (3, 2): three tiles …` must print what its comment begins with. Models are all nano here."""
     code = PRELUDE + block.code.replace('LLM("tiny"', 'LLM("nano"')
-    told = run([sys.executable, "-c", code.replace(HERE, url)], timeout=120)
+    told = run([sys.executable, "-c", code.replace(HERE, url)])
     expected = re.findall(r"^print\(.*\) +# (.*)", block.code, re.M)
     for line, comment in zip(told.splitlines(), expected, strict=False):
         assert comment.startswith(line)

@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from tests.boxes import overlap
-from tests.e2e.server_process import serving
+from tests.e2e.server_process import LIMIT_S, serving
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 PICTURES = EXAMPLES / "pictures"
@@ -31,7 +31,7 @@ def run(name: str, *arguments: object, folder: Path | None = None, **environment
         env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=LIMIT_S,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout

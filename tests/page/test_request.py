@@ -27,7 +27,7 @@ def shown(user: User, tab: str) -> str:
 
 def run(command: list[str], code: str, folder: Path, **environment: str) -> str:
     done = subprocess.run(
-        command, input=code, text=True, cwd=folder, capture_output=True, timeout=60, env=os.environ | environment
+        command, input=code, text=True, cwd=folder, capture_output=True, timeout=180, env=os.environ | environment
     )
     assert done.returncode == 0, done.stderr
     assert not (folder / "owned").exists()
