@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import hashlib
 import json
 import os
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,7 +18,7 @@ import psutil
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.e2e.server_process import Server, serving, wait_until
+from tests.e2e.server_process import LIMIT_S, Server, is_gone, serving, standing_still, wait_until
 
 CHAT = "/v1/chat/completions"
 ASK = {"messages": [{"role": "user", "content": "Who are you?"}], "max_tokens": 3, "ignore_eos": True}
@@ -44,14 +46,17 @@ def server(keys: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ser
 
 
 def frontends_of(server: Server) -> list[psutil.Process]:
-    children = psutil.Process(server.process.pid).children()
-    return [child for child in children if "vl2.cli.frontend" in child.cmdline()]
+    found = []
+    for child in psutil.Process(server.process.pid).children():
+        with contextlib.suppress(psutil.NoSuchProcess):  # one that has just died
+            found += [child] if "vl2.cli.frontend" in child.cmdline() else []
+    return found
 
 
 def send(server: Server, method: str, path: str, key: str = "free", **given) -> httpx.Response:
     """On a connection of its own, so that any front-end may take it."""
     headers = {"Authorization": f"Bearer {key}"}
-    return httpx.request(method, server.url + path, headers=headers, timeout=60, **given)
+    return httpx.request(method, server.url + path, headers=headers, timeout=LIMIT_S, **given)
 
 
 def metrics(server: Server) -> dict[str, float]:
@@ -66,20 +71,34 @@ def metrics(server: Server) -> dict[str, float]:
 
 
 def test_every_front_end_works_and_all_are_counted_together(server: Server) -> None:
-    before, cpu_before = metrics(server), [sum(p.cpu_times()[:2]) for p in frontends_of(server)]
+    before, frontends = metrics(server), frontends_of(server)
+    assert len(frontends) == NUM_FRONTENDS
+
+    def ask(_: object) -> int:
+        return send(server, "POST", CHAT, json=ASK).json()["usage"]["completion_tokens"]
+
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
-        answers = list(pool.map(lambda _: send(server, "POST", CHAT, json=ASK), range(40)))
-    tokens = sum(answer.json()["usage"]["completion_tokens"] for answer in answers)
-    after, cpu_after = metrics(server), [sum(p.cpu_times()[:2]) for p in frontends_of(server)]
-    assert len(cpu_after) == NUM_FRONTENDS and all(a > b for a, b in zip(cpu_after, cpu_before, strict=True))
+        answers = list(pool.map(ask, range(40)))
+    for frontend in frontends:  # the kernel shares connections out as it likes: each is asked alone as well
+        with standing_still(*(other.pid for other in frontends if other != frontend)):
+            answers.append(ask(frontend))
+    num_asked, tokens = len(answers), sum(answers)
+    after, num_read = before, 0
 
     def rise(name: str) -> float:
         return after[name] - before.get(name, 0)
 
-    assert tokens == 120 and rise("vl2_generated_tokens_total") == rise("vl2_engine_generated_tokens_total") == tokens
-    assert rise("vl2_time_to_first_token_seconds_count") == 40
-    assert rise("vl2_requests_total ok") == 40 + 1, "and the reading before"
-    assert after["vl2_requests_in_flight"] == 1 and after["vl2_ready"] == 1
+    def all_are_counted() -> bool:
+        """One may not have come round to it when its client has read the answer."""
+        nonlocal after, num_read
+        after, num_read = metrics(server), num_read + 1
+        return rise("vl2_requests_total ok") == num_asked + num_read and after["vl2_requests_in_flight"] == 1
+
+    wait_until(all_are_counted)
+    assert tokens == 3 * num_asked
+    assert rise("vl2_generated_tokens_total") == rise("vl2_engine_generated_tokens_total") == tokens
+    assert rise("vl2_time_to_first_token_seconds_count") == num_asked
+    assert after["vl2_ready"] == 1
     for idx in range(NUM_FRONTENDS):
         assert after[f"vl2_server_resident_memory_bytes front-end {idx}"] > 10**7
 
@@ -93,7 +112,7 @@ def test_a_stream_is_whole(server: Server) -> None:
     *chunks, last = list(stream)
     text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
     assert "e" not in text and chunks[-1].choices[0].finish_reason == "stop" and last.usage.completion_tokens > 0
-    wait_until(lambda: metrics(server)["vl2_engine_running_sequences"] == 0, timeout_s=5)
+    wait_until(lambda: metrics(server).get("vl2_engine_running_sequences") == 0)
 
 
 def test_what_one_front_end_keeps_all_of_them_have(server: Server) -> None:
@@ -127,7 +146,7 @@ def test_files_and_batches_are_one_server_s(server: Server) -> None:
     file = client.files.create(file=("in.jsonl", b"\n".join(lines)), purpose="batch")
     assert all(send(server, "GET", f"/v1/files/{file.id}/content").content == b"\n".join(lines) for _ in range(6))
     batch = client.batches.create(input_file_id=file.id, endpoint=CHAT, completion_window="24h")
-    wait_until(lambda: client.batches.retrieve(batch.id).status == "completed", 60)
+    wait_until(lambda: client.batches.retrieve(batch.id).status == "completed")
     output = client.batches.retrieve(batch.id).output_file_id
     assert output is not None and len(client.files.content(output).text.splitlines()) == 12
     picture = client.files.create(file=("scene.png", SCENE.read_bytes()), purpose="vision")
@@ -141,29 +160,35 @@ SCENE = Path(__file__).parents[2] / "docs/images/scene.png"
 
 
 def test_a_key_s_limits_hold_over_all_front_ends(server: Server) -> None:
+    started_s = time.monotonic()
     statuses = [send(server, "GET", "/v1/models", "few").status_code for _ in range(12)]
-    assert statuses[:4] == [200] * 4 and statuses.count(429) >= 7, statuses
-    long = ASK | {"max_tokens": 200}
+    num_more = (time.monotonic() - started_s) / 15  # four a minute
+    assert statuses[:4] == [200] * 4 and 429 in statuses and statuses.count(200) <= 4 + num_more, statuses
     with concurrent.futures.ThreadPoolExecutor(6) as pool:
-        together = sorted(pool.map(lambda _: send(server, "POST", CHAT, "one", json=long).status_code, range(6)))
+        with standing_still(server.engine_pid):  # the one that is let in stays under way
+            asking = [pool.submit(send, server, "POST", CHAT, "one", json=ASK) for _ in range(6)]
+            wait_until(lambda: sum(future.done() for future in asking) == 5)
+        together = sorted(future.result().status_code for future in asking)
     assert together == [200] + [429] * 5
-    assert send(server, "POST", CHAT, "one", json=ASK).status_code == 200, "it was given back"
+    for _ in range(10):
+        assert send(server, "POST", CHAT, "one", json=ASK).status_code == 200, "it is given back with the answer"
 
 
 def test_a_front_end_that_dies_takes_only_its_own_answers_with_it(server: Server) -> None:
-    long = ASK | {"max_tokens": 1500, "stream": True}
+    long = ASK | {"max_tokens": 4000, "stream": True}
     before = metrics(server)
     headers = {"Authorization": "Bearer one"}
-    with httpx.stream("POST", server.url + CHAT, json=long, headers=headers, timeout=60) as stream:
+    with httpx.stream("POST", server.url + CHAT, json=long, headers=headers, timeout=LIMIT_S) as stream:
         lines = stream.iter_lines()
         next(lines)
-        [owner] = [p for p in frontends_of(server) if _serves(p, stream)]
-        os.kill(owner.pid, signal.SIGKILL)
-        with pytest.raises(httpx.HTTPError):
-            list(lines)
-    wait_until(lambda: metrics(server)["vl2_engine_running_sequences"] == 0, timeout_s=10)
-    wait_until(lambda: send(server, "POST", CHAT, "one", json=ASK).status_code == 200, timeout_s=10)
-    wait_until(lambda: len(frontends_of(server)) == NUM_FRONTENDS, timeout_s=10)
+        with standing_still(server.engine_pid):  # the answer is not over yet
+            [owner] = [p for p in frontends_of(server) if _serves(p, stream)]
+            os.kill(owner.pid, signal.SIGKILL)
+            with pytest.raises(httpx.HTTPError):
+                list(lines)
+    wait_until(lambda: metrics(server).get("vl2_engine_running_sequences") == 0)
+    wait_until(lambda: send(server, "POST", CHAT, "one", json=ASK).status_code == 200)
+    wait_until(lambda: len(frontends_of(server)) == NUM_FRONTENDS)
     assert metrics(server)["vl2_generated_tokens_total"] > before["vl2_generated_tokens_total"], "none is forgotten"
 
 
@@ -173,17 +198,19 @@ def _serves(process: psutil.Process, stream: httpx.Response) -> bool:
 
 
 def test_told_to_stop_it_ends_what_runs_and_leaves_nothing(keys: Path) -> None:
-    with serving("nano", *FLAGS, "--keys-file", str(keys)) as server:
+    with serving("nano", *FLAGS, "--keys-file", str(keys), "--drain-timeout-s", str(LIMIT_S)) as server:
         family = [psutil.Process(server.process.pid), *psutil.Process(server.process.pid).children(recursive=True)]
         headers = {"Authorization": "Bearer free"}
-        long = ASK | {"max_tokens": 60, "stream": True}
-        with httpx.stream("POST", server.url + CHAT, json=long, headers=headers, timeout=60) as stream:
+        long = ASK | {"max_tokens": 500, "stream": True}
+        with httpx.stream("POST", server.url + CHAT, json=long, headers=headers, timeout=LIMIT_S) as stream:
             lines = stream.iter_lines()
             next(lines)
-            server.process.send_signal(signal.SIGTERM)
+            with standing_still(server.engine_pid):
+                server.process.send_signal(signal.SIGTERM)
+                wait_until(lambda: len(frontends_of(server)) <= 1)  # those that have nothing to do end
             assert [line for line in lines if line][-1] == "data: [DONE]"
-        assert server.process.wait(15) == 0
-    assert not [process for process in family if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
+        assert server.process.wait(LIMIT_S) == 0
+    assert all(is_gone(process) for process in family)
 
 
 def test_a_hub_that_is_killed_takes_everything_with_it(keys: Path) -> None:
@@ -192,4 +219,4 @@ def test_a_hub_that_is_killed_takes_everything_with_it(keys: Path) -> None:
         assert len(children) == NUM_FRONTENDS + 1
         server.process.kill()
         for child in children:
-            wait_until(lambda c=child: not c.is_running() or c.status() == psutil.STATUS_ZOMBIE, timeout_s=5)
+            wait_until(lambda child=child: is_gone(child))
