@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,11 @@ class User:
     def until(self, expression: str) -> None:
         """It holds in the page. As a function: the page's policy forbids to evaluate strings."""
         self.page.wait_for_function(f"() => ({expression})")
+
+    def stop_the_clock(self) -> None:
+        """The page's timers run when `page.clock.run_for` lets them, however long its user takes."""
+        self.page.clock.install()
+        self.page.clock.pause_at(time.time() + 3600)
 
     # ---- asking ----
 
