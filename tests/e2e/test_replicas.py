@@ -11,12 +11,11 @@ from collections.abc import Iterator
 
 import httpx
 import openai
-import psutil
 import pytest
 import torch
 
 from golden_cases import GOLDEN_ROOT, load_variant
-from tests.e2e.server_process import Server, serving, wait_until
+from tests.e2e.server_process import LIMIT_S, Server, serving, standing_still, wait_until
 from tests.e2e.test_serve import ask, data_url
 from vl2 import LLM, SamplingParams
 from vl2.core.config import EngineConfig
@@ -39,7 +38,7 @@ def client(server: Server) -> openai.OpenAI:
 
 def by_replica(server: Server, name: str) -> list[float | None]:
     """An engine metric, of replica 0 and 1; None where the replica is down."""
-    text = httpx.get(server.url + "/metrics", timeout=10).text
+    text = httpx.get(server.url + "/metrics", timeout=LIMIT_S).text
     found = dict(re.findall(rf'^vl2_engine_{name}{{[^}}]*replica="(\d)"[^}}]*}} (\S+)$', text, re.MULTILINE))
     return [float(found[idx]) if idx in found else None for idx in "01"]
 
@@ -63,28 +62,26 @@ def test_a_picture_is_encoded_by_one_replica_and_asked_about_there(server: Serve
 def test_when_one_replica_is_killed_the_other_answers_until_it_is_back(server: Server, client: openai.OpenAI):
     assert by_replica(server, "ready") == [1, 1]
     os.kill(server.engine_pid, signal.SIGKILL)
-    wait_until(lambda: sum(by_replica(server, "ready")) == 1, timeout_s=5)
+    wait_until(lambda: sum(by_replica(server, "ready")) == 1)
     while by_replica(server, "ready") != [1, 1]:
         assert server.status("/health/ready") == 200
         for picture in PICTURES:
             assert ask(client, about(picture, "What is this?"), max_tokens=2).choices
     assert sum(by_replica(server, "restarts_total")) == 1
-    engines = [p for p in psutil.Process(server.process.pid).children() if "vl2.engine.worker" in p.cmdline()]
-    assert len(engines) == 2
+    assert len(server.engine_pids) == 2
 
 
 def test_a_request_without_a_token_moves_when_its_replica_is_killed(server: Server, client: openai.OpenAI):
     """A stopped process answers nothing: of two requests, which are shared out, one is stuck in it at the killing."""
     pid = server.engine_pid
-    os.kill(pid, signal.SIGSTOP)
     messages = [{"role": "user", "content": "Hello."}]
-    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+    with concurrent.futures.ThreadPoolExecutor(2) as pool, standing_still(pid):
         answers = [pool.submit(ask, client, messages, max_tokens=2) for _ in range(2)]
         concurrent.futures.wait(answers, return_when=concurrent.futures.FIRST_COMPLETED)
         assert sum(answer.done() for answer in answers) == 1
         os.kill(pid, signal.SIGKILL)
         assert all(answer.result().choices for answer in answers)
-    wait_until(lambda: by_replica(server, "ready") == [1, 1], timeout_s=15)
+    wait_until(lambda: by_replica(server, "ready") == [1, 1])
 
 
 async def test_replicas_as_threads_of_one_process_answer_the_same():
@@ -108,7 +105,7 @@ async def test_replicas_as_threads_of_one_process_answer_the_same():
 def test_too_few_gpus_are_one_line_and_exit_code_2():
     flags = ["--port", "0", "--device", "cuda", "--replicas", str(torch.cuda.device_count() + 2)]
     command = [sys.executable, "-m", "vl2", "serve", str(VARIANT.folder), *flags]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    result = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S)
     assert result.returncode == 2
     [line] = [line for line in result.stderr.splitlines() if not re.match(r"\d{4}-", line)]  # beside the log
     assert "GPU" in line
