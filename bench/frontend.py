@@ -12,15 +12,18 @@ from __future__ import annotations
 import argparse
 import asyncio
 import bisect
+import itertools
 import json
 import multiprocessing
 import os
 import re
+import select
 import socket
 import statistics
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -106,44 +109,73 @@ def serve(listener: socket.socket, core: int, rate: float, num_tokens: int, stam
 # ---- the client -----------------------------------------------------------------------------------------------------
 
 
-async def read_stream(port: int, num_tokens: int) -> tuple[int, int, list[tuple[float, int]]]:
-    """Tokens and events received, and (arrival, digit) of each token, without a client library's own work."""
-    reader, writer = await asyncio.open_connection(HOST, port)
-    body = json.dumps({"messages": [{"role": "user", "content": PROMPT}], "stream": True, "max_tokens": num_tokens})
-    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: {HOST}\r\nContent-Type: application/json\r\n"
-    writer.write((head + f"Content-Length: {len(body)}\r\n\r\n{body}").encode())
-    tokens = events = 0
-    arrivals = []
-    rest = b""
-    while b"[DONE]" not in rest:
-        rest = rest[-40:] if rest.endswith(b"\n") else rest
-        data = await reader.read(65536)
+@dataclass
+class Stream:
+    """A request under way, and all that was read of its answer. Nothing is looked into before all have ended, so that
+    a client on one core is no slower than the server.
+    """
+
+    socket: socket.socket
+    reads: list[tuple[float, bytes]] = field(default_factory=list)
+
+    @classmethod
+    def open(cls, port: int, num_tokens: int) -> Stream:
+        body = json.dumps({"messages": [{"role": "user", "content": PROMPT}], "stream": True, "max_tokens": num_tokens})
+        head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: {HOST}\r\nContent-Type: application/json\r\n"
+        stream = cls(socket.create_connection((HOST, port)))
+        stream.socket.sendall((head + f"Content-Length: {len(body)}\r\n\r\n{body}").encode())
+        return stream
+
+    def read(self) -> bool:
+        """Whether this was the end."""
+        data = self.socket.recv(65536)
         assert data, "the stream broke"
-        now_s = time.perf_counter()
-        found = re.findall(rb'"content":"(\d+)"', data)
-        tokens += sum(map(len, found))
-        events += len(found)
-        rest = data
-        arrivals += [(now_s, digit - 48) for text in found for digit in text]
-    writer.close()
-    return tokens, events, arrivals
+        self.reads.append((time.perf_counter(), data))
+        return data.endswith(b"0\r\n\r\n")  # the last chunk of its body
+
+    def events(self) -> list[tuple[float, bytes]]:
+        """(arrival, text) of each event; one that arrives in two reads is there with the second."""
+        found, rest = [], b""
+        for arrival, data in self.reads:
+            *whole, rest = (rest + data).split(b"\n\n")
+            texts = [re.search(rb'"content":"(\d+)"', event) for event in whole]
+            found += [(arrival, match[1]) for match in texts if match is not None]
+        return found
 
 
-async def measure(port: int, num_streams: int, num_tokens: int) -> tuple[list[Any], float]:
+def measure(port: int, num_streams: int, num_tokens: int) -> tuple[list[list[tuple[float, bytes]]], float]:
+    """The events of each stream, and the seconds until the last one's end."""
     started_s = time.perf_counter()
-    streams = await asyncio.gather(*(read_stream(port, num_tokens) for _ in range(num_streams)))
-    return streams, time.perf_counter() - started_s
+    streams = {stream.socket.fileno(): stream for stream in (Stream.open(port, num_tokens) for _ in range(num_streams))}
+    polling = select.epoll()
+    for fd in streams:
+        polling.register(fd, select.EPOLLIN)
+    num_open = num_streams
+    while num_open:
+        for fd, _ in polling.poll():
+            if streams[fd].read():
+                polling.unregister(fd)
+                num_open -= 1
+    seconds = time.perf_counter() - started_s
+    for stream in streams.values():
+        stream.socket.close()
+    return [stream.events() for stream in streams.values()], seconds
 
 
-def latencies_ms(streams: list[Any], stamps: list[float]) -> list[float]:
+def latencies_ms(streams: list[list[tuple[float, bytes]]], stamps: list[float]) -> list[float]:
     """From the engine's event to the client: the last step with the token's digit before its arrival made it."""
     found = []
-    for _, _, arrivals in streams:
-        for arrival, digit in arrivals:
-            last = bisect.bisect_right(stamps, arrival) - 1
-            step = last - (last - digit) % 10
+    for arrival, text in itertools.chain.from_iterable(streams):
+        last = bisect.bisect_right(stamps, arrival) - 1
+        for digit in text:
+            step = last - (last - (digit - ord("0"))) % 10
             found.append((arrival - stamps[step]) * 1000)
     return sorted(found)
+
+
+def cpu_s_of(pid: int | None) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().split()
+    return sum(map(float, fields[13:15])) / os.sysconf("SC_CLK_TCK")
 
 
 def run(name: str, num_streams: int, rate: float, num_tokens: int) -> dict[str, Any]:
@@ -156,19 +188,20 @@ def run(name: str, num_streams: int, rate: float, num_tokens: int) -> dict[str, 
     try:
         os.sched_setaffinity(0, {cores[-1]})
         port = listener.getsockname()[1]
-        asyncio.run(measure(port, 1, 4))
-        streams, seconds = asyncio.run(measure(port, num_streams, num_tokens))
-        cpu_s = sum(map(float, Path(f"/proc/{server.pid}/stat").read_text().split()[13:15])) / os.sysconf("SC_CLK_TCK")
+        measure(port, 1, 4)
+        before_s = cpu_s_of(server.pid)
+        streams, seconds = measure(port, num_streams, num_tokens)
+        cpu_s = cpu_s_of(server.pid) - before_s
     finally:
         server.kill()
         server.join()
         os.sched_setaffinity(0, cores)
-    tokens, events = sum(stream[0] for stream in streams), sum(stream[1] for stream in streams)
-    assert all(stream[0] == num_tokens for stream in streams), "a stream lacks tokens"
+    tokens, events = num_streams * num_tokens, sum(map(len, streams))
+    assert all(sum(len(text) for _, text in stream) == num_tokens for stream in streams), "a stream lacks tokens"
     result: dict[str, Any] = {"name": name, "streams": num_streams, "tokens_s": round(tokens / seconds)}
     result |= {
         "tokens_an_event": round(tokens / events, 2),
-        "server_cpu_s": round(cpu_s, 1),
+        "server_us_a_token": round(cpu_s / tokens * 1e6, 1),
         "seconds": round(seconds, 1),
     }
     if rate:

@@ -20,6 +20,7 @@ from vl2.core.errors import (
     NotReady,
     SetupError,
 )
+from vl2.core.mailbox import Mailbox
 from vl2.core.stats import EngineStats, ModelInfo
 from vl2.core.types import GenerateRequest, Prompt, QueueOptions, SamplingParams, TokenEvent
 from vl2.engine.protocol import (
@@ -51,7 +52,7 @@ class _Stream:
 
     open_choices: set[int]
     tile_bytes: int
-    events: asyncio.Queue[TokenEvent] = dataclasses.field(default_factory=asyncio.Queue)
+    events: Mailbox[TokenEvent] = dataclasses.field(default_factory=Mailbox)
 
 
 class EngineClient:
@@ -166,15 +167,16 @@ class EngineClient:
         try:
             self._send(Add(request))
             while stream.open_choices:
-                event = await stream.events.get()
-                if event.error is not None:
-                    stream.open_choices.clear()
-                    raise DeadlineExceeded(event.error) if event.is_expired else EngineError(event.error)
-                if event.choice_idx not in stream.open_choices:
-                    continue  # was on its way when the choice was closed
-                if event.finish_reason is not None:
-                    stream.open_choices.discard(event.choice_idx)
-                yield event
+                await stream.events.wait()
+                for event in stream.events.take():
+                    if event.error is not None:
+                        stream.open_choices.clear()
+                        raise DeadlineExceeded(event.error) if event.is_expired else EngineError(event.error)
+                    if event.choice_idx not in stream.open_choices:
+                        continue  # was on its way when the choice was closed
+                    if event.finish_reason is not None:
+                        stream.open_choices.discard(event.choice_idx)
+                    yield event
         finally:
             del self._streams[request.request_id]
             if stream.open_choices:
@@ -260,8 +262,8 @@ class EngineClient:
         match report:
             case Events(events):
                 for event in events:
-                    if event.request_id in self._streams:  # else it was closed meanwhile
-                        self._streams[event.request_id].events.put_nowait(event)
+                    if (stream := self._streams.get(event.request_id)) is not None:  # else it was closed meanwhile
+                        stream.events.put(event)
             case LoadProgress(done, total):
                 if self._on_progress is not None:
                     self._on_progress(done, total)
@@ -321,4 +323,4 @@ class EngineClient:
 
     def _fail_streams(self, message: str) -> None:
         for request_id, stream in self._streams.items():
-            stream.events.put_nowait(TokenEvent(request_id, error=message))
+            stream.events.put(TokenEvent(request_id, error=message))

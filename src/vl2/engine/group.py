@@ -8,8 +8,8 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import logging
-from collections.abc import AsyncGenerator, Callable
-from contextlib import aclosing, suppress
+from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import aclosing, contextmanager, suppress
 
 from vl2.core.config import EngineConfig
 from vl2.core.errors import CapacityError, EngineError, InvalidRequest, NotReady
@@ -17,7 +17,7 @@ from vl2.core.stats import EngineStats, ModelInfo, ReplicaStats, sum_stats
 from vl2.core.types import GenerateRequest, Prompt, QueueOptions, SamplingParams, TokenEvent
 from vl2.engine.client import EngineClient
 from vl2.engine.gpu_meter import GPUMeter
-from vl2.engine.routing import Footprint, Router, footprint
+from vl2.engine.routing import Footprint, Router, Work, footprint
 from vl2.engine.transport import Transport
 
 log = logging.getLogger(__name__)
@@ -148,10 +148,11 @@ class EngineGroup:
         while True:
             num_lives = self._num_lives[admitted.replica_idx]
             try:
-                async with aclosing(self._generate_there(admitted)) as events:
-                    async for event in events:
-                        may_move = False
-                        yield event
+                with self._working(admitted) as work:
+                    async with aclosing(self.clients[admitted.replica_idx].generate(admitted.request)) as events:
+                        async for event in events:
+                            may_move, work.prompt_tokens = False, 0
+                            yield event
                 return
             except (EngineError, NotReady):
                 if not may_move or not self._has_died_since(admitted.replica_idx, num_lives):
@@ -161,15 +162,14 @@ class EngineGroup:
                     raise
                 admitted, may_move = moved, False
 
-    async def _generate_there(self, admitted: Admitted) -> AsyncGenerator[TokenEvent, None]:
+    @contextmanager
+    def _working(self, admitted: Admitted) -> Iterator[Work]:
+        """For as long as a replica has the request."""
         idx, request = admitted.replica_idx, admitted.request
         work = self._router.open(idx, admitted.footprint, request.params.n)
         self._replica_of[request.request_id] = idx
         try:
-            async with aclosing(self.clients[idx].generate(request)) as events:
-                async for event in events:
-                    work.prompt_tokens = 0
-                    yield event
+            yield work
         finally:
             del self._replica_of[request.request_id]
             self._router.close(work)

@@ -14,6 +14,7 @@ import zmq
 import zmq.asyncio
 
 from vl2.core.errors import EngineError, InvalidRequest, NotReady, SetupError, VL2Error
+from vl2.core.mailbox import Mailbox
 from vl2.core.stats import EngineStats, ModelInfo, ReplicaStats, sum_stats
 from vl2.core.types import Prompt, QueueOptions, SamplingParams, TokenEvent
 from vl2.engine.hub import hub_address
@@ -40,7 +41,7 @@ log = logging.getLogger(__name__)
 class _Stream:
     open_choices: set[int]
     is_cut: bool = False  # the hub does not know that a choice has ended
-    events: asyncio.Queue[TokenEvent | VL2Error] = dataclasses.field(default_factory=asyncio.Queue)
+    events: Mailbox[TokenEvent | VL2Error] = dataclasses.field(default_factory=Mailbox)
 
 
 class RemoteGroup:
@@ -105,16 +106,17 @@ class RemoteGroup:
         try:
             self._send(request)
             while stream.open_choices:
-                event = await stream.events.get()
-                if isinstance(event, VL2Error):
-                    stream.open_choices.clear()
-                    stream.is_cut = False
-                    raise event
-                if event.choice_idx not in stream.open_choices:
-                    continue  # was on its way when the choice was closed
-                if event.finish_reason is not None:
-                    stream.open_choices.discard(event.choice_idx)
-                yield event
+                await stream.events.wait()
+                for event in stream.events.take():
+                    if isinstance(event, VL2Error):
+                        stream.open_choices.clear()
+                        stream.is_cut = False
+                        raise event
+                    if event.choice_idx not in stream.open_choices:
+                        continue  # was on its way when the choice was closed
+                    if event.finish_reason is not None:
+                        stream.open_choices.discard(event.choice_idx)
+                    yield event
         finally:
             del self._streams[request.request_id]
             if stream.open_choices or stream.is_cut:
@@ -157,7 +159,7 @@ class RemoteGroup:
             log.exception("what the hub sends cannot be read")
             self.is_ready, self.failure = False, f"what the hub sends cannot be read: {error}"
             for stream in self._streams.values():
-                stream.events.put_nowait(EngineError(self.failure))
+                stream.events.put(EngineError(self.failure))
             for call_id in self._calls:
                 self._settle(call_id, b"", EngineError(self.failure))
             self._news.set()
@@ -170,10 +172,10 @@ class RemoteGroup:
             case Events(events):
                 for event in events:
                     if (stream := self._streams.get(event.request_id)) is not None:  # else it was closed meanwhile
-                        stream.events.put_nowait(event)
+                        stream.events.put(event)
             case Refused(request_id, failure):
                 if (stream := self._streams.get(request_id)) is not None:
-                    stream.events.put_nowait(failure.error())
+                    stream.events.put(failure.error())
             case Answered(call_id, payload, failure):
                 self._settle(call_id, payload, failure.error() if failure is not None else None)
 

@@ -19,6 +19,7 @@ class Detokenizer:
         self._tokenizer = tokenizer
         self._stop = stop
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self._is_between = True  # characters: nothing is held by the decoder
         self._held = ""
         self.stop_string: str | None = None
         """The one that was met; no text comes any more."""
@@ -31,8 +32,20 @@ class Detokenizer:
         """Take the next token; returns the text that is certain by now, often ""."""
         if self.stopped or token_id == self._tokenizer.eos_id:
             return ""
-        self._held += self._decoder.decode(self._tokenizer.token_bytes(token_id))
+        text = self._text(token_id)
+        if not self._stop:
+            return text
+        self._held += text
         return self._release(keep=_longest_beginning(self._held, self._stop))
+
+    def _text(self, token_id: int) -> str:
+        """What a token adds; most are whole characters, and known."""
+        whole = self._tokenizer.whole_text(token_id) if self._is_between else None
+        if whole is not None:
+            return whole
+        text = self._decoder.decode(self._tokenizer.token_bytes(token_id))
+        self._is_between = not self._decoder.getstate()[0]
+        return text
 
     def finish(self) -> str:
         """The answer has ended: whatever was held back. Bytes of an unfinished character become U+FFFD."""

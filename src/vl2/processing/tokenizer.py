@@ -59,6 +59,7 @@ class Tokenizer:
         self._plain_bpe = _without_specials(bpe)
         self._alphabet = byte_alphabet()
         self._token_bytes: dict[int, bytes] = {}
+        self._whole_texts: dict[int, str | None] = {}
 
     @classmethod
     def from_folder(cls, folder: Path, vocab_size: int | None = None) -> Tokenizer:
@@ -116,6 +117,15 @@ class Tokenizer:
                 known = token.encode("utf-8")
             self._token_bytes[token_id] = known
         return known
+
+    def whole_text(self, token_id: int) -> str | None:
+        """A token's bytes as text; None when they are not whole characters."""
+        if token_id not in self._whole_texts:
+            try:
+                self._whole_texts[token_id] = self.token_bytes(token_id).decode("utf-8")
+            except UnicodeDecodeError:
+                self._whole_texts[token_id] = None
+        return self._whole_texts[token_id]
 
     def text(self, token_id: int) -> str:
         """A token's bytes as text, with U+FFFD for parts of a character."""

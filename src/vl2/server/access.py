@@ -23,6 +23,7 @@ from vl2.core.types import Usage
 from vl2.server.auth import INSIDE
 from vl2.server.errors import CLIENT_GONE, HTTP_CODES, ServerStopping, error_response, internal_error, status_of
 from vl2.server.metrics import Metrics
+from vl2.server.streaming import WRITE
 from vl2.server.tracing import HEADER as TRACE_HEADER
 from vl2.server.tracing import RequestTrace, Tracing
 
@@ -123,6 +124,7 @@ class RecordRequests:
         record.wants_timing = headers.get(TIMING_HEADER, "").lower() in ("1", "true", "yes")
         record.may_reuse = not re.search("no-cache|no-store", headers.get("cache-control", ""), re.IGNORECASE)
         scope.setdefault("state", {})["record"] = record
+        scope[WRITE] = send
         route = self._route_of(scope["path"])
         if self.tracing is not None and route not in QUIET_ROUTES:
             record.trace = self.tracing.begin(scope["method"], route, headers)

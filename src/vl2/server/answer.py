@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
 
 from vl2.core.errors import DeadlineExceeded, EngineError
+from vl2.core.mailbox import Mailbox
 from vl2.core.types import Completion, Delta, fold_deltas
 
 
@@ -18,46 +19,41 @@ class Answer:
 
     def __init__(self, deltas: AsyncGenerator[Delta, None], expires_s: float | None = None) -> None:
         """`expires_s`: on the event loop's clock; then the answer breaks with DeadlineExceeded."""
-        self._waiting: list[Delta] = []
+        self._waiting: Mailbox[Delta | None] = Mailbox()  # None: it is over
         self._error: Exception | None = None
-        self._is_over = False
-        self._news = asyncio.Event()
         self._task = asyncio.ensure_future(self._take(deltas))
         self._timer = None if expires_s is None else asyncio.get_running_loop().call_at(expires_s, self._expire)
 
     async def _take(self, deltas: AsyncGenerator[Delta, None]) -> None:
         try:
             async for delta in deltas:
-                self._waiting.append(delta)
-                self._news.set()
+                self._waiting.put(delta)
         except Exception as error:
             self._error = self._error or error
         finally:
             await deltas.aclose()
-            self._is_over = True
-            self._news.set()
+            self._waiting.put(None)
 
     def _expire(self) -> None:
-        if not self._is_over:
+        if not self._task.done():
             self._error = DeadlineExceeded("the request's own deadline (X-Request-Timeout) passed")
             self._task.cancel()
 
     async def begin(self) -> None:
         """Returns when the first piece is there. Raises: what the answer began with, if that was an error."""
-        await self._news.wait()
-        if not self._waiting:
+        await self._waiting.wait()
+        if self._waiting.first is None:
             raise self._error or EngineError("the engine gave no answer")
 
     async def batches(self) -> AsyncIterator[list[Delta]]:
         """Whatever has come since the last time, one piece a choice. Raises: as the engine."""
         while True:
-            await self._news.wait()
-            self._news.clear()
-            waiting, self._waiting = self._waiting, []
-            is_over = self._is_over
-            if waiting:
-                yield merge(waiting)
-            if is_over:
+            await self._waiting.wait()
+            taken = self._waiting.take()
+            deltas = [delta for delta in taken if delta is not None]
+            if deltas:
+                yield merge(deltas)
+            if len(deltas) < len(taken):
                 break
         if self._error is not None:
             raise self._error

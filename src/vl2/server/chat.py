@@ -134,7 +134,9 @@ class ChatService:
 
         Raises: RequestError, CapacityError, EngineError.
         """
-        answer = Answer(self._found_or_asked(messages, params, record, options), record.expires_s)
+        keeps = self.results is not None and record.may_reuse
+        begin = self._found_or_asked if keeps else self._measured
+        answer = Answer(begin(messages, params, record, options), record.expires_s)
         try:
             await answer.begin()
         except BaseException:
@@ -145,13 +147,12 @@ class ChatService:
     async def _found_or_asked(
         self, messages: Sequence[Message], params: SamplingParams, record: RequestRecord, options: QueueOptions
     ) -> AsyncGenerator[Delta, None]:
-        """The stored answer, where results are kept and this one is."""
-        digest = None
-        if self.results is not None and record.may_reuse:
-            self.check_ready()
-            salt = repr((options.tenant, options.cache_salt, self.llm.info.fingerprint))
-            digest = await asyncio.to_thread(request_digest, messages, params, salt)
-        stored = self.results.get(digest) if self.results is not None and digest is not None else None
+        """The stored answer, if this one is."""
+        assert self.results is not None
+        self.check_ready()
+        salt = repr((options.tenant, options.cache_salt, self.llm.info.fingerprint))
+        digest = await asyncio.to_thread(request_digest, messages, params, salt)
+        stored = self.results.get(digest) if digest is not None else None
         if stored is not None:
             record.headers[HEADER] = "hit"
             self.metrics.result_cache_hits.inc()
@@ -165,7 +166,7 @@ class ChatService:
                 if digest is not None:
                     deltas.append(delta)
                 yield delta
-        if self.results is not None and digest is not None:
+        if digest is not None:
             self.results.put(digest, fold_deltas(deltas))
 
     def _shown(self, usage: Usage, record: RequestRecord) -> Usage:

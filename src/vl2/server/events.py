@@ -50,7 +50,7 @@ async def answer_events(
     """All that is there at a time goes out as one write; `before_write` ends first."""
     try:
         async for deltas in answer.batches():
-            events = b"".join(event for delta in deltas for event in writer.write(delta))
+            events = b"".join([event for delta in deltas for event in writer.write(delta)])
             if before_write is not None:
                 await before_write()
             if events:

@@ -32,16 +32,16 @@ class TokenTally:
     """Of one process."""
 
     def __init__(self, generated: Counter, between_s: GatheredHistogram) -> None:
-        self._generated, self._between_s = generated, between_s
+        self._generated, self._between_s, self._bounds = generated, between_s, between_s.bounds
         self._num_tokens, self._total_s = 0, 0.0
-        self._counts = [0] * len(between_s.bounds)
+        self._counts = [0] * len(self._bounds)
         self._due_s = 0.0
 
     def count(self, num_tokens: int, gap_s: float | None, now_s: float) -> None:
         """`gap_s` before each of them; None: nothing was before."""
         self._num_tokens += num_tokens
         if gap_s is not None:
-            self._counts[bisect_left(self._between_s.bounds, gap_s)] += num_tokens
+            self._counts[bisect_left(self._bounds, gap_s)] += num_tokens
             self._total_s += gap_s * num_tokens
         if now_s >= self._due_s:
             self.pass_on()

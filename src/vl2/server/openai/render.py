@@ -53,6 +53,19 @@ class ChatRenderer:
         if delta.usage is not None and self.has_usage_chunk:
             yield {**self._head("chat.completion.chunk"), "choices": [], "usage": usage_json(delta.usage)}
 
+    def plain(self, delta: Delta) -> str | None:
+        """The text, if it is all that this piece adds to a choice that has begun; None where `chunks` is needed."""
+        is_plain = (
+            delta.finish_reason is None
+            and delta.usage is None
+            and delta.choice_idx in self._started
+            and not (self.has_tools or self.has_logprobs or self.has_token_ids)
+        )
+        return delta.text if is_plain else None
+
+    def plain_chunk(self, choice_idx: int, text: str) -> Json:
+        return self._chunk(choice_idx, {"content": text})
+
     def _says_something(self, delta: Delta, message: Json) -> bool:
         has_tokens = bool(delta.token_ids) and (self.has_token_ids or self.has_logprobs)
         return bool(message) or delta.finish_reason is not None or has_tokens
