@@ -60,8 +60,7 @@ def text_folder(folder: Path) -> str:
 def main() -> None:
     out, sys.stdout = sys.stdout, sys.stderr  # vLLM prints
     folder, is_whole = Path(sys.argv[1]), sys.argv[3:] == ["whole"]
-    if is_whole:
-        declare_nms()
+    declare_nms()
     from PIL import Image
     from transformers import AutoConfig
     from vllm import LLM, SamplingParams
