@@ -12,14 +12,16 @@ import torch
 from tests.ops.native.builds import every_build, fastest, needs_library
 from tests.ops.test_ops import moe_config
 from vl2.core.model_config import LanguageConfig, MLAConfig
+from vl2.model import packing
 from vl2.model.decoder import Decoder
 from vl2.model.kv_pool import KVPool
 from vl2.model.moe import MoE
 from vl2.model.native import NativeDecoder
 from vl2.model.packing import pack_weights
 from vl2.model.step import QueryRows, StepInputs
-from vl2.ops import torch_backend
+from vl2.ops import native_backend, torch_backend
 from vl2.ops.attention.batch import AttentionBatch, ChunkShape
+from vl2.ops.backend import Backend
 from vl2.ops.native import builds, structures
 from vl2.ops.rows import RowRounding
 
@@ -51,6 +53,7 @@ CONFIGS = {
     "grouped, with biases": dataclasses.replace(MHA, kv_heads=2, has_attention_bias=True),
     "dense": dataclasses.replace(MHA, moe=None),
     "no shared experts": dataclasses.replace(MHA, moe=dataclasses.replace(MOE, shared_width=0)),
+    "even": dataclasses.replace(MHA, hidden_size=192, moe=dataclasses.replace(MOE, expert_width=64, shared_width=64)),
     "mla": dataclasses.replace(MHA, mla=MLAConfig(None, 20, 14, 6, 10)),
     "mla, query rank": dataclasses.replace(MHA, mla=MLAConfig(18, 20, 14, 6, 10), moe=NOAUX, has_attention_bias=True),
 }
@@ -91,11 +94,11 @@ class Case:
 
 
 @torch.inference_mode()
-def make(name: str, dtype: torch.dtype, like: Case | None = None) -> Case:
+def make(name: str, dtype: torch.dtype, like: Case | None = None, ops: Backend = torch_backend) -> Case:
     """Random weights and cache, or those of another case that is not packed."""
     torch.manual_seed(0)
     config = CONFIGS[name]
-    decoder = Decoder(config, 128, torch_backend, dtype=dtype, device="cpu")
+    decoder = Decoder(config, 128, ops, dtype=dtype, device="cpu")
     for parameter_name, parameter in decoder.named_parameters():
         if parameter.dim() < 2:
             parameter.normal_(1.0 if "norm" in parameter_name else 0.0, 0.2)
@@ -152,6 +155,22 @@ def test_a_sequence_has_the_same_bits_alone_and_among_others(name: str, dtype: t
         own = slice(row, row + 1)
         alone = native.run(case.token_ids[own], case.positions[own], case.tables[own])
         assert torch.equal(alone[0], together[row])
+
+
+@torch.inference_mode()
+def test_experts_in_twelve_bits_change_no_bit(monkeypatch: pytest.MonkeyPatch):
+    """Neither of decoding nor of prompts."""
+    if packing.shortener() is None:
+        pytest.skip("this processor's build keeps 16 bits")
+    short, whole = (make("even", torch.bfloat16, ops=native_backend) for _ in range(2))
+    pack_weights(short.decoder)
+    monkeypatch.setattr(packing, "shortener", lambda: None)
+    pack_weights(whole.decoder)
+    held = [sum(p.nbytes for p in case.decoder.parameters()) for case in (short, whole)]
+    assert held[0] < held[1]
+    steps = [case.native(fastest()).run(case.token_ids, case.positions, case.tables) for case in (short, whole)]
+    assert torch.equal(*steps)
+    assert torch.equal(short.run_torch(), whole.run_torch())
 
 
 @torch.inference_mode()

@@ -23,7 +23,10 @@ def collapse_pages() -> None:
     """
     if not sys.platform.startswith("linux"):
         return
-    madvise = ctypes.CDLL(None).madvise
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "malloc_trim"):  # else what has been freed would be copied too, and be resident again
+        libc.malloc_trim(0)
+    madvise = libc.madvise
     madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
     for start, size in _allocated():
         madvise(start, size, MADV_HUGEPAGE)

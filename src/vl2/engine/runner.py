@@ -73,6 +73,7 @@ class Runner:
             draw_weights(self.model)
         else:
             load_weights(self.model, folder, on_progress)
+        self.num_parameters = self.model.num_parameters  # packed, they may not be told any more
         if self.device.type == "cpu":
             pack_weights(self.model)
             collapse_pages()  # before the KV cache, which is resident only where it is used
@@ -288,7 +289,7 @@ class Runner:
             max_prompt_tiles=self.num_tile_slots,
             device=torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu",
             dtype=str(self.dtype).removeprefix("torch."),
-            num_parameters=self.model.num_parameters,
+            num_parameters=self.num_parameters,
             weights_bytes=self.weights_bytes,
             num_pages=self.pool.num_pages,
             page_size_tokens=self.pool.page_size,

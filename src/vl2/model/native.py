@@ -21,6 +21,7 @@ from vl2.ops.gate.native import set_choice
 from vl2.ops.native import structures
 from vl2.ops.native.builds import load
 from vl2.ops.native.matrices import describe, describe_quantized
+from vl2.ops.native.structures import BFLOAT12_BLOCKS
 from vl2.ops.quantized_weight.weight import QuantizedWeight
 
 log = logging.getLogger(__name__)
@@ -142,11 +143,22 @@ class NativeDecoder:
         if isinstance(mlp, MoE):
             described.router = self._linear(mlp.router)
             described.router_bias = None if mlp.router_bias is None else self._floats(mlp.router_bias)
-            own = mlp.experts if isinstance(mlp, QuantizedMoE) else mlp
-            for name, weights in (("expert_gate_up", own.gate_up), ("expert_down", own.down)):
-                array = self._array(structures.Matrix, [self._linear(weight) for weight in _each(weights)])
-                setattr(described, name, ctypes.addressof(array))
+            described.expert_gate_up, described.expert_down = self._experts(mlp)
         return described
+
+    def _experts(self, mlp: MoE) -> tuple[int, int]:
+        """Where gates and ups are described, and downs."""
+        if mlp.described is not None:
+            if mlp.described.gate_up[0].layout == BFLOAT12_BLOCKS and not hasattr(self._library, "vl2_shorten"):
+                raise UnknownLayout("experts in 12 bits, which this build of the library does not multiply")
+            self._kept.append(mlp.described)
+            return ctypes.addressof(mlp.described.gate_up), ctypes.addressof(mlp.described.down)
+        own = mlp.experts if isinstance(mlp, QuantizedMoE) else mlp
+        up, down = (
+            self._array(structures.Matrix, [self._linear(weight) for weight in _each(weights)])
+            for weights in (own.gate_up, own.down)
+        )
+        return ctypes.addressof(up), ctypes.addressof(down)
 
     def _array(self, kind: type[ctypes.Structure], items: Iterable[ctypes.Structure]) -> ctypes.Array[Any]:
         items = list(items)

@@ -92,6 +92,8 @@ def load(path: Path) -> ctypes.CDLL:
     library.vl2_step.argtypes, library.vl2_step.restype = (c_void_p, c_void_p), None
     library.vl2_workers_new.argtypes, library.vl2_workers_new.restype = (c_int32,), c_void_p
     library.vl2_workers_free.argtypes, library.vl2_workers_free.restype = (c_void_p,), None
+    if hasattr(library, "vl2_shorten"):
+        library.vl2_shorten.argtypes, library.vl2_shorten.restype = (c_void_p, c_void_p, c_int64), c_int64
     for name in PROMPT_CALLS:
         if hasattr(library, name):  # some only where the processor multiplies bfloat16, or has matrix units
             function = getattr(library, name)

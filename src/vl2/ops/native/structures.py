@@ -5,7 +5,7 @@ from __future__ import annotations
 from ctypes import Structure, c_double, c_float, c_int32, c_int64, c_void_p
 from typing import Any
 
-FLOAT32_ROWS, BFLOAT16_ROWS, BFLOAT16_BLOCKS, INT4_BLOCKS, INT8_ROWS = range(5)
+FLOAT32_ROWS, BFLOAT16_ROWS, BFLOAT16_BLOCKS, INT4_BLOCKS, INT8_ROWS, BFLOAT12_BLOCKS = range(6)
 """Layouts of a matrix (source/product.h)."""
 
 

@@ -1,5 +1,6 @@
 #include "amx.h"
 #include "product_pieces.h"
+#include "short.h"
 
 enum {
     ROWS_AT_ONCE = LANES == 16 ? 6 : 4, /* for whose sums, times four, registers suffice: 32 of them, or 16 */
@@ -192,14 +193,15 @@ INLINE void row_piece(const Product *product, int64_t piece, int64_t first_row, 
 
 int64_t product_pieces(const Product *product) {
     const Matrix *matrix = product->weight;
-    int is_blocks = matrix->layout == BFLOAT16_BLOCKS || matrix->layout == INT4_BLOCKS;
-    int64_t columns = is_blocks ? matrix->block : COLUMNS_OF_ROWS;
+    int is_rows = matrix->layout == FLOAT32_ROWS || matrix->layout == BFLOAT16_ROWS || matrix->layout == INT8_ROWS;
+    int64_t columns = is_rows ? COLUMNS_OF_ROWS : matrix->block;
     return parts_of(matrix->out_width, columns);
 }
 
 INLINE int64_t rows_at_once(const Matrix *matrix) {
     if (is_for_tiles(matrix)) return matrix->layout == INT4_BLOCKS ? 16 : 32;
-    return matrix->layout == INT4_BLOCKS || matrix->layout == INT8_ROWS ? 4 : ROWS_AT_ONCE;
+    int is_decoded = matrix->layout == INT4_BLOCKS || matrix->layout == INT8_ROWS || matrix->layout == BFLOAT12_BLOCKS;
+    return is_decoded ? 4 : ROWS_AT_ONCE;
 }
 
 INLINE void some_rows(const Product *product, int64_t piece, int64_t row, int64_t rows) {
@@ -208,6 +210,9 @@ INLINE void some_rows(const Product *product, int64_t piece, int64_t row, int64_
         case INT4_BLOCKS: (is_tiles ? int4_tiles_piece : int4_piece)(product, piece, row, rows); break;
         case INT8_ROWS: int8_piece(product, piece, row, rows); break;
         case BFLOAT16_BLOCKS: (is_tiles ? tiles_piece : block_piece)(product, piece, row, rows); break;
+#if HAS_SHORT
+        case BFLOAT12_BLOCKS: short_piece(product, piece, row, rows); break;
+#endif
         case BFLOAT16_ROWS: row_piece(product, piece, row, rows, BFLOAT16_ROWS); break;
         default: row_piece(product, piece, row, rows, FLOAT32_ROWS); break;
     }

@@ -9,6 +9,7 @@ typedef enum {
     BFLOAT16_BLOCKS = 2, /* [out / block, in / 2, block, 2] bfloat16, filled up with zeros: oneDNN's layout */
     INT4_BLOCKS = 3,     /* [out / block, in, block / 2] bytes, column j low and j + block / 2 high, 8 is 0: PyTorch's */
     INT8_ROWS = 4,       /* [out, in] int8 */
+    BFLOAT12_BLOCKS = 5, /* BFLOAT16_BLOCKS in three quarters of the bytes: short.h */
 } Layout;
 
 /* A weight where torch holds it. All fields are read by Python too (ops/native/structures.py). */
@@ -17,7 +18,7 @@ typedef struct {
     const float *bias; /* [out] or NULL */
     const void *scales; /* INT4: [in / group, out, 2], each with a zero point of 0; INT8: [out] */
     int64_t out_width, in_width;
-    int64_t padded_in; /* of BFLOAT16_BLOCKS: in_width as it is filled up */
+    int64_t padded_in; /* of BFLOAT16_BLOCKS and BFLOAT12_BLOCKS: in_width as it is filled up */
     int64_t group;     /* inputs that share a scale */
     int32_t layout, block;
     int32_t has_bfloat16_scales, filler;

@@ -25,7 +25,8 @@ INLINE int is_for_tiles(const Matrix *matrix) {
 
 INLINE const float *operand_row(const Product *product, int64_t row) {
     const Matrix *matrix = product->weight;
-    int is_rounded = matrix->layout == BFLOAT16_ROWS || matrix->layout == BFLOAT16_BLOCKS || is_for_tiles(matrix);
+    int is_rounded = matrix->layout == BFLOAT16_ROWS || matrix->layout == BFLOAT16_BLOCKS ||
+                     matrix->layout == BFLOAT12_BLOCKS || is_for_tiles(matrix);
     const Operand *operand = product->operand;
     return (is_rounded ? operand->pairs : operand->floats) + product->in_rows[row] * operand->stride;
 }
@@ -64,6 +65,9 @@ INLINE Floats load_scales(const Matrix *matrix, int64_t first) {
 /* product_bits.c: weights in few bits, on exact rows, four at once. */
 void int4_piece(const Product *product, int64_t piece, int64_t first_row, int64_t rows);
 void int8_piece(const Product *product, int64_t piece, int64_t first_row, int64_t rows);
+
+/* product_short.c, where HAS_SHORT: BFLOAT12_BLOCKS, four rows at once. */
+void short_piece(const Product *product, int64_t piece, int64_t first_row, int64_t rows);
 
 /* product_tiles.c, where HAS_AMX: BFLOAT16_BLOCKS, 32 rows at once; BFLOAT16_ROWS with a turned operand, all rows at once;
  * product_tiles_int4.c: INT4_BLOCKS, 16 rows at once. */
