@@ -150,19 +150,27 @@ async def test_concurrency_is_counted_for_each_key_and_given_back(connect: Conne
     assert (await client.post(URL, json=chat(), headers=bearer("one"))).status_code == 200
 
 
-async def test_who_has_read_the_end_of_an_answer_may_ask_again_at_once(connect: Connect, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("method", "path", "body", "end"),
+    [("GET", "/v1/models", b"", b"}"), ("POST", URL, json.dumps(chat(stream=True)).encode(), b"[DONE]")],
+)
+async def test_who_has_read_the_end_of_an_answer_may_ask_again_at_once(
+    connect: Connect, tmp_path: Path, method: str, path: str, body: bytes, end: bytes
+) -> None:
     """Though the server has still something to do for the first."""
     (tmp_path / "keys").write_text(line("a", "one", max_concurrent=1))
     client = connect(keys_file=str(tmp_path / "keys"))
     app, statuses = client._transport.app, []  # type: ignore[attr-defined]
-    scope = {"type": "http", "method": "GET", "path": "/v1/models", "query_string": b"", "asgi": {"version": "3.0"}}
-    scope["headers"] = [(b"host", b"localhost"), (b"authorization", b"Bearer one")]
+    scope = {"type": "http", "method": method, "path": path, "query_string": b"", "asgi": {"version": "3.0"}}
+    headers = {"host": "localhost", "authorization": "Bearer one", "content-type": "application/json"}
+    scope["headers"] = [(name.encode(), value.encode()) for name, value in headers.items()]
+    sent = iter([{"type": "http.request", "body": body}])
 
     async def receive() -> Any:
-        return {"type": "http.request"}
+        return next(sent, None) or await asyncio.Event().wait()
 
     async def send(message: Any) -> None:
-        if message["type"] == "http.response.body" and not message.get("more_body"):
+        if end in message.get("body", b""):
             statuses.append((await client.get("/v1/models", headers=bearer("one"))).status_code)
         elif message["type"] == "http.response.start":
             statuses.append(message["status"])

@@ -61,8 +61,6 @@ async def answer_events(
             error = internal_error(record.request_id)
         record.fail(error)
         yield writer.fail(error)
-    if ending := writer.end():
-        yield ending
 
 
 def stopping_events(writer: EventWriter, record: RequestRecord) -> bytes:
@@ -79,4 +77,4 @@ def event_stream(
     before_write: Callable[[], Awaitable[None]] | None = None,
 ) -> EventStream:
     events = answer_events(answer, writer, record, before_write)
-    return EventStream(events, answer.aclose, partial(stopping_events, writer, record))
+    return EventStream(events, writer.end, answer.aclose, partial(stopping_events, writer, record))

@@ -41,22 +41,26 @@ async def _hang_up(receive: Receive) -> None:
 
 
 class EventStream(Response):
-    """Server-sent events, written as they come. Calls `close` once, however the response ends.
+    """Server-sent events, written as they come, then what `end` returns: the response is over for whoever has read that.
+    Calls `close` once, however the response ends.
 
     When the server stops and cuts an open stream, the client still gets what `last_words` returns.
     """
 
     def __init__(
-        self, events: AsyncIterator[bytes], close: Callable[[], Awaitable[None]], last_words: Callable[[], bytes]
+        self,
+        events: AsyncIterator[bytes],
+        end: Callable[[], bytes],
+        close: Callable[[], Awaitable[None]],
+        last_words: Callable[[], bytes],
     ) -> None:
         super().__init__(
             media_type="text/event-stream",
             headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"},  # proxies must not hold events back
         )
         del self.headers["content-length"]
-        self._events = events
-        self._close = close
-        self._last_words = last_words
+        self._events, self._end = events, end
+        self._close, self._last_words = close, last_words
         self._is_open = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -77,4 +81,4 @@ class EventStream(Response):
         async for event in self._events:
             await write({"type": "http.response.body", "body": event, "more_body": True})
         self._is_open = False
-        await send({"type": "http.response.body", "body": b""})
+        await send({"type": "http.response.body", "body": self._end()})
