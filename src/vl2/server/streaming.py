@@ -41,7 +41,7 @@ async def _hang_up(receive: Receive) -> None:
 
 
 class EventStream(Response):
-    """Server-sent events, written as they come, then what `end` returns: the response is over for whoever has read that.
+    """Server-sent events as they come, then what `end` returns: the response is over for whoever has read that.
     Calls `close` once, however the response ends.
 
     When the server stops and cuts an open stream, the client still gets what `last_words` returns.
