@@ -12,6 +12,7 @@ from tests.e2e.server_process import serving
 from tests.e2e.test_serve import data_url
 
 NUM_REQUESTS, NUM_MORE, NUM_CLIENTS = 500, 250, 48
+MAX_ROUNDS = 4
 CONTEXT = 800
 PICTURES = sorted((GOLDEN_ROOT / "images/g76").iterdir()) + sorted((GOLDEN_ROOT / "images/extra").iterdir())
 
@@ -80,12 +81,16 @@ async def test_nothing_is_lost_and_nothing_grows():
     ) as server:
         await traffic(server.url, NUM_REQUESTS, seed=1)  # until oneDNN has compiled for nearly every number of rows
         pids = (server.process.pid, server.engine_pid)
-        before = [resident_bytes(pid) for pid in pids]
-        endings = await traffic(server.url, NUM_MORE, seed=2)
         after = [resident_bytes(pid) for pid in pids]
-        assert sum(endings.values()) == NUM_MORE
-        assert endings["done"] > NUM_MORE / 3 and endings["cancelled"] > NUM_MORE / 10 and endings["400"] > 0
-        for was, is_now in zip(before, after, strict=True):
-            assert is_now < 1.05 * was, f"{was} bytes after the warm-up, {is_now} at the end"
+        for seed in range(2, 2 + MAX_ROUNDS):  # what leaks, grows every time; a compiler's cache does until it is full
+            before = after
+            endings = await traffic(server.url, NUM_MORE, seed)
+            after = [resident_bytes(pid) for pid in pids]
+            assert sum(endings.values()) == NUM_MORE
+            assert endings["done"] > NUM_MORE / 3 and endings["cancelled"] > NUM_MORE / 10 and endings["400"] > 0
+            if all(is_now < 1.05 * was for was, is_now in zip(before, after, strict=True)):
+                break
+        else:
+            raise AssertionError(f"{before} bytes before the last round, {after} after it")
         stats = httpx.get(server.url + "/metrics").text
         assert "vl2_engine_running_sequences" in stats and server.engine_pid == pids[1], "it never died"
