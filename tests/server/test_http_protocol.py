@@ -10,6 +10,7 @@ import httpx
 import pytest
 
 from fakes import FakeModel
+from server.bodies import chat
 from tests.e2e.server_process import LIMIT_S
 from tests.live_server import answering
 from vl2.core.config import ServerConfig
@@ -76,6 +77,14 @@ def test_a_head_that_never_ends_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
     with answering(create_app(FakeModel(), ServerConfig()), http=http_protocol.http_protocol()) as address:
         assert talk(address, b"GET / HTTP/1.1\r\nHost: 127.0") == b""
         assert talk(address) == b""  # nor may a connection stay that says nothing
+
+
+def test_a_body_that_does_not_go_on_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_protocol, "BODY_TIMEOUT_S", 0.05)
+    head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
+    with answering(create_app(FakeModel(), ServerConfig()), http=http_protocol.http_protocol()) as address:
+        assert talk(address, head + b"Content-Length: 1000\r\n\r\n{") == b""
+        assert httpx.post(f"{address}/v1/chat/completions", json=chat()).status_code == 200
 
 
 def test_requests_on_one_connection_each_have_their_time(address: str) -> None:
