@@ -10,6 +10,7 @@ import pytest
 
 from fakes import FakeModel
 from server.bodies import Connect, chat
+from vl2.core.config import ServerConfig
 from vl2.core.secret import Secret
 from vl2.core.stats import GPUReading, ReplicaStats
 from vl2.server.admin import create_admin_app
@@ -83,12 +84,24 @@ async def test_it_is_the_operators_as_the_metrics_are(connect: Connect, tmp_path
 
 async def test_the_admin_port_has_page_and_numbers() -> None:
     model, rates = FakeModel(), Rates()
-    app = create_admin_app(model, Metrics("fake"), Drain(), ServerStatus(model, "fake", rates))
+    app = create_admin_app(model, Metrics("fake"), Drain(), ServerStatus(model, "fake", rates), ServerConfig())
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as client:
         assert (await client.get("/status")).headers["content-type"].startswith("text/html")
         assert (await client.get("/web/status.js")).status_code == 200
         assert (await client.get("/status/data")).json()["model"] == "fake"
         assert (await client.get("/")).status_code == 404
+
+
+@pytest.mark.parametrize(("admin_host", "status"), [("127.0.0.1", 403), ("0.0.0.0", 200)])
+async def test_a_page_that_made_its_name_lead_to_the_admin_port_is_refused(admin_host: str, status: int) -> None:
+    """Where only this machine's own browsers can come; on a network of the operator's any name may be Prometheus."""
+    model = FakeModel()
+    config = ServerConfig(admin_host=admin_host)
+    app = create_admin_app(model, Metrics("fake"), Drain(), ServerStatus(model, "fake", Rates()), config)
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://evil.example") as client:
+        answers = [await client.get(path) for path in ("/metrics", "/status/data", "/health/ready")]
+    assert [answer.status_code for answer in answers] == [status, status, 200]
+    assert all(answer.headers["x-content-type-options"] == "nosniff" for answer in answers)
 
 
 async def test_with_an_admin_port_the_public_one_has_no_numbers(connect: Connect) -> None:

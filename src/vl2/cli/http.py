@@ -118,7 +118,8 @@ class _AdminServer(uvicorn.Server):
 
 
 def admin_server(llm: LLM, app: FastAPI) -> uvicorn.Server:
-    admin = create_admin_app(llm, app.state.metrics, app.state.drain, app.state.status)
+    state = app.state
+    admin = create_admin_app(llm, state.metrics, state.drain, state.status, state.config)
     return _AdminServer(
         uvicorn.Config(
             admin, http=http_protocol(), log_config=None, access_log=False, server_header=False, lifespan="off"

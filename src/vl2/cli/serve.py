@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ipaddress
 import logging
 import socket
 from pathlib import Path
@@ -18,6 +17,7 @@ from vl2.cli.options import describe, model_argument, options
 from vl2.core.config import EngineConfig, HubOptions, ProcessorConfig, ServerConfig
 from vl2.core.errors import EngineError, SetupError, VL2Error
 from vl2.core.logs import be_quiet, configure_logging
+from vl2.server.addresses import is_loopback
 
 if TYPE_CHECKING:
     from vl2.cli.frontends import Frontends
@@ -150,15 +150,6 @@ def check_exposure(config: ServerConfig) -> None:
             f"--host {config.host} can be reached from other machines, and there are no keys; set --api-key or "
             f"--keys-file, or --allow-without-keys if everyone may ask"
         )
-
-
-def is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 async def _announce(llm: LLM, listener: socket.socket, config: ServerConfig, frontends: Frontends | None) -> None:

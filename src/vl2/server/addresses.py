@@ -29,6 +29,16 @@ REFUSED = tuple(
 )
 
 
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach what listens there."""
+    if host == "localhost":
+        return True
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
 def is_public(address: IPv4Address | IPv6Address) -> bool:
     """Whether `address`, or the IPv4 address wrapped in it, can only belong to the public internet."""
     if isinstance(address, IPv6Address):
