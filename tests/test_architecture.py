@@ -68,6 +68,19 @@ def test_imports_point_one_way(layer: str) -> None:
     assert not {file: layers for file, layers in wrong.items() if layers}
 
 
+UNPICKLERS = {"pickle", "_pickle", "marshal", "shelve", "dill", "cloudpickle", "joblib"}
+
+
+def test_nothing_is_unpickled() -> None:
+    """What crosses sockets and lies on disks is plain data; an import of these is how it would begin otherwise."""
+    for file in SOURCE.rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            modules += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            assert not {module.split(".")[0] for module in modules} & UNPICKLERS, file
+            assert not (isinstance(node, ast.Attribute) and node.attr in ("recv_pyobj", "send_pyobj")), file
+
+
 def test_every_layer_is_known() -> None:
     found = {path.stem for path in SOURCE.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
     assert found - {"__init__", "__main__"} == set(MAY_IMPORT)
