@@ -66,6 +66,7 @@ class FakeModel:
         self.asked: list[tuple[list[Message], SamplingParams]] = []
         self.options: list[QueueOptions] = []
         self.request_ids: list[str | None] = []
+        self.counted_for: list[str] = []  # tenants whose tokens were counted
         self.num_cancelled = 0
         self.closed = threading.Event()  # set whenever a stream has ended, in whatever way
         self.is_stopped = False
@@ -90,8 +91,9 @@ class FakeModel:
     async def replica_stats(self) -> list[ReplicaStats]:
         return [ReplicaStats(self.is_ready, self.current_stats)]
 
-    async def process(self, messages: Sequence[Message]) -> Prompt:
+    async def process(self, messages: Sequence[Message], tenant: str = "") -> Prompt:
         """A token for each word, and 10 for each picture of 64 × 32 pixels in two tiles."""
+        self.counted_for.append(tenant)
         words = [word for message in messages for word in message.content.replace(IMAGE_TAG, " ").split()]
         num_pictures = sum(len(message.images) for message in messages)
         spans = tuple(ImageSpan(1 + 10 * idx, 10, 2 * idx, 2, 1, 1, 64, 32) for idx in range(num_pictures))

@@ -137,6 +137,27 @@ def test_a_pdf_comes_as_pages(api: Any) -> None:
     assert [picture.getpixel((0, 0))[0] for picture in model.asked[0][0][0].images] == [3, 4]
 
 
+def test_a_document_s_title_and_context_are_told_before_it(api: Any) -> None:
+    model = FakeModel()
+    source = {"type": "text", "media_type": "text/plain", "data": "Seven degrees."}
+    document: Any = {"type": "document", "source": source, "title": "Weather", "context": "Of today."}
+    ask: Any = {"model": "fake", "max_tokens": 9}
+    api = api(model)
+    api.messages.create(messages=[{"role": "user", "content": [document]}], **ask)
+    assert model.asked[0][0][0].content == "Weather\nOf today.\nSeven degrees."
+    document["citations"] = {"enabled": True}
+    with pytest.raises(anthropic.BadRequestError, match=r"content\[0\].citations is not supported"):
+        api.messages.create(messages=[{"role": "user", "content": [document]}], **ask)
+
+
+def test_the_client_knows_the_request_s_id(api: Any) -> None:
+    fields: Any = dict(model="fake", max_tokens=9, messages=ASK, extra_headers={"X-Request-Id": "mine-1"})
+    assert api().messages.create(**fields)._request_id == "mine-1"
+    with pytest.raises(anthropic.NotFoundError) as caught:
+        api().messages.create(**fields | {"model": "other"})
+    assert caught.value.request_id == "mine-1"
+
+
 def test_the_client_raises_its_own_errors(api: Any) -> None:
     locked = api(api_key=(Secret("right"),), key="wrong")
     with pytest.raises(anthropic.AuthenticationError) as wrong:

@@ -19,11 +19,11 @@ from e2e.server_process import wait_until
 from fakes import FakeModel, answer
 from server.bodies import PNG, Connect, chat
 from server.test_openai_client import client, running
-from vl2.core.errors import CapacityError, EngineError, SetupError
+from vl2.core.errors import CapacityError, EngineError, NotFound, SetupError
 from vl2.server.batch.database import MIGRATIONS, Database
 from vl2.server.batch.files import FileStore
 from vl2.server.batch.input import read_lines
-from vl2.server.batch.schema import BatchRequest
+from vl2.server.batch.schema import BatchRequest, FileUpload
 from vl2.server.fields import table
 from vl2.server.ids import NodeIds
 
@@ -63,7 +63,13 @@ def lines_of(api: openai.OpenAI, file_id: str) -> list[Any]:
 
 def test_the_fields_of_the_client_are_known() -> None:
     assert set(BatchCreateParams.__annotations__) <= {row.path for row in table(BatchRequest)}
-    assert set(FileCreateParams.__annotations__) == {"file", "purpose", "expires_after"}
+    assert set(FileCreateParams.__annotations__) == {row.path for row in table(FileUpload) if "." not in row.path}
+
+
+def test_a_form_s_unknown_field_is_named(api: Any) -> None:
+    with pytest.raises(openai.BadRequestError, match="purpos is not a field of this API; did you mean purpose") as bad:
+        api().files.create(file=("a", b"x"), purpose="batch", extra_body={"purpos": "vision"})
+    assert bad.value.param == "purpos"
 
 
 def test_a_file_is_kept_listed_read_and_deleted(api: Any) -> None:
@@ -78,6 +84,7 @@ def test_a_file_is_kept_listed_read_and_deleted(api: Any) -> None:
     assert [file.id for file in api.files.list()] == [other.id, made.id]
     assert [file.id for file in api.files.list(purpose="vision")] == [made.id]
     assert [file.id for file in api.files.list(limit=1)] == [other.id, made.id]  # the client turns pages
+    assert [file.id for file in api.files.list(limit=1, order="asc")] == [made.id, other.id]
     assert api.files.delete(made.id).deleted
     with pytest.raises(openai.NotFoundError):
         api.files.retrieve(made.id)
@@ -206,6 +213,16 @@ def test_a_batch_goes_on_after_a_restart(tmp_path: Path) -> None:
             for entry in lines_of(client(url), batch.output_file_id)
         }
     assert texts == {"a": "One.", "b": "Two."}
+
+
+async def test_a_file_that_goes_while_it_is_asked_for_is_a_404(tmp_path: Path) -> None:
+    database = Database(tmp_path)
+    files = FileStore(database, NodeIds("n"), 100)
+    made = await files.add("a", "f", "batch", [b"x"])
+    (files.folder / made["id"]).unlink()
+    with pytest.raises(NotFound):
+        await files.read("a", made["id"])
+    database.close()
 
 
 async def test_what_has_expired_is_gone_also_from_the_disk(tmp_path: Path) -> None:

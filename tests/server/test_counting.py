@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 from fakes import FakeModel
 from server.bodies import Connect, chat, image_part, text_part
+from vl2.server.fetch import PictureFetcher
 
 
 async def test_tokenize_gives_the_tokens_and_which_are_pictures(connect: Connect) -> None:
@@ -35,6 +38,25 @@ async def test_an_estimate_says_whether_it_fits_and_asks_no_model(connect: Conne
     assert told["pictures"] == [{"width": 64, "height": 32, "tiles": 2, "tokens": 10}]
     assert (await client.post("/v1/estimate", json=body | {"max_tokens": 4084})).json()["fits"] is True
     assert not model.asked
+
+
+async def test_counting_has_a_deadline_too(connect: Connect) -> None:
+    async def slow(url: str) -> bytes:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    fetcher = PictureFetcher()
+    fetcher._download = slow  # type: ignore[method-assign]
+    picture = image_part("http://pictures.example/a.png")
+    bodies = {
+        "/v1/estimate": chat([picture]),
+        "/v1/pictures": {"url": "http://pictures.example/a.png"},
+        "/predict": {"prompt": "x", "image": "http://pictures.example/a.png"},
+    }
+    client = connect(fetcher=fetcher)
+    for path, body in bodies.items():
+        response = await client.post(path, json=body, headers={"X-Request-Timeout": "0.001"})
+        assert (path, response.status_code) == (path, 504)
 
 
 async def test_its_times_come_from_recent_answers(connect: Connect) -> None:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
+from typing import Any
+
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from server.intake_run import LIMITS, run
+from server.intake_run import LIMITS, run, values
 from vl2.core.errors import RequestError
 from vl2.processing.images import open_image
 from vl2.server.fetch import decode_base64, decode_data_url
+from vl2.server.intake import check_count
 
 
 def test_mutated_files_are_taken_or_refused_and_cost_no_worker() -> None:
@@ -16,6 +21,32 @@ def test_mutated_files_are_taken_or_refused_and_cost_no_worker() -> None:
     for kind in ("picture", "pdf", "json", "base64"):
         assert told[f"{kind} refused"] > 10 and told[f"{kind} taken"] > 0
     assert told["decoders_killed"] == 0
+
+
+def num_values(value: Any) -> int:
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return 1 + sum(map(num_values, inner))
+
+
+@settings(max_examples=300, deadline=None)
+@given(values, st.sampled_from((None, 2)))
+def test_values_are_counted_exactly_before_they_are_built(value: Any, indent: int | None) -> None:
+    data = json.dumps(value, indent=indent).encode()
+    check_count(data, num_values(value))
+    with pytest.raises(RequestError):
+        check_count(data, num_values(value) - 1)
+
+
+@pytest.mark.parametrize("piece", [b"{},", b"0,", b'"",', b'"a\\\\",', b"["])
+def test_a_long_body_of_small_values_is_refused_without_building_any(piece: bytes) -> None:
+    with pytest.raises(RequestError, match="more than 1000 values"):
+        check_count(b"[" + piece * 100_000, 1000)
+
+
+@pytest.mark.parametrize("text", ["," * 5000, '\\",[{' * 5000, "\\"])
+def test_commas_and_brackets_of_a_text_are_no_values(text: str) -> None:
+    check_count(json.dumps({"a": text, "b": [text]}).encode(), 4)
+    check_count(json.dumps({"a": text}).encode()[:-2], 4)  # without its end: json's own error tells
 
 
 @settings(max_examples=300, deadline=None)

@@ -145,6 +145,23 @@ def test_only_the_newest_are_kept(api: Any) -> None:
     assert api.responses.retrieve(ids[2]).id == ids[2]
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"instructions": " " * 100_000},
+        {"tools": [TOOL | {"description": "x" * 100_000}], "tool_choice": "none"},
+        {"input": [{"role": "user", "content": "Hi", "id": "x" * 100_000}]},
+    ],
+)
+async def test_whatever_a_client_can_make_long_counts(fields: dict[str, Any], connect: Connect) -> None:
+    """So that what is kept stays within its limit. What has no place at all pushes nobody else out."""
+    client = connect(max_stored_response_bytes=50_000)
+    short = (await client.post("/v1/responses", json={"input": "x"})).json()
+    long = (await client.post("/v1/responses", json={"input": "x"} | fields)).json()
+    statuses = [(await client.get(f"/v1/responses/{response['id']}")).status_code for response in (short, long)]
+    assert statuses == [200, 404]
+
+
 def test_a_call_and_its_output(api: Any) -> None:
     model = FakeModel(lambda messages, params: answer(CALL if len(messages) < 3 else "Seven degrees."))
     api = api(model)
@@ -155,6 +172,15 @@ def test_a_call_and_its_output(api: Any) -> None:
     second = api.responses.create(model="fake", input=output, tools=[TOOL], previous_response_id=first.id)
     assert second.output_text == "Seven degrees."
     assert told(model)[1:] == [("user", "Weather?"), ("assistant", CALL), ("user", "The result of the call: 7")]
+
+
+def test_a_call_s_output_may_be_a_picture(api: Any) -> None:
+    model = FakeModel()
+    output: Any = {"type": "function_call_output", "call_id": "c", "output": PICTURE[0]["content"]}
+    call: Any = {"type": "function_call", "call_id": "c", "name": "camera", "arguments": "{}"}
+    api(model).responses.create(model="fake", input=[{"role": "user", "content": "Look."}, call, output])
+    assert told(model)[-1] == ("user", "The result of camera: <image>\nWhat is it?")
+    assert model.asked[0][0][-1].images == (ImagePart(PNG, is_low_detail=True),)
 
 
 def test_a_streamed_call(api: Any) -> None:
@@ -185,6 +211,9 @@ def test_the_input_is_counted(api: Any) -> None:
         ({"input": "x", "conversation": "c"}, "conversation"),
         ({"input": "x", "nothing": 1}, "nothing"),
         ({"input": "x", "top_logprobs": 30}, "top_logprobs"),
+        ({"input": "x", "metadata": {"a": "x" * 513}}, "metadata"),
+        ({"input": "x", "metadata": {str(idx): "x" for idx in range(17)}}, "metadata"),
+        ({"input": "x", "reasoning": {"effort": "high"}}, "reasoning"),
         ({"input": "x", "tools": [{"type": "web_search"}]}, "tools[0].type"),
         ({"input": [{"role": "user", "content": [{"type": "input_image"}]}]}, "input[0].content[0]"),
     ],

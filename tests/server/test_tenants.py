@@ -86,7 +86,7 @@ async def test_the_tenant_and_the_priority_of_a_key_go_with_its_requests(connect
     assert [(o.tenant, o.priority, o.cache_salt) for o in model.options] == [
         ("alice", 5, "s"),
         ("alice", 12, "s"),
-        ("bob", -3, "s"),
+        ("bob", 0, "s"),  # beside others nobody puts himself before them
     ]
 
 

@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from fakes import FakeModel
-from server.bodies import chat
+from server.bodies import PNG_URL, Connect, chat
 from server.test_openai_client import running
 from server.test_tenants import bearer, line
 
@@ -100,6 +100,44 @@ def test_an_id_in_a_body_opens_nothing_either(url: str, alices: dict[str, str]) 
 def test_numbers_about_all_are_for_neither(url: str) -> None:
     for key in ("key-a", "key-b"):
         assert httpx.get(url + "/metrics", headers=bearer(key)).status_code == 401
+
+
+QUESTIONS: dict[str, Any] = {
+    "/v1/chat/completions": chat(),
+    "/v1/responses": {"input": "x"},
+    "/v1/messages": {"max_tokens": 1, "messages": chat()["messages"]},
+    "/predict": {"prompt": "x", "image": PNG_URL},
+}
+COUNTED: dict[str, Any] = {
+    "/v1/tokenize": {"prompt": "x"},
+    "/v1/estimate": chat(),
+    "/v1/responses/input_tokens": {"input": "x"},
+    "/v1/messages/count_tokens": chat(),
+}
+WITHOUT_CACHE = {"/v1/pictures", "/v1/files", "/v1/batches"}
+"""Their POST decodes anew, or touches no model."""
+
+
+def test_the_routes_whose_time_could_tell_are_all_known(url: str) -> None:
+    paths = httpx.get(url + "/openapi.json", headers=bearer("key-a")).json()["paths"]
+    posts = {path for path, methods in paths.items() if "post" in methods and "{" not in path}
+    assert posts == {*QUESTIONS, *COUNTED} | WITHOUT_CACHE
+
+
+@pytest.mark.parametrize("is_shared", [False, True])
+@pytest.mark.parametrize("path", [*QUESTIONS, *COUNTED])
+async def test_nobody_meets_in_a_cache_what_the_other_has_sent(
+    connect: Connect, tmp_path: Path, path: str, is_shared: bool
+) -> None:
+    """Else the time of an answer, or of a count, would tell. `--shared-cache` asks for it."""
+    (tmp_path / "keys").write_text(line("alice", "key-a") + line("bob", "key-b"))
+    model = FakeModel()
+    client = connect(model, keys_file=str(tmp_path / "keys"), shared_cache=is_shared)
+    for key in ("key-a", "key-b"):
+        answer = await client.post(path, json=(QUESTIONS | COUNTED)[path], headers=bearer(key))
+        assert answer.status_code == 200, answer.text
+    met_by = [options.tenant for options in model.options] + model.counted_for
+    assert met_by == (["", ""] if is_shared else ["alice", "bob"])
 
 
 def test_what_is_kept_for_one_is_not_fetched_by_the_other_s_batch(url: str, alices: dict[str, str]) -> None:

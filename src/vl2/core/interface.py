@@ -38,8 +38,10 @@ class ChatModel(Protocol):
     async def stop(self) -> None:
         """Stop the engine; open streams end with EngineError."""
 
-    async def process(self, messages: Sequence[Message]) -> Prompt:
-        """What the model would see, with exact token counts; nothing is computed. Raises: RequestError."""
+    async def process(self, messages: Sequence[Message], tenant: str = "") -> Prompt:
+        """What the model would see, with exact token counts; nothing is computed. `tenant`: whose earlier pictures may
+        be used again. Raises: RequestError.
+        """
 
     async def pdf_pages(self, data: bytes, pages: str | None = None) -> list[Image.Image]:
         """Pages of a PDF as pictures; `pages` as "1-3,5". Raises: InvalidImage, InvalidRequest, TooLarge."""

@@ -8,28 +8,38 @@ import math
 import re
 import time
 import uuid
-from collections.abc import Iterable
+from collections.abc import Awaitable, Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
 from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from vl2.core.errors import InvalidRequest, VL2Error
+from vl2.core.errors import DeadlineExceeded, InvalidRequest, VL2Error
 from vl2.core.logs import FIELDS
 from vl2.core.types import Usage
 from vl2.server.auth import INSIDE
-from vl2.server.errors import CLIENT_GONE, HTTP_CODES, ServerStopping, error_response, internal_error, status_of
+from vl2.server.errors import (
+    ANTHROPIC_PATHS,
+    CLIENT_GONE,
+    HTTP_CODES,
+    ServerStopping,
+    error_response,
+    internal_error,
+    status_of,
+)
 from vl2.server.metrics import Metrics
 from vl2.server.streaming import WRITE
 from vl2.server.tracing import HEADER as TRACE_HEADER
 from vl2.server.tracing import RequestTrace, Tracing
 
 logger = logging.getLogger(__name__)
+T = TypeVar("T")
 
 REQUEST_ID_HEADER = "X-Request-Id"
+ANTHROPIC_ID_HEADER = "Request-Id"  # where Anthropic's clients look for it
 TIMING_HEADER = "X-VL2-Timing"
 TIMEOUT_HEADER = "X-Request-Timeout"
 MAX_TIMEOUT_S = 86_400
@@ -87,6 +97,13 @@ class RequestRecord:
             return None
         return max(0.001, self.expires_s - asyncio.get_running_loop().time())
 
+    async def in_time(self, work: Awaitable[T]) -> T:
+        """What comes before the model is asked. Raises: DeadlineExceeded, or as `work`."""
+        try:
+            return await asyncio.wait_for(work, self.left_s())
+        except asyncio.TimeoutError:
+            raise DeadlineExceeded("the request's own deadline (X-Request-Timeout) passed") from None
+
     def fail(self, error: VL2Error) -> None:
         """The answer broke after its status line was sent."""
         self.status, self.error_code = status_of(error), error.code
@@ -125,6 +142,8 @@ class RecordRequests:
         record.may_reuse = not re.search("no-cache|no-store", headers.get("cache-control", ""), re.IGNORECASE)
         scope.setdefault("state", {})["record"] = record
         scope[WRITE] = send
+        if scope["path"] in ANTHROPIC_PATHS:
+            record.headers[ANTHROPIC_ID_HEADER] = record.request_id
         route = self._route_of(scope["path"])
         if self.tracing is not None and route not in QUIET_ROUTES:
             record.trace = self.tracing.begin(scope["method"], route, headers)

@@ -9,7 +9,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import cast
 
-from vl2.core.errors import DeadlineExceeded, EngineError, InvalidRequest, NotReady, UnknownModel
+from vl2.core.errors import EngineError, InvalidRequest, NotReady, UnknownModel
 from vl2.core.interface import ChatModel
 from vl2.core.types import Delta, FinishReason, Message, Prompt, QueueOptions, SamplingParams, Usage, fold_deltas
 from vl2.server.access import RequestRecord
@@ -95,30 +95,32 @@ class ChatService:
         messages = await self.reader(key.tenant).messages(question.turns)
         return messages if question.tools is None else with_tools(messages, question.tools)
 
-    async def prompt(self, question: Question, key: Key) -> Prompt:
-        """What the model would see, without asking it. Raises: RequestError, NotReady."""
+    async def prompt(self, question: Question, record: RequestRecord, key: Key) -> Prompt:
+        """What the model would see, without asking it. Raises: RequestError, NotReady, DeadlineExceeded."""
         self.check_ready()
-        return await self.llm.process(await self.messages(question, key))
+        record.set_deadline()
+        messages = await record.in_time(self.messages(question, key))
+        return await record.in_time(self.llm.process(messages, self.tenant_of(key)))
+
+    def tenant_of(self, key: Key) -> str:
+        """Whose earlier pictures and prefixes a request may meet."""
+        return "" if self.is_cache_shared else key.tenant
 
     def options_of(self, question: Question, key: Key, left_s: float | None = None) -> QueueOptions:
         """With what the key decides: whose the request is, and how early it may come. `left_s`: until its deadline."""
         priority = question.options.priority
-        if key.priority is not None:
-            priority = min(100, key.priority + max(0, priority))
-        tenant = "" if self.is_cache_shared else key.tenant
+        if key.priority is not None or self.has_many_tenants():
+            priority = min(100, (key.priority or 0) + max(0, priority))
         deadlines = [limit for limit in (question.options.deadline_s, left_s) if limit is not None]
         return dataclasses.replace(
-            question.options, priority=priority, tenant=tenant, deadline_s=min(deadlines, default=None)
+            question.options, priority=priority, tenant=self.tenant_of(key), deadline_s=min(deadlines, default=None)
         )
 
     async def begin(self, question: Question, record: RequestRecord, key: Key) -> Answer:
         """All that can end in an error status; returns with the first token. Raises: as `ask`."""
         self.check_ready()
         record.set_deadline()
-        try:
-            messages = await asyncio.wait_for(self.messages(question, key), record.left_s())
-        except asyncio.TimeoutError:
-            raise DeadlineExceeded("the request's own deadline (X-Request-Timeout) passed") from None
+        messages = await record.in_time(self.messages(question, key))
         if record.trace is not None:
             await record.trace.note_messages(messages)
         return await self.ask(messages, question.sampling, record, self.options_of(question, key, record.left_s()))

@@ -11,7 +11,7 @@ from vl2.core.types import Prompt, SamplingParams
 from vl2.server.access import record_of
 from vl2.server.auth import key_of
 from vl2.server.chat import ChatService, Question
-from vl2.server.fields import check_fields, ignored_header
+from vl2.server.fields import check_fields, note_ignored
 from vl2.server.intake import JSONRoute
 from vl2.server.openai.adapter import check_body, to_question, to_turns
 from vl2.server.openai.schema import ChatRequest, TokenizeRequest
@@ -23,12 +23,12 @@ def counting_routes(service: ChatService) -> APIRouter:
     router = APIRouter(prefix="/v1", tags=["counting"], route_class=JSONRoute)
 
     async def count(question: Question, request: Request) -> Prompt:
-        return await while_connected(request.receive, service.prompt(question, key_of(request)))
+        return await while_connected(request.receive, service.prompt(question, record_of(request), key_of(request)))
 
     @router.post("/tokenize", summary="The tokens that the model would see")
     async def tokenize(body: TokenizeRequest, request: Request) -> dict[str, Any]:
         service.check_model(body.model)
-        record_of(request).headers |= ignored_header(check_fields(body))
+        note_ignored(record_of(request).headers, check_fields(body))
         if (body.prompt is None) == (body.messages is None):
             raise InvalidRequest("give either messages or prompt", param="messages")
         turns = [Turn("user", (body.prompt,))] if body.prompt is not None else to_turns(body.messages or [])
@@ -38,7 +38,7 @@ def counting_routes(service: ChatService) -> APIRouter:
     @router.post("/estimate", summary="Tokens, whether they fit, and how long an answer may take")
     async def estimate(body: ChatRequest, request: Request) -> dict[str, Any]:
         service.check_model(body.model)
-        record_of(request).headers |= ignored_header(check_body(body))
+        note_ignored(record_of(request).headers, check_body(body))
         question = to_question(body)
         prompt = await count(question, request)
         return estimate_json(service, prompt, question.params.max_tokens)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,9 +78,11 @@ def mark_of(info: Any) -> Hint | Refused | None:
     return next((mark for mark in info.metadata if isinstance(mark, (Hint, Refused))), None)
 
 
-def ignored_header(names: list[str]) -> dict[str, str]:
-    """What a client may want to know: which of its fields did nothing."""
-    return {IGNORED_HEADER: ", ".join(names[:MAX_NAMED])} if names else {}
+def note_ignored(headers: dict[str, str], names: list[str]) -> None:
+    """What a client may want to know: which of its fields did nothing. Added to those that `headers` name already."""
+    known = headers[IGNORED_HEADER].split(", ") if IGNORED_HEADER in headers else []
+    if known or names:
+        headers[IGNORED_HEADER] = ", ".join([*known, *names][:MAX_NAMED])
 
 
 # ---- the table ------------------------------------------------------------------------------------------------------
@@ -129,13 +131,13 @@ def _shown(value: Any) -> str:
     return json.dumps(value)
 
 
-def markdown(models: Mapping[str, Any]) -> str:
-    """Route → model of its body, as one table each."""
+def markdown(tables: Mapping[str, Sequence[Row]]) -> str:
+    """Route → its fields, as one table each."""
     words = {"works": "works", "hint": "accepted without effect", "refused": "refused"}
     parts = []
-    for route, model in models.items():
+    for route, rows in tables.items():
         parts += [f"## {route}", "", "| field | | |", "| --- | --- | --- |"]
-        for row in table(model):
+        for row in rows:
             note = row.note.replace("|", "\\|")
             parts.append(f"| `{row.path}` | {words[row.kind]} | {note} |")
         parts.append("")

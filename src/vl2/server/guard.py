@@ -29,7 +29,7 @@ SECURITY_HEADERS = {
     "Cache-Control": "no-store",
 }
 CORS_METHODS = "GET, POST, DELETE"
-CORS_EXPOSED = "X-Request-Id, Retry-After, X-VL2-Ignored, X-VL2-Result-Cache"
+CORS_EXPOSED = "X-Request-Id, Request-Id, Retry-After, X-VL2-Ignored, X-VL2-Result-Cache"
 CORS_MAX_AGE_S = 600
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -13,7 +14,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from vl2.core.config import ServerConfig
 from vl2.core.errors import InvalidRequest, TooLarge, WrongMediaType
+from vl2.server.access import record_of
 from vl2.server.errors import error_response
+from vl2.server.fields import note_ignored
+from vl2.server.query import check_query, declared_by
 
 
 class LimitBody:
@@ -53,6 +57,7 @@ class JSONRequest(Request):
     async def json(self) -> Any:
         if not hasattr(self, "_checked"):
             config: ServerConfig = self.app.state.config
+            check_count(await self.body(), config.max_json_values)
             value = await super().json()
             check_shape(value, config.max_json_depth, config.max_json_values)
             self._checked = value
@@ -60,12 +65,18 @@ class JSONRequest(Request):
 
 
 class JSONRoute(APIRoute):
-    """A route that takes JSON and says so: a web form could be sent by any page, without asking the browser."""
+    """A route that takes JSON and says so: a web form could be sent by any page, without asking the browser.
+
+    Its query may hold what it declares.
+    """
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        handle = super().get_route_handler()
+        handle, declared = super().get_route_handler(), declared_by(self)
 
         async def checked(request: Request) -> Response:
+            if request.url.query:
+                hints = check_query(request.query_params.multi_items(), declared)
+                note_ignored(record_of(request).headers, hints)
             if self.body_field is not None:
                 check_json_type(request.headers)
             return await handle(JSONRequest(request.scope, request.receive))
@@ -83,13 +94,40 @@ def check_json_type(headers: Headers) -> None:
         )
 
 
+_STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
+
+
+def check_count(data: bytes, max_values: int) -> None:
+    """Before anything is built: a hundred megabytes of `[{},{},…]` would become gigabytes, and keep all others waiting.
+
+    Texts are taken out only where there are many commas or brackets, and not where there are too many texts already:
+    each is a value or the name of one. Raises: InvalidRequest.
+    """
+    if _num_places(data) < max_values:
+        return
+    if data.count(b'"') - data.count(b'\\"') > 4 * max_values:
+        raise _too_many(max_values)
+    bare = _STRING.sub(b"0", data + b'""').translate(None, b" \t\r\n")  # a text without end ends there
+    if 1 + _num_places(bare) - bare.count(b"[]") - bare.count(b"{}") > max_values:
+        raise _too_many(max_values)
+
+
+def _num_places(data: bytes) -> int:
+    """A value beside the first follows a comma, or is the first of a list or an object."""
+    return data.count(b",") + data.count(b"[") + data.count(b"{")
+
+
+def _too_many(max_values: int) -> InvalidRequest:
+    return InvalidRequest(f"the body has more than {max_values} values (--max-json-values)")
+
+
 def check_shape(value: Any, max_depth: int, max_values: int) -> None:
     """Walks a parsed body without recursion. Raises: InvalidRequest."""
     level, depth, num_values = [value], 0, 0
     while level:
         num_values += len(level)
         if num_values > max_values:
-            raise InvalidRequest(f"the body has more than {max_values} values (--max-json-values)")
+            raise _too_many(max_values)
         containers = [item for item in level if isinstance(item, (dict, list))]
         depth += bool(containers)
         if depth > max_depth:
@@ -99,6 +137,7 @@ def check_shape(value: Any, max_depth: int, max_values: int) -> None:
 
 def parse_json(data: bytes, max_depth: int, max_values: int) -> Any:
     """The same for a body that did not come by HTTP. Raises: InvalidRequest."""
+    check_count(data, max_values)
     try:
         value = json.loads(data)
     except RecursionError:

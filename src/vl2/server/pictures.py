@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from fastapi import APIRouter, Request
 
 from vl2.core.types import ImagePart
+from vl2.server.access import record_of
 from vl2.server.auth import key_of
 from vl2.server.chat import ChatService
 from vl2.server.intake import JSONRoute
@@ -45,7 +46,10 @@ def picture_routes(service: ChatService) -> APIRouter:
 
     @router.post("/pictures", summary="A picture, or the pages of a PDF, as the model sees them: PNG in data URLs")
     async def pictures(body: PicturesRequest, request: Request) -> dict[str, Any]:
-        return await while_connected(request.receive, read(body, key_of(request).tenant))
+        record = record_of(request)
+        record.set_deadline()
+        reading = record.in_time(read(body, key_of(request).tenant))
+        return await while_connected(request.receive, reading)
 
     return router
 

@@ -35,7 +35,7 @@ async def answer(service: ChatService, fetcher: PictureFetcher, body: PredictReq
     params = SamplingParams(max_tokens=body.max_tokens)
     service.check_ready()
     record.set_deadline()
-    message = Message.from_parts("user", [ImagePart(await read_picture(fetcher, body)), body.prompt])
+    message = Message.from_parts("user", [ImagePart(await record.in_time(read_picture(fetcher, body))), body.prompt])
     record.answer_id = f"predict-{uuid.uuid4().hex}"
     options = service.options_of(Question([], params), key_of(request), record.left_s())
     running = await service.ask([message], params, record, options)

@@ -33,7 +33,7 @@ class Key:
     digest: bytes = b""
     requests_per_minute: int | None = None
     max_concurrent: int | None = None
-    priority: int | None = None  # then a request may only put itself behind it
+    priority: int | None = None  # then, and among several tenants, a request may only put itself behind it (or 0)
 
 
 ANYONE = Key("")

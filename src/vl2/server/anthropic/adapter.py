@@ -34,8 +34,11 @@ def _part(part: Any, path: str, names: dict[str, str]) -> list[str | Reference]:
         return [part]
     if isinstance(part, schema.TextBlock):
         return [part.text]
-    if isinstance(part, (schema.ImageBlock, schema.DocumentBlock)):
+    if isinstance(part, schema.ImageBlock):
         return [_source(part, f"{path}.source")]
+    if isinstance(part, schema.DocumentBlock):
+        about = [text + "\n" for text in (part.title, part.context) if text]
+        return [*about, _source(part, f"{path}.source")]
     if isinstance(part, schema.ToolUseBlock):
         names[part.id] = part.name
         return [call_text(part.name, json.dumps(part.input, ensure_ascii=False))]

@@ -16,7 +16,7 @@ from vl2.server.anthropic.schema import CountRequest, MessagesRequest
 from vl2.server.auth import key_of
 from vl2.server.chat import ChatService, Question
 from vl2.server.events import STREAMED, event_stream
-from vl2.server.fields import check_fields, ignored_header
+from vl2.server.fields import check_fields, note_ignored
 from vl2.server.ids import NodeIds
 from vl2.server.intake import JSONRoute
 from vl2.server.streaming import while_connected
@@ -27,7 +27,7 @@ def anthropic_routes(service: ChatService, ids: NodeIds) -> APIRouter:
 
     def question_of(body: CountRequest, request: Request) -> Question:
         service.check_model(body.model)
-        record_of(request).headers |= ignored_header(check_fields(body))
+        note_ignored(record_of(request).headers, check_fields(body))
         return to_question(body)
 
     async def begin(question: Question, request: Request) -> Answer:
@@ -55,7 +55,8 @@ def anthropic_routes(service: ChatService, ids: NodeIds) -> APIRouter:
     @router.post("/count_tokens", summary="How many tokens a conversation has")
     async def count(body: CountRequest, request: Request) -> dict[str, Any]:
         question = question_of(body, request)
-        prompt = await while_connected(request.receive, service.prompt(question, key_of(request)))
+        counting = service.prompt(question, record_of(request), key_of(request))
+        prompt = await while_connected(request.receive, counting)
         return {"input_tokens": len(prompt.token_ids)}
 
     return router

@@ -39,10 +39,10 @@ class DocumentBlock(Body):
     type: Literal["document"]
     source: Source
     pages: Text | None = Field(None, description="ours: pages of a PDF, as 1-3,5; default: all")
-    title: Annotated[Text | None, Hint()] = None
-    context: Annotated[Text | None, Hint()] = None
+    title: Text | None = Field(None, description="told before the document")
+    context: Text | None = Field(None, description="told before the document")
     cache_control: CacheControl = None
-    citations: Annotated[Any, Hint()] = None
+    citations: Annotated[Any, Refused(({"enabled": False},))] = None
 
 
 class ToolUseBlock(Body):

@@ -70,7 +70,10 @@ class FileStore:
     async def read(self, tenant: str, file_id: str) -> bytes:
         """Raises: NotFound."""
         await self.get(tenant, file_id)
-        return await asyncio.to_thread((self.folder / file_id).read_bytes)
+        try:
+            return await asyncio.to_thread((self.folder / file_id).read_bytes)
+        except FileNotFoundError:  # deleted in between
+            raise not_found(file_id) from None
 
     async def delete(self, tenant: str, file_id: str) -> None:
         """Raises: NotFound."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, BinaryIO
 
@@ -18,11 +18,14 @@ from vl2.server.batch.batches import BatchStore
 from vl2.server.batch.files import FileStore
 from vl2.server.batch.runner import PRIORITY, BatchRunner
 from vl2.server.batch.schema import BatchRequest
-from vl2.server.fields import check_fields, ignored_header
+from vl2.server.errors import did_you_mean
+from vl2.server.fields import check_fields, note_ignored
 from vl2.server.intake import JSONRoute
+from vl2.server.query import After, Order, page
 
 PURPOSES = ("batch", "user_data", "vision")
 CHUNK_BYTES = 2**20
+FORM_FIELDS = ("file", "purpose", "expires_after[anchor]", "expires_after[seconds]")
 MIN_EXPIRY_S, MAX_EXPIRY_S = 3600, 2_592_000
 UPLOAD = {
     "requestBody": {
@@ -35,6 +38,8 @@ UPLOAD = {
                     "properties": {
                         "file": {"type": "string", "format": "binary"},
                         "purpose": {"type": "string", "enum": list(PURPOSES)},
+                        "expires_after[anchor]": {"type": "string", "enum": ["created_at"]},
+                        "expires_after[seconds]": {"type": "integer", "minimum": MIN_EXPIRY_S, "maximum": MAX_EXPIRY_S},
                     },
                 }
             }
@@ -44,7 +49,8 @@ UPLOAD = {
 CONTENT: dict[int | str, dict[str, Any]] = {
     200: {"description": "Its bytes", "content": {"application/octet-stream": {}}}
 }
-Limit = Annotated[int, Query(ge=1, le=10_000)]
+Limit = Annotated[int, Query(ge=1, le=10_000, description="entries of a page")]
+Purpose = Annotated[str | None, Query(description="files of this purpose only")]
 
 
 @dataclass(frozen=True)
@@ -69,6 +75,7 @@ def batch_routes(state: State | None) -> APIRouter:
             raise WrongMediaType("an upload must be sent with Content-Type: multipart/form-data")
         try:
             async with request.form(max_files=1, max_fields=8) as form:
+                check_form(form)
                 file, purpose = form.get("file"), form.get("purpose")
                 if not isinstance(file, UploadFile):
                     raise InvalidRequest("file is missing", param="file")
@@ -82,9 +89,14 @@ def batch_routes(state: State | None) -> APIRouter:
 
     @router.get("/files", summary="The files that are kept, newest first")
     async def list_files(
-        request: Request, purpose: str | None = None, limit: Limit = 10_000, after: str | None = None
+        request: Request,
+        purpose: Purpose = None,
+        limit: Limit = 10_000,
+        order: Order = "desc",
+        after: After = None,
     ) -> dict[str, Any]:
-        return page(await kept().files.all_of(key_of(request).tenant, purpose), limit, after)
+        newest_first = await kept().files.all_of(key_of(request).tenant, purpose)
+        return page(newest_first if order == "desc" else newest_first[::-1], limit, after)
 
     @router.get("/files/{file_id}", summary="Facts of a file")
     async def read_file(file_id: str, request: Request) -> dict[str, Any]:
@@ -102,7 +114,7 @@ def batch_routes(state: State | None) -> APIRouter:
 
     @router.post("/batches", summary="Answer the lines of a file in the background")
     async def create_batch(body: BatchRequest, request: Request) -> dict[str, Any]:
-        record_of(request).headers |= ignored_header(check_fields(body))
+        note_ignored(record_of(request).headers, check_fields(body))
         kept_state, key = kept(), key_of(request)
         await kept_state.files.get(key.tenant, body.input_file_id, "input_file_id")
         expiry = body.output_expires_after
@@ -119,7 +131,7 @@ def batch_routes(state: State | None) -> APIRouter:
         return told
 
     @router.get("/batches", summary="The batches, newest first")
-    async def list_batches(request: Request, limit: Limit = 20, after: str | None = None) -> dict[str, Any]:
+    async def list_batches(request: Request, limit: Limit = 20, after: After = None) -> dict[str, Any]:
         return page(await kept().batches.all_of(key_of(request).tenant), limit, after)
 
     @router.get("/batches/{batch_id}", summary="How far a batch is")
@@ -138,12 +150,12 @@ def batch_routes(state: State | None) -> APIRouter:
     return router
 
 
-def page(items: list[dict[str, Any]], limit: int, after: str | None) -> dict[str, Any]:
-    """`after`: the id of the last entry of the page before."""
-    start = next((idx + 1 for idx, item in enumerate(items) if item["id"] == after), 0 if after is None else len(items))
-    data = items[start : start + limit]
-    edges = {"first_id": data[0]["id"] if data else None, "last_id": data[-1]["id"] if data else None}
-    return {"object": "list", "data": data, **edges, "has_more": start + limit < len(items)}
+def check_form(names: Iterable[str]) -> None:
+    """Raises: InvalidRequest for a field that is none of ours."""
+    for name in names:
+        if name not in FORM_FIELDS:
+            hint = did_you_mean(name, FORM_FIELDS)
+            raise InvalidRequest(f"{name[:100]} is not a field of this API{hint}", param=name[:100])
 
 
 def chunks_of(file: BinaryIO) -> Iterator[bytes]:

@@ -15,7 +15,7 @@ from vl2.server.answer import Answer
 from vl2.server.auth import key_of
 from vl2.server.chat import ChatService
 from vl2.server.events import STREAMED, event_stream
-from vl2.server.fields import ignored_header
+from vl2.server.fields import note_ignored
 from vl2.server.intake import JSONRoute
 from vl2.server.openai.adapter import check_body, to_question
 from vl2.server.openai.grammars import grammar_path
@@ -64,7 +64,7 @@ async def begin(
 ) -> Answer:
     """All that can end in an error status; returns with the first token."""
     service.check_model(body.model)
-    record.headers |= ignored_header(check_body(body))
+    note_ignored(record.headers, check_body(body))
     question = to_question(body)
     renderer.has_tools = question.tools is not None
     record.answer_id = renderer.answer_id

@@ -35,6 +35,16 @@ TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 Count = Annotated[int, Field(ge=1, lt=2**31)]
 
 
+def _check_pairs(pairs: dict[str, str]) -> dict[str, str]:
+    """OpenAI's own limits: what is kept with an object must not be an object store."""
+    if len(pairs) > 16 or any(len(key) > 64 or len(value) > 512 for key, value in pairs.items()):
+        raise ValueError("takes at most 16 pairs, with names of at most 64 characters and texts of at most 512")
+    return pairs
+
+
+Metadata = Annotated[dict[str, Text], AfterValidator(_check_pairs)]
+
+
 class Body(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid")
 
@@ -42,9 +52,13 @@ class Body(BaseModel):
 # ---- POST /v1/chat/completions --------------------------------------------------------------------------------------
 
 
+CacheMark = Annotated[Any, Hint("prefixes are kept without being asked")]
+
+
 class TextPart(Body):
     type: Literal["text"]
     text: Text
+    prompt_cache_breakpoint: CacheMark = None
 
 
 class ImageURL(Body):
@@ -59,6 +73,7 @@ def _as_object(value: Any) -> Any:
 class ImagePart(Body):
     type: Literal["image_url"]
     image_url: Annotated[ImageURL, BeforeValidator(_as_object)]  # a plain string is taken as its URL
+    prompt_cache_breakpoint: CacheMark = None
 
 
 class File(Body):
@@ -74,6 +89,7 @@ class FilePart(Body):
 
     type: Literal["file"]
     file: File
+    prompt_cache_breakpoint: CacheMark = None
 
 
 def kind_of(value: Any) -> Any:
@@ -140,7 +156,7 @@ class ChatMessage(Body):
     content: Content
     tool_calls: list[ToolCall] | None = Field(None, description="of an assistant's message")
     tool_call_id: Text | None = Field(None, description="of a tool's message")
-    name: Annotated[Text | None, Hint()] = None
+    name: Annotated[Text | None, Hint("the models' format has no place for it")] = None
     annotations: Annotated[Any, Hint()] = None
     grounding: Annotated[Any, Hint()] = None
     audio: Annotated[Any, Refused()] = None

@@ -42,10 +42,16 @@ def _turn(item: Any, path: str, names: dict[str, str]) -> Turn:
         names[item.call_id] = item.name
         return Turn("assistant", (call_text(item.name, item.arguments),))
     if isinstance(item, schema.CallOutputItem):
-        return Turn("user", (result_text(names.get(item.call_id, "the call"), item.output),))
-    content = [item.content] if isinstance(item.content, str) else item.content
-    parts = tuple(_part(part, f"{path}.content[{idx}]") for idx, part in enumerate(content))
-    return Turn("system" if item.role == "developer" else item.role, parts)
+        name = names.get(item.call_id, "the call")
+        if isinstance(item.output, str):
+            return Turn("user", (result_text(name, item.output),))
+        return Turn("user", (result_text(name, ""), *_parts(item.output, f"{path}.output")))
+    return Turn("system" if item.role == "developer" else item.role, _parts(item.content, f"{path}.content"))
+
+
+def _parts(content: str | list[Any], path: str) -> tuple[str | Reference, ...]:
+    given = [content] if isinstance(content, str) else content
+    return tuple(_part(part, f"{path}[{idx}]") for idx, part in enumerate(given))
 
 
 def _part(part: Any, path: str) -> str | Reference:
@@ -54,7 +60,8 @@ def _part(part: Any, path: str) -> str | Reference:
     if isinstance(part, schema.InputImage):
         return Reference(path, url=part.image_url, file_id=part.file_id, is_low_detail=part.detail == "low")
     if isinstance(part, schema.InputFile):
-        return Reference(path, url=part.file_url, data=part.file_data, file_id=part.file_id, pages=part.pages)
+        is_low = part.detail == "low"
+        return Reference(path, part.file_url, part.file_data, part.file_id, part.pages, is_low_detail=is_low)
     text: str = part.text
     return text
 

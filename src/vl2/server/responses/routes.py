@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Query, Request
 from fastapi.responses import JSONResponse, Response
 
 from vl2.core.errors import InvalidRequest
@@ -13,9 +13,10 @@ from vl2.server.answer import Answer
 from vl2.server.auth import key_of
 from vl2.server.chat import ChatService, Question
 from vl2.server.events import STREAMED, event_stream
-from vl2.server.fields import check_fields, ignored_header
+from vl2.server.fields import check_fields, note_ignored
 from vl2.server.ids import NodeIds
 from vl2.server.intake import JSONRoute
+from vl2.server.query import After, Order, page
 from vl2.server.responses.adapter import to_question
 from vl2.server.responses.render import ResponseEvents, response_head, response_json
 from vl2.server.responses.schema import InputRequest, ResponseRequest
@@ -27,6 +28,7 @@ from vl2.server.turns import Turn
 
 KIND = "resp"
 GRAMMAR_PATH = "text.format.schema"
+Limit = Annotated[int, Query(ge=1, le=100, description="entries of a page")]
 
 
 def responses_routes(service: ChatService, store: KeepResponses, ids: NodeIds) -> APIRouter:
@@ -43,9 +45,9 @@ def responses_routes(service: ChatService, store: KeepResponses, ids: NodeIds) -
     async def count(body: InputRequest, request: Request) -> dict[str, Any]:
         key = key_of(request)
         service.check_model(body.model)
-        record_of(request).headers |= ignored_header(check_fields(body))
+        note_ignored(record_of(request).headers, check_fields(body))
         question = to_question(body, await earlier_turns(store, ids, body, key))
-        prompt = await while_connected(request.receive, service.prompt(question, key))
+        prompt = await while_connected(request.receive, service.prompt(question, record_of(request), key))
         return {"object": "response.input_tokens", "input_tokens": len(prompt.token_ids)}
 
     async def stored(response_id: str, request: Request) -> Stored:
@@ -68,10 +70,11 @@ def responses_routes(service: ChatService, store: KeepResponses, ids: NodeIds) -
         raise InvalidRequest("only background responses can be cancelled, and this server has none")
 
     @router.get("/{response_id}/input_items", summary="What a response answered")
-    async def input_items(response_id: str, request: Request) -> dict[str, Any]:
+    async def input_items(
+        response_id: str, request: Request, limit: Limit = 20, order: Order = "desc", after: After = None
+    ) -> dict[str, Any]:
         items = (await stored(response_id, request)).input_items
-        edges = {"first_id": items[0]["id"], "last_id": items[-1]["id"]} if items else {}
-        return {"object": "list", "data": items, "has_more": False, **edges}
+        return page(items if order == "asc" else items[::-1], limit, after)
 
     return router
 
@@ -122,7 +125,7 @@ class _Asking:
     async def _begin(self) -> tuple[Answer, Question, str]:
         body = self.body
         self.service.check_model(body.model)
-        self.record.headers |= ignored_header(check_fields(body))
+        note_ignored(self.record.headers, check_fields(body))
         question = to_question(body, await earlier_turns(self.store, self.ids, body, self.key))
         response_id = self.ids.new(KIND)
         self.record.answer_id = response_id

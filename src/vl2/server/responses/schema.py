@@ -7,12 +7,23 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field, Tag, model_validator
 
 from vl2.server.fields import Hint, Refused
-from vl2.server.openai.schema import Body, Count, StreamOptions, Text, choice_of, kind_of, tool_choice_kind
+from vl2.server.openai.schema import (
+    Body,
+    CacheMark,
+    Count,
+    Metadata,
+    StreamOptions,
+    Text,
+    choice_of,
+    kind_of,
+    tool_choice_kind,
+)
 
 
 class InputText(Body):
     type: Literal["input_text"]
     text: Text
+    prompt_cache_breakpoint: CacheMark = None
 
 
 class OutputText(Body):
@@ -27,6 +38,7 @@ class InputImage(Body):
     image_url: Text | None = None
     file_id: Text | None = None
     detail: Literal["auto", "low", "high", "original"] | None = Field(None, description="low: one tile")
+    prompt_cache_breakpoint: CacheMark = None
 
 
 class InputFile(Body):
@@ -34,7 +46,9 @@ class InputFile(Body):
     file_data: Text | None = Field(None, description="a data URL, or plain base64")
     file_id: Text | None = None
     file_url: Text | None = None
+    detail: Literal["auto", "low", "high"] | None = Field(None, description="low: one tile for each page")
     filename: Annotated[Text | None, Hint()] = None
+    prompt_cache_breakpoint: CacheMark = None
     pages: Text | None = Field(None, description="ours: pages of a PDF, as 1-3,5; default: all")
 
 
@@ -83,7 +97,7 @@ class CallItem(Body):
 class CallOutputItem(Body):
     type: Literal["function_call_output"]
     call_id: Text
-    output: Text
+    output: Content
     id: Annotated[Text | None, Hint()] = None
     status: Annotated[Text | None, Hint()] = None
 
@@ -154,7 +168,7 @@ class InputRequest(Body):
     text: TextConfig | None = None
     conversation: Annotated[Any, Refused()] = None
     parallel_tool_calls: Annotated[bool | None, Hint("an answer holds at most one call")] = None
-    reasoning: Annotated[Any, Refused(({},))] = None
+    reasoning: Annotated[Any, Refused(({}, {"effort": "none"}, {"effort": None, "summary": None}))] = None
     truncation: Annotated[Any, Refused(("disabled",))] = None
 
     @model_validator(mode="before")
@@ -181,7 +195,7 @@ class ResponseRequest(InputRequest):
     top_p: float | None = None
     top_logprobs: int | None = None
     include: list[Literal["message.output_text.logprobs"]] | None = None
-    metadata: dict[str, Text] | None = Field(None, description="kept with the response")
+    metadata: Metadata | None = Field(None, description="kept with the response")
     stream_options: StreamOptions | None = None
     seed: int | None = Field(None, description="ours, as in chat completions")
     grounding: bool | None = Field(None, description="ours: boxes can only be well-formed")
