@@ -32,8 +32,9 @@ picture = {"type": "image_url", "image_url": {"url": "data:image/png;base64," + 
 
 
 @pytest.fixture(scope="module")
-def url() -> Iterator[str]:
-    with serving("nano", "--device", "cpu") as server:
+def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    state = str(tmp_path_factory.mktemp("state"))
+    with serving("nano", "--device", "cpu", "--state-dir", state) as server:
         yield server.url
 
 
