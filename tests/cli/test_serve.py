@@ -201,6 +201,7 @@ def test_while_it_drains_it_refuses_politely_and_its_streams_end(serve: Serve) -
     wait_until_draining(url)
     refused = httpx.post(f"{url}/v1/chat/completions", json={"messages": [{"role": "user", "content": "x"}]})
     assert (refused.status_code, refused.json()["error"]["code"]) == (503, "server_stopping")
+    assert "nothing new is taken" in refused.json()["error"]["message"]
     assert (refused.headers["connection"], refused.headers["retry-after"]) == ("close", "1")
     assert httpx.get(url + "/health/live").status_code == 200
     go_on(process)

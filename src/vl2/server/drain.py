@@ -58,7 +58,7 @@ class DrainRequests:
             await self.app(scope, receive, send)
             return
         if self.drain.is_draining:
-            await error_response(ServerStopping())(scope, receive, _closing(send))
+            await error_response(ServerStopping(was_running=False))(scope, receive, _closing(send))
             return
         if INSIDE in scope:  # a batch's line: asked again after the next start
             await self.app(scope, receive, send)

@@ -37,12 +37,13 @@ HTTP_CODES = {400: "invalid_request", 404: "not_found", 405: "method_not_allowed
 
 
 class ServerStopping(e.NotReady):
-    """The server's time to finish running requests is over."""
+    """The server takes nothing new, or its time to finish what runs is over."""
 
     code = "server_stopping"
 
-    def __init__(self) -> None:
-        super().__init__("the server is stopping, and this answer was not finished in time; ask again")
+    def __init__(self, *, was_running: bool = True) -> None:
+        reason = "this answer was not finished in time" if was_running else "nothing new is taken"
+        super().__init__(f"the server is stopping, and {reason}; ask again")
 
 
 ANTHROPIC_PATHS = ("/v1/messages", "/v1/messages/count_tokens")
