@@ -102,6 +102,7 @@ async def test_numbers_about_all_tenants_are_for_the_scrape_key_alone(connect: C
 
     assert await statuses(connect(keys_file=str(keys_file)), "/metrics") == [401, 401, 401]
     client = connect(keys_file=str(keys_file), scrape_key=Secret("scrape"))
+    assert "no valid scrape key" in (await client.get("/metrics", headers=bearer("key-a"))).text
     assert await statuses(client, "/metrics") == [401, 200, 401]
     assert await statuses(client, "/v1/models") == [200, 401, 401]
 

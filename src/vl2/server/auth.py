@@ -46,7 +46,8 @@ class RequireKey:
             return
         key = self._key_of(scope)
         if key is None:
-            error = Unauthorized("no valid API key was sent; send it as the header Authorization: Bearer KEY")
+            what = "scrape key" if self._is_for_scrape_key(scope) else "API key"
+            error = Unauthorized(f"no valid {what} was sent; send it as the header Authorization: Bearer KEY")
             await error_response(error)(scope, receive, send)
             return
         state["key"] = key
@@ -69,9 +70,13 @@ class RequireKey:
             return False
         return hmac.compare_digest(digest_of(sent_key(Headers(scope=scope))), self.scrape_digest)
 
-    def _key_of(self, scope: Scope) -> Key | None:
+    def _is_for_scrape_key(self, scope: Scope) -> bool:
+        """Whether no tenant's key opens it."""
         is_operators = scope["path"] in OPERATOR_PATHS
-        if is_operators and (self.scrape_digest is not None or self.keys.has_many_tenants):
+        return is_operators and (self.scrape_digest is not None or self.keys.has_many_tenants)
+
+    def _key_of(self, scope: Scope) -> Key | None:
+        if self._is_for_scrape_key(scope):
             return None
         return ANYONE if self.keys.is_open else self.keys.find(sent_key(Headers(scope=scope)))
 
