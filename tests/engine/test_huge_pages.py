@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from vl2.core.stats import resident_bytes
 from vl2.engine import huge_pages
 from vl2.engine.huge_pages import MADV_COLLAPSE, MADV_HUGEPAGE, PAGE_BYTES, collapse_pages
 
@@ -52,6 +53,15 @@ def test_what_was_written_lies_in_huge_pages_afterwards():
         collapse_pages()
         assert memory[:: len(memory) // 64] == b"\1" * 64
         assert huge_bytes() - before >= 32 * PAGE_BYTES
+
+
+def test_what_was_never_written_stays_away():
+    """As a page cache's room, or what was freed: to collapse it would make it resident."""
+    with mmap.mmap(-1, 64 * PAGE_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as memory:
+        memory.write(b"\1" * PAGE_BYTES)
+        before = resident_bytes()
+        collapse_pages()
+        assert resident_bytes() - before < 16 * PAGE_BYTES
 
 
 def test_only_whole_huge_pages_of_private_memory_are_asked_for(tmp_path, monkeypatch):

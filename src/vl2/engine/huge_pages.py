@@ -6,9 +6,12 @@ Two cores of a virtual machine, 75M parameters: 64 tokens/s before, 78 after (do
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+
+import numpy as np
 
 PAGE_BYTES = 2 * 2**20
 MADV_HUGEPAGE, MADV_COLLAPSE = 14, 25
@@ -24,13 +27,24 @@ def collapse_pages() -> None:
     if not sys.platform.startswith("linux"):
         return
     libc = ctypes.CDLL(None)
-    if hasattr(libc, "malloc_trim"):  # else what has been freed would be copied too, and be resident again
+    if hasattr(libc, "malloc_trim"):  # what has been freed is given back
         libc.malloc_trim(0)
     madvise = libc.madvise
     madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
     for start, size in _allocated():
         madvise(start, size, MADV_HUGEPAGE)
-        madvise(start, size, MADV_COLLAPSE)
+        for place in _resident(libc, start, size):
+            madvise(place, PAGE_BYTES, MADV_COLLAPSE)
+
+
+def _resident(libc: ctypes.CDLL, start: int, size: int) -> Iterator[int]:
+    """Huge pages of which more than half is resident: one that is empty would be filled with zeros."""
+    small = os.sysconf("SC_PAGE_SIZE")
+    told = np.zeros(size // small, np.uint8)
+    libc.mincore.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p)
+    if libc.mincore(start, size, told.ctypes.data) == 0:
+        shares = (told & 1).reshape(-1, PAGE_BYTES // small).mean(axis=1)
+        yield from (start + PAGE_BYTES * int(idx) for idx in np.flatnonzero(shares > 0.5))
 
 
 def _allocated() -> Iterator[tuple[int, int]]:

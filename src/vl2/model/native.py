@@ -149,7 +149,8 @@ class NativeDecoder:
     def _experts(self, mlp: MoE) -> tuple[int, int]:
         """Where gates and ups are described, and downs."""
         if mlp.described is not None:
-            if mlp.described.gate_up[0].layout == BFLOAT12_BLOCKS and not hasattr(self._library, "vl2_shorten"):
+            is_short = any(matrix.layout == BFLOAT12_BLOCKS for matrix in (*mlp.described.gate_up, *mlp.described.down))
+            if is_short and not hasattr(self._library, "vl2_shorten"):
                 raise UnknownLayout("experts in 12 bits, which this build of the library does not multiply")
             self._kept.append(mlp.described)
             return ctypes.addressof(mlp.described.gate_up), ctypes.addressof(mlp.described.down)

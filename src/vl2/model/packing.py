@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
-
 import torch
 from torch import nn
 
@@ -13,15 +11,20 @@ from vl2.model.moe import MoE
 from vl2.ops import native_backend
 from vl2.ops.linear import can_pack, pack
 from vl2.ops.native.linear import describe_linear, pack_linear
-from vl2.ops.native.matrices import describe_experts
-from vl2.ops.native.short import shortener
+from vl2.ops.native.matrices import describe_experts, have_strips
+from vl2.ops.native.short import Shortener, shortener
+from vl2.ops.native.structures import Matrix
 
 SMALL_MATRIX = 2**19
 """Elements: 2 MiB of float32."""
 
 
 class PackedMatrices(nn.ParameterList):
-    """Packed matrices in the place of one stacked parameter."""
+    """Packed matrices in the place of one stacked parameter; of shortened ones, the bytes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.described: list[torch.Tensor | Matrix] = []  # what `describe_experts` takes
 
     @property
     def nbytes(self) -> int:
@@ -51,29 +54,14 @@ def pack_weights(model: nn.Module) -> None:
             module.weight = _packed(module.weight)
             module.native = describe_linear(module.weight, module.bias)
         elif type(module) is MoE:
+            shortening = _shortener_for(module)
             for name in ("gate_up", "down"):
-                _pack_each(module, name)
+                _pack_each(module, name, shortening)
     for module in model.modules():  # their shared experts are packed by now, too
         if type(module) is MoE:
             own, _ = module.expert_weights
-            module.described = describe_experts(own.gate_up, own.down, own.shared_gate_up, own.shared_down)
-            _shorten(module)
-
-
-def _shorten(module: MoE) -> None:
-    """Routed experts in 12 bits a weight, where nothing but the library multiplies with them, and nothing is lost."""
-    own, shortening = module.described, shortener()
-    if own is None or shortening is None or module.ops is not native_backend:
-        return
-    for name, matrices in (("gate_up", own.gate_up), ("down", own.down)):
-        with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-            shortened = list(pool.map(shortening.shorten, matrices[: own.num_experts]))
-        found = [pair for pair in shortened if pair is not None]
-        if len(found) < len(shortened):
-            continue
-        for idx, (matrix, _) in enumerate(found):
-            matrices[idx] = matrix
-        setattr(module, name, PackedMatrices(nn.Parameter(held, requires_grad=False) for _, held in found))
+            up, down = (getattr(module, name).described for name in ("gate_up", "down"))
+            module.described = describe_experts(up, down, own.shared_gate_up, own.shared_down)
 
 
 def multiplies_natively(decoder: nn.Module) -> bool:
@@ -92,8 +80,22 @@ def _packed(weight: torch.Tensor) -> nn.Parameter:
     return nn.Parameter(pack(weight), requires_grad=False)
 
 
-def _pack_each(module: nn.Module, name: str) -> None:
-    """Replace a parameter [E, Out, In] by its packed matrices."""
+def _pack_each(module: MoE, name: str, shortening: Shortener | None) -> None:
+    """Replace a parameter [E, Out, In] by its packed matrices, shortened where they lose nothing by it."""
     stacked = getattr(module, name).data
     delattr(module, name)
-    setattr(module, name, PackedMatrices(_packed(matrix) for matrix in stacked))
+    matrices = PackedMatrices()
+    for matrix in stacked:
+        packed = _packed(matrix)
+        short = None if shortening is None else shortening.shorten(packed)
+        matrices.append(packed if short is None else nn.Parameter(short[1], requires_grad=False))
+        matrices.described.append(packed if short is None else short[0])
+    setattr(module, name, matrices)
+
+
+def _shortener_for(module: MoE) -> Shortener | None:
+    """None: something else than the library may multiply with the layer's routed experts."""
+    own, _ = module.expert_weights
+    shared = [weight.shape for weight in (own.shared_gate_up, own.shared_down) if weight is not None]
+    has_strips = have_strips(module.gate_up.shape[1:], module.down.shape[1:], *shared)
+    return shortener() if module.ops is native_backend and has_strips else None

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
-import dataclasses
-
 import pytest
 import torch
 
@@ -12,9 +9,9 @@ from tests.ops.native.builds import fastest, needs_library, needs_packing
 from tests.ops.native.test_products import run_product
 from tests.ops.native.test_prompt_experts import draw_experts, draw_tokens, workers_of
 from vl2.ops.linear import pack
-from vl2.ops.native.matrices import describe_strips
+from vl2.ops.native.matrices import describe_experts, describe_strips
 from vl2.ops.native.short import Shortener, shortener
-from vl2.ops.native.structures import BFLOAT12_BLOCKS, Matrix
+from vl2.ops.native.structures import BFLOAT12_BLOCKS, BFLOAT16_BLOCKS, Matrix
 
 pytestmark = [pytest.mark.cpu_only, needs_library, needs_packing]
 
@@ -44,8 +41,8 @@ def packed(weight: torch.Tensor) -> tuple[Matrix, torch.Tensor]:
 @pytest.mark.parametrize(("out_width", "in_width"), SHAPES)
 def test_products_have_the_same_bits(shortening: Shortener, out_width: int, in_width: int) -> None:
     weight = (torch.randn(out_width, in_width) / 8).bfloat16()
-    matrix, _kept = packed(weight)
-    short = shortening.shorten(matrix)
+    matrix, kept = packed(weight)
+    short = shortening.shorten(kept)
     assert short is not None and short[0].layout == BFLOAT12_BLOCKS
     for rows in (1, 2, 3, 4, 5, 8, 9):
         x = torch.randn(rows, in_width)
@@ -53,8 +50,7 @@ def test_products_have_the_same_bits(shortening: Shortener, out_width: int, in_w
 
 
 def test_they_take_a_quarter_fewer_bytes(shortening: Shortener) -> None:
-    matrix, _kept = packed((torch.randn(1792, 1280) / 8).bfloat16())
-    short = shortening.shorten(matrix)
+    short = shortening.shorten(pack((torch.randn(1792, 1280) / 8).bfloat16()))
     assert short is not None and len(short[1]) < 0.78 * 2 * 1792 * 1280, "0.75, and one line in a hundred that is apart"
 
 
@@ -64,8 +60,8 @@ def test_numbers_of_any_size_come_back(shortening: Shortener) -> None:
     smallest = torch.finfo(torch.bfloat16).smallest_normal
     for place, value in enumerate([0.0, -0.0, 3e38, -1e30, 1e-30, smallest, smallest / 64, 2.0**-20]):
         weight[17 * place, 41 * place] = value
-    matrix, _kept = packed(weight)
-    short = shortening.shorten(matrix)
+    matrix, kept = packed(weight)
+    short = shortening.shorten(kept)
     assert short is not None
     unit = torch.eye(640)[::41].contiguous()
     found = run_product(fastest(), short[0], unit)
@@ -76,8 +72,7 @@ def test_numbers_of_any_size_come_back(shortening: Shortener) -> None:
 
 def test_a_weight_of_too_many_exponents_is_left_alone(shortening: Shortener) -> None:
     spread = torch.randn(128, 128) * 2.0 ** torch.randint(-60, 60, (128, 128))
-    matrix, _kept = packed(spread.bfloat16())
-    assert shortening.shorten(matrix) is None
+    assert shortening.shorten(pack(spread.bfloat16())) is None
 
 
 @pytest.mark.parametrize("num_tokens", [1, 7, 40, 301])
@@ -86,15 +81,9 @@ def test_a_prompt_s_experts_have_the_same_bits(shortening: Shortener, num_tokens
     whole = experts.described
     assert whole is not None
     x, ids, weights = draw_tokens(num_tokens, 128, 5, 3)
-    held = []
-
-    def shortened(matrices: ctypes.Array[Matrix]) -> ctypes.Array[Matrix]:
-        """But for the last one, of the shared experts."""
-        pairs = [shortening.shorten(matrix) for matrix in matrices[:-1]]
-        held.append(pairs)
-        return (Matrix * len(matrices))(*(pair[0] for pair in pairs if pair is not None), matrices[-1])
-
-    short = dataclasses.replace(whole, gate_up=shortened(whole.gate_up), down=shortened(whole.down))
-    assert all(pair is not None for pairs in held for pair in pairs)
+    pairs = [[shortening.shorten(weight) for weight in weights] for weights in (experts.gate_up, experts.down)]
+    up, down = ([pair[0] for pair in own if pair is not None] for own in pairs)
+    short = describe_experts(up, down, experts.shared_gate_up, experts.shared_down)
+    assert short is not None and [matrix.layout for matrix in short.down] == [BFLOAT12_BLOCKS] * 5 + [BFLOAT16_BLOCKS]
     workers = workers_of(fastest())
     assert torch.equal(workers.mix_experts(x, ids, weights, short), workers.mix_experts(x, ids, weights, whole))

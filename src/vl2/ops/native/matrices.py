@@ -6,7 +6,7 @@ import ctypes
 import functools
 import itertools
 import platform
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -59,12 +59,12 @@ STRIP = 32
 
 
 def describe_experts(
-    gate_up: Iterable[torch.Tensor],
-    down: Iterable[torch.Tensor],
+    gate_up: Iterable[torch.Tensor | Matrix],
+    down: Iterable[torch.Tensor | Matrix],
     shared_gate_up: torch.Tensor | None,
     shared_down: torch.Tensor | None,
 ) -> ExpertMatrices | None:
-    """As `describe`; None: widths or a layout that the library's experts do not know."""
+    """As `describe`; None: widths or a layout that the library's experts do not know. What is described stays so."""
     routed_ups, routed_downs = list(gate_up), list(down)
     has_shared = shared_gate_up is not None and shared_down is not None
     ups = _describe_strips([*routed_ups, *([] if shared_gate_up is None else [shared_gate_up])])
@@ -72,10 +72,20 @@ def describe_experts(
     return None if ups is None or downs is None else ExpertMatrices(ups, downs, len(routed_ups), has_shared)
 
 
-def _describe_strips(weights: list[torch.Tensor]) -> ctypes.Array[Matrix] | None:
+def have_strips(*shapes: torch.Size) -> bool:
+    """Whether packed weights of these shapes are what `describe_experts` knows."""
+
+    def has_strips(out_width: int, in_width: int) -> bool:
+        found = packed_layout(out_width, in_width, torch.get_num_threads())
+        return found is not None and found[0] % STRIP == in_width % STRIP == out_width % (2 * STRIP) == 0
+
+    return all(has_strips(*shape) for shape in shapes)
+
+
+def _describe_strips(weights: Sequence[torch.Tensor | Matrix]) -> ctypes.Array[Matrix] | None:
     array = (Matrix * len(weights))()
     for idx, weight in enumerate(weights):
-        matrix = describe_strips(weight)
+        matrix = weight if isinstance(weight, Matrix) else describe_strips(weight)
         if matrix is None or matrix.out_width % (2 * STRIP):
             return None
         array[idx] = matrix

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 
 from vl2.ops.native import builds
-from vl2.ops.native.structures import BFLOAT12_BLOCKS, BFLOAT16_BLOCKS, Matrix
+from vl2.ops.native.matrices import describe_strips
+from vl2.ops.native.structures import BFLOAT12_BLOCKS, Matrix
 
 ROOM = 7 / 8
 """Of its bytes that a shortened matrix may take: half of what can be saved."""
@@ -24,18 +25,22 @@ class Shortener:
 
     library: Any
 
-    def shorten(self, matrix: Matrix) -> tuple[Matrix, torch.Tensor] | None:
-        """`matrix` as of `describe_strips` → itself in 12 bits, and what holds it; None: it has too many exponents."""
-        assert matrix.layout == BFLOAT16_BLOCKS and matrix.block % 32 == 0
+    def shorten(self, packed: torch.Tensor) -> tuple[Matrix, torch.Tensor] | None:
+        """packed [Out, In] as `describe_strips` knows it → the same in 12 bits, and what holds it.
+
+        None: it is not known, or has too many exponents.
+        """
+        matrix = describe_strips(packed)
+        if matrix is None:
+            return None
         num_bytes = 2 * -(-matrix.out_width // matrix.block) * matrix.block * matrix.padded_in
         room = torch.empty(int(num_bytes * ROOM), dtype=torch.uint8)
         used = self.library.vl2_shorten(ctypes.byref(matrix), room.data_ptr(), room.numel())
         if not used:
             return None
         held = room[:used].clone()
-        short = Matrix.from_buffer_copy(matrix)
-        short.layout, short.data = BFLOAT12_BLOCKS, held.data_ptr()
-        return short, held
+        matrix.layout, matrix.data = BFLOAT12_BLOCKS, held.data_ptr()
+        return matrix, held
 
 
 def shortener() -> Shortener | None:
