@@ -28,10 +28,9 @@ os.environ |= {
     "HF_HUB_OFFLINE": "1",
 }
 
-NMS = """import torch
-library = torch.library.Library("torchvision", "DEF")
+NMS = """from torch import library as operators
 for name in ("nms", "qnms"):
-    library.define(name + "(Tensor boxes, Tensor scores, float threshold) -> Tensor")
+    operators.define("torchvision::" + name, "(Tensor boxes, Tensor scores, float threshold) -> Tensor")
 """
 SIDE = 384  # of a picture; random pixels, so that none is in a cache
 

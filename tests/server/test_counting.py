@@ -40,13 +40,13 @@ async def test_an_estimate_says_whether_it_fits_and_asks_no_model(connect: Conne
     assert not model.asked
 
 
-async def test_counting_has_a_deadline_too(connect: Connect) -> None:
+async def test_counting_has_a_deadline_too(connect: Connect, monkeypatch: pytest.MonkeyPatch) -> None:
     async def slow(url: str) -> bytes:
         await asyncio.Event().wait()
         raise AssertionError
 
     fetcher = PictureFetcher()
-    fetcher._download = slow  # type: ignore[method-assign]
+    monkeypatch.setattr(fetcher, "_download", slow)
     picture = image_part("http://pictures.example/a.png")
     bodies = {
         "/v1/estimate": chat([picture]),

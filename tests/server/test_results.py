@@ -149,8 +149,9 @@ async def answered_late(asking: Coroutine[Any, Any, httpx.Response], silence: Si
     task, loop = asyncio.ensure_future(asking), asyncio.get_running_loop()
     await silence.begins.wait()
     now_s = loop.time
-    loop.time = lambda: now_s() + 3600  # type: ignore[method-assign]
-    return await task
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(loop, "time", lambda: now_s() + 3600)
+        return await task
 
 
 async def test_a_deadline_ends_a_silent_answer_with_504(connect: Connect) -> None:

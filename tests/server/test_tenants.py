@@ -161,7 +161,8 @@ async def test_who_has_read_the_end_of_an_answer_may_ask_again_at_once(
     """Though the server has still something to do for the first."""
     (tmp_path / "keys").write_text(line("a", "one", max_concurrent=1))
     client = connect(keys_file=str(tmp_path / "keys"))
-    app, statuses = client._transport.app, []  # type: ignore[attr-defined]
+    transport, statuses = client._transport, []
+    assert isinstance(transport, httpx.ASGITransport)
     scope = {"type": "http", "method": method, "path": path, "query_string": b"", "asgi": {"version": "3.0"}}
     headers = {"host": "localhost", "authorization": "Bearer one", "content-type": "application/json"}
     scope["headers"] = [(name.encode(), value.encode()) for name, value in headers.items()]
@@ -176,7 +177,7 @@ async def test_who_has_read_the_end_of_an_answer_may_ask_again_at_once(
         elif message["type"] == "http.response.start":
             statuses.append(message["status"])
 
-    await app(scope, receive, send)
+    await transport.app(scope, receive, send)
     assert statuses == [200, 200]
 
 

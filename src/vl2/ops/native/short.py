@@ -23,7 +23,7 @@ ROOM = 7 / 8
 class Shortener:
     """Of one build of the library."""
 
-    library: Any
+    build: Any
 
     def shorten(self, packed: torch.Tensor) -> tuple[Matrix, torch.Tensor] | None:
         """packed [Out, In] as `describe_strips` knows it → the same in 12 bits, and what holds it.
@@ -35,7 +35,7 @@ class Shortener:
             return None
         num_bytes = 2 * -(-matrix.out_width // matrix.block) * matrix.block * matrix.padded_in
         room = torch.empty(int(num_bytes * ROOM), dtype=torch.uint8)
-        used = self.library.vl2_shorten(ctypes.byref(matrix), room.data_ptr(), room.numel())
+        used = self.build.vl2_shorten(ctypes.byref(matrix), room.data_ptr(), room.numel())
         if not used:
             return None
         held = room[:used].clone()

@@ -4,8 +4,6 @@
 
 #if HAS_SHORT
 
-#include <stdlib.h>
-
 /* ---- products */
 
 INLINE void short_tile(const Product *product, int64_t piece, int64_t offset, int64_t first_row, int rows, int vectors) {
@@ -57,12 +55,12 @@ void short_piece(const Product *product, int64_t piece, int64_t first_row, int64
     }
 }
 
-void short_unpack(const Matrix *matrix, int64_t column, int64_t vectors, uint32_t *to) {
+void short_unpack(const Matrix *matrix, int64_t column, uint32_t *to) {
     const Short from = short_of(matrix);
     const __m512i exponents = _mm512_loadu_si512(from.exponents);
     int64_t line = column / from.block * from.pairs, end = line + matrix->in_width / 2, offset = column % from.block;
     for (; line < end; line++)
-        for (int64_t v = 0; v < vectors; v++, to += LANES) {
+        for (int64_t v = 0; v < 2; v++, to += LANES) {
             int64_t first = offset + v * LANES;
             __m512i words = from.is_apart[line] ? _mm512_loadu_si512(line_apart(&from, line) + first)
                                                 : short_words(&from, line, first, exponents);

@@ -72,8 +72,8 @@ INLINE Strips strips_of(const Piece *piece, int64_t idx, uint32_t *room) {
 #if HAS_SHORT
     if (matrix->layout == BFLOAT12_BLOCKS) {
         uint32_t *other = room + matrix->in_width / 2 * STRIP;
-        short_unpack(matrix, first, 2, room);
-        short_unpack(matrix, second, 2, other);
+        short_unpack(matrix, first, room);
+        short_unpack(matrix, second, other);
         return (Strips){{room, other}, STRIP};
     }
 #endif

@@ -49,8 +49,8 @@ INLINE const uint32_t *line_apart(const Short *from, int64_t line) {
     return from->apart + (int64_t)number * from->block;
 }
 
-/* A strip of `vectors` · 16 columns from `column` of the matrix on, as it was: to [in_width / 2, vectors · 16] pairs. */
-void short_unpack(const Matrix *matrix, int64_t column, int64_t vectors, uint32_t *to);
+/* A strip of 32 columns from `column` of the matrix on, as it was: to [in_width / 2, 32] pairs. */
+void short_unpack(const Matrix *matrix, int64_t column, uint32_t *to);
 
 #else
 #define HAS_SHORT 0
