@@ -55,29 +55,48 @@ INLINE void tiles_zero(void) {
     _tile_zero(3);
 }
 
-/* Up to 16 rows: x [rows, 32 · steps], a row every `x_bytes`; weights of `vectors` vectors of columns. They come from
- * memory, which is asked for them four steps ahead; fewer or more read B's weights 8 % slower. */
-INLINE void tiles_add_few(const void *x, int64_t x_bytes, const uint32_t *weights, int64_t block, int64_t steps,
+/* 32 numbers of up to 16 rows of x, a row every `x_bytes`, with `vectors` vectors of columns of weights. */
+INLINE void tiles_step_few(const char *x, int64_t x_bytes, const uint32_t *weights, int64_t block, int vectors) {
+    _tile_loadd(4, x, x_bytes);
+    _tile_loadd(5, weights, 4 * block);
+    _tile_dpbf16ps(0, 4, 5);
+    if (vectors > 1) {
+        _tile_loadd(6, weights + LANES, 4 * block);
+        _tile_dpbf16ps(1, 4, 6);
+    }
+    if (vectors > 2) {
+        _tile_loadd(7, weights + 2 * LANES, 4 * block);
+        _tile_dpbf16ps(2, 4, 7);
+    }
+    if (vectors > 3) {
+        _tile_loadd(5, weights + 3 * LANES, 4 * block);
+        _tile_dpbf16ps(3, 4, 5);
+    }
+}
+
+/* Of 17 to 32 rows, one or two vectors of columns. */
+INLINE void tiles_step_many(const char *x, int64_t x_bytes, const uint32_t *weights, int64_t block, int vectors) {
+    _tile_loadd(4, x, x_bytes);
+    _tile_loadd(6, weights, 4 * block);
+    _tile_dpbf16ps(0, 4, 6);
+    _tile_loadd(5, x + TILE_ROWS * x_bytes, x_bytes);
+    _tile_dpbf16ps(2, 5, 6);
+    if (vectors > 1) {
+        _tile_loadd(7, weights + LANES, 4 * block);
+        _tile_dpbf16ps(1, 4, 7);
+        _tile_dpbf16ps(3, 5, 7);
+    }
+}
+
+/* Up to 16 rows: x [rows, 32 · steps]. Weights come from memory, which is asked for them four steps ahead; fewer or more
+ * read B's weights 8 % slower. */
+INLINE void tiles_add_few(const char *x, int64_t x_bytes, const uint32_t *weights, int64_t block, int64_t steps,
                           int vectors) {
     tiles_see_stores();
     for (int64_t step = 0; step < steps; step++, weights += TILE_ROWS * block) {
         for (int64_t line = 0; line < TILE_ROWS * vectors; line++)
             _mm_prefetch((const char *)(weights + STEPS_AHEAD * TILE_ROWS * block) + line * 64, _MM_HINT_T0);
-        _tile_loadd(4, (const char *)x + step * TILE_BYTES, x_bytes);
-        _tile_loadd(5, weights, 4 * block);
-        _tile_dpbf16ps(0, 4, 5);
-        if (vectors > 1) {
-            _tile_loadd(6, weights + LANES, 4 * block);
-            _tile_dpbf16ps(1, 4, 6);
-        }
-        if (vectors > 2) {
-            _tile_loadd(7, weights + 2 * LANES, 4 * block);
-            _tile_dpbf16ps(2, 4, 7);
-        }
-        if (vectors > 3) {
-            _tile_loadd(5, weights + 3 * LANES, 4 * block);
-            _tile_dpbf16ps(3, 4, 5);
-        }
+        tiles_step_few(x + step * TILE_BYTES, x_bytes, weights, block, vectors);
     }
 }
 
@@ -97,23 +116,12 @@ INLINE void tiles_load_few(const float *from, int64_t from_row, int vectors) {
     if (vectors > 3) _tile_loadd(3, from + 3 * LANES, 4 * from_row);
 }
 
-/* 17 to 32 rows, one or two vectors of columns. */
-INLINE void tiles_add_many(const void *x, int64_t x_bytes, const uint32_t *weights, int64_t block, int64_t steps,
+/* 17 to 32 rows. */
+INLINE void tiles_add_many(const char *x, int64_t x_bytes, const uint32_t *weights, int64_t block, int64_t steps,
                            int vectors) {
-    const char *first = x, *rest = first + TILE_ROWS * x_bytes;
     tiles_see_stores();
-    for (int64_t step = 0; step < steps; step++, weights += TILE_ROWS * block) {
-        _tile_loadd(4, first + step * TILE_BYTES, x_bytes);
-        _tile_loadd(6, weights, 4 * block);
-        _tile_dpbf16ps(0, 4, 6);
-        _tile_loadd(5, rest + step * TILE_BYTES, x_bytes);
-        _tile_dpbf16ps(2, 5, 6);
-        if (vectors > 1) {
-            _tile_loadd(7, weights + LANES, 4 * block);
-            _tile_dpbf16ps(1, 4, 7);
-            _tile_dpbf16ps(3, 5, 7);
-        }
-    }
+    for (int64_t step = 0; step < steps; step++, weights += TILE_ROWS * block)
+        tiles_step_many(x + step * TILE_BYTES, x_bytes, weights, block, vectors);
 }
 
 /* Weights in rows are the other factor: up to 16 of them, `row_bytes` apart, with up to four times 16 rows of x that are turned

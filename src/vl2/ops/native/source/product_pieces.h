@@ -18,7 +18,7 @@ INLINE void store_sums(const Product *product, int64_t row, int64_t column, cons
 /* Whether matrix units multiply it, whatever the number of rows: in a bfloat16 model, where it lies as they need it. */
 INLINE int is_for_tiles(const Matrix *matrix) {
     if (!HAS_AMX) return 0;
-    if (matrix->layout == BFLOAT16_BLOCKS) return matrix->padded_in % 32 == 0;
+    if (matrix->layout == BFLOAT16_BLOCKS || matrix->layout == BFLOAT12_BLOCKS) return matrix->padded_in % 32 == 0;
     return matrix->layout == INT4_BLOCKS && matrix->has_bfloat16_scales && matrix->block == 64 &&
            matrix->group % 32 == 0 && matrix->group <= NUMBERS_AT_ONCE;
 }
@@ -40,16 +40,16 @@ INLINE int follow_one_another(const int32_t *rows, int64_t count) {
 }
 
 /* `numbers` of each row from `begin` on: where they lie if the rows follow one another, else copied to `room`. */
-INLINE const void *operand_tiles(const Product *product, int64_t first_row, int64_t rows, int64_t begin,
+INLINE const char *operand_tiles(const Product *product, int64_t first_row, int64_t rows, int64_t begin,
                                  int64_t numbers, uint16_t *room, int64_t *row_bytes) {
     const int32_t *in_rows = product->in_rows + first_row;
     *row_bytes = product->operand->stride * 4;
-    if (follow_one_another(in_rows, rows)) return (const uint16_t *)operand_row(product, first_row) + begin;
+    if (follow_one_another(in_rows, rows)) return (const char *)((const uint16_t *)operand_row(product, first_row) + begin);
     for (int64_t row = 0; row < rows; row++)
         memcpy(room + row * numbers, (const uint16_t *)operand_row(product, first_row + row) + begin,
                (size_t)numbers * sizeof *room);
     *row_bytes = numbers * 2;
-    return room;
+    return (const char *)room;
 }
 
 #endif
@@ -66,11 +66,12 @@ INLINE Floats load_scales(const Matrix *matrix, int64_t first) {
 void int4_piece(const Product *product, int64_t piece, int64_t first_row, int64_t rows);
 void int8_piece(const Product *product, int64_t piece, int64_t first_row, int64_t rows);
 
-/* product_short.c, where HAS_SHORT: BFLOAT12_BLOCKS, four rows at once. */
+/* product_short.c, where the processor multiplies bfloat16 without matrix units: BFLOAT12_BLOCKS, four rows at once. */
 void short_piece(const Product *product, int64_t piece, int64_t first_row, int64_t rows);
 
 /* product_tiles.c, where HAS_AMX: BFLOAT16_BLOCKS, 32 rows at once; BFLOAT16_ROWS with a turned operand, all rows at once;
- * product_tiles_int4.c: INT4_BLOCKS, 16 rows at once. */
+ * product_tiles_short.c: BFLOAT12_BLOCKS, 32 rows at once; product_tiles_int4.c: INT4_BLOCKS, 16 rows at once. */
 void tiles_piece(const Product *product, int64_t piece, int64_t first_row, int64_t rows);
 void turned_piece(const Product *product, int64_t piece);
+void short_tiles_piece(const Product *product, int64_t piece, int64_t first_row, int64_t rows);
 void int4_tiles_piece(const Product *product, int64_t piece, int64_t first_row, int64_t rows);

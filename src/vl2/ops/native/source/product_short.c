@@ -4,11 +4,12 @@
 
 #if HAS_SHORT
 
-/* ---- products */
+#if !HAS_AMX
+
+/* ---- products by vdpbf16ps; those on matrix units are in product_tiles_short.c */
 
 INLINE void short_tile(const Product *product, int64_t piece, int64_t offset, int64_t first_row, int rows, int vectors) {
     const Short weights = short_of(product->weight);
-    const __m512i exponents = _mm512_loadu_si512(weights.exponents);
     const uint32_t *x[4];
     __m512 sums[4][4];
     UNROLL for (int row = 0; row < rows; row++) {
@@ -19,13 +20,7 @@ INLINE void short_tile(const Product *product, int64_t piece, int64_t offset, in
     for (int64_t pair = 0; pair < weights.pairs; pair++, line++) {
         __m512i loaded[4];
         read_ahead(weights.lines + line * 3 * weights.block, 3 * LANES * vectors);
-        if (__builtin_expect(weights.is_apart[line], 0)) {
-            const uint32_t *apart = line_apart(&weights, line) + offset;
-            UNROLL for (int v = 0; v < vectors; v++) loaded[v] = _mm512_loadu_si512(apart + v * LANES);
-        } else {
-            UNROLL for (int v = 0; v < vectors; v++)
-                loaded[v] = short_words(&weights, line, offset + v * LANES, exponents);
-        }
+        UNROLL for (int v = 0; v < vectors; v += 2) short_words(&weights, line, offset + v * LANES, &loaded[v]);
         UNROLL for (int row = 0; row < rows; row++) {
             __m512i numbers = _mm512_set1_epi32((int32_t)x[row][pair]);
             UNROLL for (int v = 0; v < vectors; v++)
@@ -55,25 +50,14 @@ void short_piece(const Product *product, int64_t piece, int64_t first_row, int64
     }
 }
 
-void short_unpack(const Matrix *matrix, int64_t column, uint32_t *to) {
-    const Short from = short_of(matrix);
-    const __m512i exponents = _mm512_loadu_si512(from.exponents);
-    int64_t line = column / from.block * from.pairs, end = line + matrix->in_width / 2, offset = column % from.block;
-    for (; line < end; line++)
-        for (int64_t v = 0; v < 2; v++, to += LANES) {
-            int64_t first = offset + v * LANES;
-            __m512i words = from.is_apart[line] ? _mm512_loadu_si512(line_apart(&from, line) + first)
-                                                : short_words(&from, line, first, exponents);
-            _mm512_storeu_si512(to, words);
-        }
-}
+#endif
 
 /* ---- making them */
 
 INLINE int exponent_of(uint16_t weight) { return weight >> 7 & 0xff; }
 
 /* place [256]: of each exponent in the table, or EXPONENTS. By the weights of every eighth line. */
-static void choose_exponents(const uint16_t *weights, int64_t lines, int64_t width, uint16_t *table, uint8_t *place) {
+static void choose_exponents(const uint16_t *weights, int64_t lines, int64_t width, uint8_t *table, uint8_t *place) {
     int64_t counts[256] = {0};
     for (int64_t line = 0; line < lines; line += 8)
         for (int64_t i = 0; i < width; i++) counts[exponent_of(weights[line * width + i])]++;
@@ -83,19 +67,29 @@ static void choose_exponents(const uint16_t *weights, int64_t lines, int64_t wid
         for (int exponent = 0; exponent < 256; exponent++)
             if (place[exponent] == EXPONENTS && (most < 0 || counts[exponent] > counts[most])) most = exponent;
         place[most] = (uint8_t)chosen;
-        table[chosen] = table[chosen + EXPONENTS] = (uint16_t)(most << 7);
+        table[chosen] = (uint8_t)(most >> 1), table[EXPONENTS + chosen] = (uint8_t)(most << 7);
     }
 }
 
-/* Returns whether all exponents have places. */
+/* A strip of 64 weights: 16 bytes are words of two vectors by eights in turn, as _mm512_unpacklo_epi8 puts them together.
+ * Returns whether all exponents have places. */
+static int shorten_strip(const uint16_t *weights, const uint8_t *place, uint8_t *values, uint8_t *places) {
+    enum { WEIGHTS = 2 * SHORT_STRIP, HALF = WEIGHTS / 2 };
+    uint8_t found[WEIGHTS], most = 0;
+    for (int i = 0; i < WEIGHTS; i++) {
+        uint16_t weight = weights[i / 16 * 8 + i % 8 + i % 16 / 8 * HALF];
+        values[i] = (uint8_t)((weight >> 8 & 0x80) | (weight & 0x7f));
+        found[i] = place[exponent_of(weight)];
+        most |= found[i];
+    }
+    for (int i = 0; i < HALF; i++) places[i] = (uint8_t)((found[i] & 0x0f) | found[HALF + i] << 4);
+    return most < EXPONENTS;
+}
+
 static int shorten_line(const uint16_t *weights, int64_t block, const uint8_t *place, uint8_t *to) {
     int is_whole = 1;
-    for (int64_t i = 0; i < 2 * block; i++) to[i] = (uint8_t)((weights[i] >> 8 & 0x80) | (weights[i] & 0x7f));
-    for (int64_t i = 0; i < block; i++) {
-        uint8_t first = place[exponent_of(weights[2 * i])], second = place[exponent_of(weights[2 * i + 1])];
-        is_whole &= first < EXPONENTS && second < EXPONENTS;
-        to[2 * block + i] = (uint8_t)(first | second << 4);
-    }
+    for (int64_t column = 0; column < block; column += SHORT_STRIP)
+        is_whole &= shorten_strip(weights + 2 * column, place, to + 2 * column, to + 2 * block + column);
     return is_whole;
 }
 
@@ -106,7 +100,7 @@ EXPORT int64_t vl2_shorten(const Matrix *matrix, uint8_t *to, int64_t room) {
     int64_t block = matrix->block, width = 2 * block, count = short_lines(matrix), num_apart = 0;
     uint8_t place[256], *lines = to + TABLE_BYTES, *is_apart = lines + count * 3 * block, *apart = is_apart + up(count, 64);
     if (apart > to + room) return 0;
-    choose_exponents(weights, count, width, (uint16_t *)(void *)to, place);
+    choose_exponents(weights, count, width, to, place);
     for (int64_t line = 0; line < count; line++, weights += width, lines += 3 * block) {
         is_apart[line] = !shorten_line(weights, block, place, lines);
         if (!is_apart[line]) continue;

@@ -15,7 +15,7 @@ INLINE void tiles_columns(const Product *product, const uint32_t *weights, int64
     tiles_zero();
     for (int64_t begin = 0; begin < matrix->padded_in; begin += NUMBERS_AT_ONCE) {
         int64_t numbers = smaller(matrix->padded_in - begin, NUMBERS_AT_ONCE), x_bytes;
-        const void *x = operand_tiles(product, first_row, rows, begin, numbers, room, &x_bytes);
+        const char *x = operand_tiles(product, first_row, rows, begin, numbers, room, &x_bytes);
         const uint32_t *from = weights + begin / 2 * matrix->block;
         if (is_few) tiles_add_few(x, x_bytes, from, matrix->block, numbers / TILE_NUMBERS, vectors);
         else tiles_add_many(x, x_bytes, from, matrix->block, numbers / TILE_NUMBERS, vectors);

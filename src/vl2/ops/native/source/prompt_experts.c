@@ -9,7 +9,6 @@
 
 #if HAS_BF16_DOT
 
-#include "short.h"
 #include "strips.h"
 
 enum {
@@ -32,7 +31,7 @@ typedef struct {
     Piece *pieces;
     int32_t *places, *tokens, *starts; /* the row of each pair, by expert; the token of each row; an expert's first row */
     uint16_t *results, *shared;        /* [pairs, width] by expert; [tokens, width] */
-    uint16_t *scratch;                 /* of each thread: gathered rows, inner ones, two strips */
+    uint16_t *scratch;                 /* of each thread: gathered rows, inner ones, strips' room */
     int64_t scratch_numbers, piece_rows, x_stride, inner_stride;
     int64_t num_pieces;
 } Job;
@@ -63,22 +62,11 @@ static void gather(const Job *job, const Piece *piece, uint16_t *x) {
     }
 }
 
-/* The strips that a piece multiplies, one after the other: those of gates and ups, then those of down. Weights in 12 bits are
- * unpacked to `room`, for all rows of the piece. */
-INLINE Strips strips_of(const Piece *piece, int64_t idx, uint32_t *room) {
-    int64_t inner = inner_width(piece->gate_up), ups = inner / STRIP, is_up = idx < ups;
-    const Matrix *matrix = is_up ? piece->gate_up : piece->down;
-    int64_t first = is_up ? idx * STRIP : (idx - ups) * WIDE, second = is_up ? inner + first : first + STRIP;
-#if HAS_SHORT
-    if (matrix->layout == BFLOAT12_BLOCKS) {
-        uint32_t *other = room + matrix->in_width / 2 * STRIP;
-        short_unpack(matrix, first, room);
-        short_unpack(matrix, second, other);
-        return (Strips){{room, other}, STRIP};
-    }
-#endif
-    (void)room;
-    return strips_at(matrix, first, second);
+/* The strips that a piece multiplies, one after the other: those of gates and ups, then those of down. */
+INLINE Strips strips_of(const Piece *piece, int64_t idx) {
+    int64_t inner = inner_width(piece->gate_up), ups = inner / STRIP, down = (idx - ups) * WIDE;
+    if (idx < ups) return (Strips){piece->gate_up, {idx * STRIP, inner + idx * STRIP}};
+    return (Strips){piece->down, {down, down + STRIP}};
 }
 
 static void expert_piece(void *context, long idx, int thread) {
@@ -87,9 +75,8 @@ static void expert_piece(void *context, long idx, int thread) {
     int64_t width = job->own->width, inner = inner_width(piece->gate_up);
     int64_t ups = inner / STRIP, all = ups + width / WIDE;
     uint16_t *x = job->scratch + thread * job->scratch_numbers, *inners = x + job->piece_rows * job->x_stride;
-    uint32_t *room = (uint32_t *)(void *)(inners + job->piece_rows * job->inner_stride);
     float sums[MOST_PIECE_ROWS / MOST_ROWS][MOST_ROWS * WIDE];
-    StripProduct product = {.sums = sums};
+    StripProduct product = {.sums = sums, .room = (uint32_t *)(void *)(inners + job->piece_rows * job->inner_stride)};
     cut_rows(&product, piece->rows);
     gather(job, piece, x);
     strips_begin(product.rows);
@@ -97,8 +84,7 @@ static void expert_piece(void *context, long idx, int thread) {
         int is_up = at < ups;
         product.x = is_up ? x : inners, product.stride = is_up ? job->x_stride : job->inner_stride;
         product.width = is_up ? width : inner;
-        product.strips = strips_of(piece, at, room);
-        if (HAS_AMX) product.next = strips_of(piece, smaller(at + 1, all - 1), room);
+        product.strips = strips_of(piece, at), product.next = strips_of(piece, smaller(at + 1, all - 1));
         multiply_strips(&product);
         for (int64_t part = 0; part < product.parts; part++) {
             int64_t row = first_of_part(&product, part);
@@ -174,8 +160,8 @@ static size_t lay_out(Job *job, uintptr_t begin, int64_t threads) {
     if (own->has_shared) inner = larger(inner, inner_width(&own->gate_up[own->num_experts]));
     job->piece_rows = smaller(parts_of(rows, threads * PIECES_OF_THREAD * MOST_ROWS) * MOST_ROWS, MOST_PIECE_ROWS);
     job->x_stride = own->width + SPARE, job->inner_stride = inner + SPARE;
-    int64_t strips = HAS_SHORT ? larger(own->width, inner) * 2 * STRIP : 0;
-    job->scratch_numbers = job->piece_rows * (job->x_stride + job->inner_stride) + strips;
+    int64_t room = 2 * strip_room(larger(own->width, inner)); /* numbers are half as wide as words */
+    job->scratch_numbers = job->piece_rows * (job->x_stride + job->inner_stride) + room;
     uintptr_t at = begin;
     job->pieces = take(&at, (groups + rows / job->piece_rows) * (int64_t)sizeof *job->pieces);
     job->places = take(&at, pairs * (int64_t)sizeof *job->places);

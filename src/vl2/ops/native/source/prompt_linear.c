@@ -45,7 +45,7 @@ INLINE void store_rows(const LinearJob *own, const float *sums, int64_t row, int
 }
 
 INLINE Strips strips_of(const LinearJob *own, int64_t column) {
-    return strips_at(&own->weight, column, smaller(column + STRIP, own->weight.out_width - 1) / STRIP * STRIP);
+    return (Strips){&own->weight, {column, smaller(column + STRIP, own->weight.out_width - 1) / STRIP * STRIP}};
 }
 
 static void linear_piece(void *context, long idx, int thread) {

@@ -3,18 +3,19 @@
  * its 2 · block weights, a byte each, then their exponents' places in the table, four bits each. A line with any other
  * exponent is kept as it was, apart, and begins with its number there. So products have the bits that they would have.
  *
- * Everything lies behind `data`: the table, the lines [blocks, pairs, 3 · block], which of them are apart, those lines. */
+ * Strips of 32 columns have 64 bytes of the first kind and 32 of the second, in the order in which short_words takes them
+ * apart. Everything lies behind `data`: the table, the lines [blocks, pairs, 3 · block], which of them are apart, those lines. */
 #pragma once
 
 #include "product.h"
 
-#if HAS_BF16_DOT && !HAS_AMX
+#if HAS_BF16_DOT
 #define HAS_SHORT 1
 
-enum { EXPONENTS = 16, TABLE_BYTES = 64 };
+enum { EXPONENTS = 16, TABLE_BYTES = 64, SHORT_STRIP = 2 * LANES };
 
 typedef struct {
-    const uint16_t *exponents; /* [32]: the 16 twice, where bfloat16 has its exponent */
+    __m512i high, low; /* the table, four times: of exponents the bits in a weight's higher byte, and the one in its lower */
     const uint8_t *lines, *is_apart;
     const uint32_t *apart; /* [number, block] pairs */
     int64_t block, pairs;
@@ -25,22 +26,21 @@ INLINE int64_t short_lines(const Matrix *matrix) {
 }
 
 INLINE Short short_of(const Matrix *matrix) {
-    const uint8_t *data = matrix->data, *lines = data + TABLE_BYTES;
+    const uint8_t *table = matrix->data, *lines = table + TABLE_BYTES;
     int64_t count = short_lines(matrix);
     const uint8_t *is_apart = lines + count * 3 * matrix->block;
-    return (Short){(const uint16_t *)(const void *)data, lines, is_apart,
+    return (Short){_mm512_broadcast_i32x4(_mm_loadu_si128((const void *)table)),
+                   _mm512_broadcast_i32x4(_mm_loadu_si128((const void *)(table + EXPONENTS))), lines, is_apart,
                    (const uint32_t *)(const void *)(is_apart + up(count, 64)), matrix->block, matrix->padded_in / 2};
 }
 
-/* 16 columns of a line, from `column` of its block on, as pairs of bfloat16. */
-INLINE __m512i short_words(const Short *from, int64_t line, int64_t column, __m512i exponents) {
-    const uint8_t *own = from->lines + line * 3 * from->block;
-    const __m512i sign_and_mantissa = _mm512_set1_epi16((short)0x807f), places = _mm512_set1_epi32(0x000f000f);
-    __m512i values = _mm512_cvtepi8_epi16(_mm256_loadu_si256((const void *)(own + 2 * column)));
-    __m512i place = _mm512_cvtepu8_epi32(_mm_loadu_si128((const void *)(own + 2 * from->block + column)));
-    place = _mm512_ternarylogic_epi32(place, _mm512_slli_epi32(place, 12), places, 0xa8); /* (a | b) & c */
-    __m512i exponent = _mm512_permutexvar_epi16(place, exponents);
-    return _mm512_ternarylogic_epi32(values, sign_and_mantissa, exponent, 0xea); /* (a & b) | c */
+/* Signs and mantissas, and places, of a line's strip from `column` of its block on. */
+INLINE const uint8_t *short_values(const Short *from, int64_t line, int64_t column) {
+    return from->lines + line * 3 * from->block + 2 * column;
+}
+
+INLINE const uint8_t *short_places(const Short *from, int64_t line, int64_t column) {
+    return from->lines + line * 3 * from->block + 2 * from->block + column;
 }
 
 INLINE const uint32_t *line_apart(const Short *from, int64_t line) {
@@ -49,8 +49,32 @@ INLINE const uint32_t *line_apart(const Short *from, int64_t line) {
     return from->apart + (int64_t)number * from->block;
 }
 
-/* A strip of 32 columns from `column` of the matrix on, as it was: to [in_width / 2, 32] pairs. */
-void short_unpack(const Matrix *matrix, int64_t column, uint32_t *to);
+/* A line's strip from `column` of its block on, as pairs of bfloat16. */
+INLINE void short_words(const Short *from, int64_t line, int64_t column, __m512i words[2]) {
+    if (__builtin_expect(from->is_apart[line], 0)) {
+        const uint32_t *apart = line_apart(from, line) + column;
+        words[0] = _mm512_loadu_si512(apart), words[1] = _mm512_loadu_si512(apart + LANES);
+        return;
+    }
+    const __m512i halves = _mm512_setr_epi64(0, 0, 0, 0, 4, 4, 4, 4), place = _mm512_set1_epi8(0x0f);
+    __m512i values = _mm512_loadu_si512(short_values(from, line, column));
+    __m512i places = _mm512_broadcast_i64x4(_mm256_loadu_si256((const void *)short_places(from, line, column)));
+    places = _mm512_and_si512(_mm512_srlv_epi64(places, halves), place);
+    __m512i high = _mm512_shuffle_epi8(from->high, places), low = _mm512_shuffle_epi8(from->low, places);
+    high = _mm512_ternarylogic_epi32(values, _mm512_set1_epi8((char)0x80), high, 0xea); /* (a & b) | c */
+    low = _mm512_ternarylogic_epi32(values, _mm512_set1_epi8(0x7f), low, 0xea);
+    words[0] = _mm512_unpacklo_epi8(low, high), words[1] = _mm512_unpackhi_epi8(low, high);
+}
+
+/* `count` pairs of inputs of a strip, from `line` and `column` of its block on, as they were: to [count, 32] pairs. */
+INLINE void short_unpack(const Short *from, int64_t line, int64_t column, int64_t count, uint32_t *to) {
+    for (int64_t end = line + count; line < end; line++, to += SHORT_STRIP) {
+        __m512i words[2];
+        short_words(from, line, column, words);
+        _mm512_store_si512(to, words[0]);
+        _mm512_store_si512(to + LANES, words[1]);
+    }
+}
 
 #else
 #define HAS_SHORT 0

@@ -4,6 +4,7 @@
 
 #include "amx.h"
 #include "product.h"
+#include "short.h"
 
 #if HAS_BF16_DOT
 
@@ -11,24 +12,25 @@ enum { MOST_ROWS = 32, STRIP = 2 * LANES, WIDE = 2 * STRIP };
 
 /* Two strips, anywhere in one weight, whose blocks are whole strips. */
 typedef struct {
-    const uint32_t *at[2]; /* their first pairs of inputs */
-    int64_t block;         /* words from one pair to the next */
+    const Matrix *matrix;
+    int64_t columns[2];
 } Strips;
 
+/* Where a strip's pairs lie, in BFLOAT16_BLOCKS: a line every `block` words. */
 INLINE const uint32_t *strip_at(const Matrix *matrix, int64_t column) {
     int64_t in_block = column % matrix->block;
     return (const uint32_t *)matrix->data + (column - in_block) * (matrix->padded_in / 2) + in_block;
 }
 
-INLINE Strips strips_at(const Matrix *matrix, int64_t first, int64_t second) {
-    return (Strips){{strip_at(matrix, first), strip_at(matrix, second)}, matrix->block};
-}
+/* The first of its lines, where the strip is in 12 bits. */
+INLINE int64_t first_line(const Short *from, int64_t column) { return column / from->block * from->pairs; }
 
 /* All rows of a piece with two strips: in parts of equally many rows, of which the last may do some of those before again. */
 typedef struct {
     const uint16_t *x; /* [count, width], rows `stride` numbers apart */
     int64_t stride, width, count, parts, rows; /* `rows` of a part, as of `cut_rows` */
-    Strips strips, next; /* `next` is multiplied after this, as wide: it is asked for meanwhile */
+    Strips strips, next; /* `next` is multiplied after this, as wide: it is asked for meanwhile, on matrix units */
+    uint32_t *room;      /* without matrix units: for weights in 12 bits, `strip_room` numbers */
     float (*sums)[MOST_ROWS * WIDE]; /* [parts]: [rows, WIDE] */
 } StripProduct;
 
@@ -56,8 +58,10 @@ enum { PANEL_NUMBERS = 256 }; /* of inputs: with a strip's columns 16 KiB, and t
 
 /* Of one strip and some inputs: stays in the first cache while all rows pass. */
 typedef struct {
-    const uint32_t *weights, *next;
+    const uint32_t *weights;
     int64_t block, first, numbers; /* inputs */
+    const char *next[2];           /* what comes next, in two halves of a line each, a line every `next_bytes` */
+    int64_t next_bytes;
 } Panel;
 
 INLINE void strips_begin(int64_t rows) { tiles_begin(rows); }
@@ -65,15 +69,15 @@ INLINE void strips_end(void) { tiles_end(); }
 
 /* Up to 16 rows if `is_few`, else up to 32, in tiles as `tiles_begin` shapes them. */
 INLINE void add_panel(const StripProduct *own, const Panel *panel, int64_t part, int is_few) {
-    const uint32_t *weights = panel->weights, *next = panel->next;
+    const uint32_t *weights = panel->weights;
     const char *x = (const char *)(own->x + first_of_part(own, part) * own->stride + panel->first);
-    const char *rest = x + TILE_ROWS * 2 * own->stride;
+    const char *rest = x + TILE_ROWS * 2 * own->stride, *next = panel->next[0], *other = panel->next[1];
     int64_t bytes = 4 * panel->block, begin = part * TILE_ROWS / own->parts, end = (part + 1) * TILE_ROWS / own->parts;
     tiles_see_stores();
     for (int64_t at = 0; at < panel->numbers; at += TILE_NUMBERS) {
         for (int64_t line = begin; line < end; line++) { /* this part's share, into the second cache */
-            _mm_prefetch((const char *)(next + line * panel->block), _MM_HINT_T1);
-            _mm_prefetch((const char *)(next + line * panel->block + LANES), _MM_HINT_T1);
+            _mm_prefetch(next + line * panel->next_bytes, _MM_HINT_T1);
+            _mm_prefetch(other + line * panel->next_bytes, _MM_HINT_T1);
         }
         _tile_loadd(4, x + 2 * at, 2 * own->stride);
         _tile_loadd(6, weights, bytes);
@@ -85,7 +89,8 @@ INLINE void add_panel(const StripProduct *own, const Panel *panel, int64_t part,
             _tile_dpbf16ps(2, 5, 6);
             _tile_dpbf16ps(3, 5, 7);
         }
-        weights += TILE_ROWS * panel->block, next += TILE_ROWS * panel->block;
+        weights += TILE_ROWS * panel->block;
+        next += TILE_ROWS * panel->next_bytes, other += TILE_ROWS * panel->next_bytes;
     }
 }
 
@@ -103,12 +108,43 @@ static void panel_part(const StripProduct *own, const Panel *panel, int64_t part
     }
 }
 
+/* The panel's place among the next strips. */
+INLINE void look_ahead(Panel *panel, const Strips *next, int strip) {
+    const Matrix *matrix = next->matrix;
+    int64_t column = next->columns[strip], pair = panel->first / 2;
+    if (matrix->layout == BFLOAT12_BLOCKS) {
+        const Short from = short_of(matrix);
+        int64_t line = first_line(&from, column) + pair;
+        panel->next[0] = (const char *)short_values(&from, line, column % from.block);
+        panel->next[1] = (const char *)short_places(&from, line, column % from.block);
+        panel->next_bytes = 3 * matrix->block;
+    } else {
+        const uint32_t *at = strip_at(matrix, column) + pair * matrix->block;
+        panel->next[0] = (const char *)at, panel->next[1] = (const char *)(at + LANES);
+        panel->next_bytes = 4 * matrix->block;
+    }
+}
+
+/* The panel's weights: where they lie, or unpacked to `room`. */
+INLINE void take_weights(Panel *panel, const Strips *strips, int strip, uint32_t *room) {
+    const Matrix *matrix = strips->matrix;
+    int64_t column = strips->columns[strip], pair = panel->first / 2;
+    if (matrix->layout == BFLOAT12_BLOCKS) {
+        const Short from = short_of(matrix);
+        short_unpack(&from, first_line(&from, column) + pair, column % from.block, panel->numbers / 2, room);
+        panel->weights = room, panel->block = STRIP;
+    } else {
+        panel->weights = strip_at(matrix, column) + pair * matrix->block, panel->block = matrix->block;
+    }
+}
+
 static void multiply_strips(const StripProduct *own) {
+    _Alignas(64) uint32_t room[PANEL_NUMBERS / 2 * STRIP];
     for (int strip = 0; strip < 2; strip++)
         for (int64_t first = 0; first < own->width; first += PANEL_NUMBERS) {
-            int64_t block = own->strips.block, before = first / 2 * block;
-            Panel panel = {own->strips.at[strip] + before, own->next.at[strip] + before, block, first,
-                           smaller(own->width - first, PANEL_NUMBERS)};
+            Panel panel = {.first = first, .numbers = smaller(own->width - first, PANEL_NUMBERS)};
+            take_weights(&panel, &own->strips, strip, room);
+            look_ahead(&panel, &own->next, strip);
             for (int64_t part = 0; part < own->parts; part++)
                 panel_part(own, &panel, part, own->sums[part] + strip * STRIP);
         }
@@ -121,15 +157,21 @@ enum { DOT_ROWS = 6 }; /* whose sums, times four, leave registers for weights */
 INLINE void strips_begin(int64_t rows) { (void)rows; }
 INLINE void strips_end(void) {}
 
-INLINE void multiply_rows(const StripProduct *own, int64_t part, int64_t first_row, int rows) {
+/* Two strips' weights, a line every `block` words. */
+typedef struct {
+    const uint32_t *at[2];
+    int64_t block;
+} Lines;
+
+INLINE void multiply_rows(const StripProduct *own, const Lines *lines, int64_t part, int64_t first_row, int rows) {
     const uint16_t *numbers_of_x = own->x + (first_of_part(own, part) + first_row) * own->stride;
     const uint32_t *x = (const uint32_t *)(const void *)numbers_of_x;
-    const uint32_t *first = own->strips.at[0], *second = own->strips.at[1];
+    const uint32_t *first = lines->at[0], *second = lines->at[1];
     int64_t pairs = own->width / 2, stride = own->stride / 2;
     __m512 sums[DOT_ROWS][4];
     UNROLL for (int row = 0; row < rows; row++)
         UNROLL for (int v = 0; v < 4; v++) sums[row][v] = _mm512_setzero_ps();
-    for (int64_t pair = 0; pair < pairs; pair++, first += own->strips.block, second += own->strips.block) {
+    for (int64_t pair = 0; pair < pairs; pair++, first += lines->block, second += lines->block) {
         __m512i weights[4] = {_mm512_loadu_si512(first), _mm512_loadu_si512(first + LANES),
                               _mm512_loadu_si512(second), _mm512_loadu_si512(second + LANES)};
         UNROLL for (int row = 0; row < rows; row++) {
@@ -143,23 +185,41 @@ INLINE void multiply_rows(const StripProduct *own, int64_t part, int64_t first_r
         UNROLL for (int v = 0; v < 4; v++) _mm512_storeu_ps(to + row * WIDE + v * LANES, sums[row][v]);
 }
 
-static void multiply_part(const StripProduct *own, int64_t part) {
+static void multiply_part(const StripProduct *own, const Lines *lines, int64_t part) {
     int64_t row = 0;
-    for (; row + DOT_ROWS <= own->rows; row += DOT_ROWS) multiply_rows(own, part, row, DOT_ROWS);
+    for (; row + DOT_ROWS <= own->rows; row += DOT_ROWS) multiply_rows(own, lines, part, row, DOT_ROWS);
     switch (own->rows - row) {
-        case 1: multiply_rows(own, part, row, 1); break;
-        case 2: multiply_rows(own, part, row, 2); break;
-        case 3: multiply_rows(own, part, row, 3); break;
-        case 4: multiply_rows(own, part, row, 4); break;
-        case 5: multiply_rows(own, part, row, 5); break;
+        case 1: multiply_rows(own, lines, part, row, 1); break;
+        case 2: multiply_rows(own, lines, part, row, 2); break;
+        case 3: multiply_rows(own, lines, part, row, 3); break;
+        case 4: multiply_rows(own, lines, part, row, 4); break;
+        case 5: multiply_rows(own, lines, part, row, 5); break;
         default: break;
     }
 }
 
+/* Weights in 12 bits are unpacked once for all rows. */
+INLINE Lines lines_of(const StripProduct *own) {
+    const Matrix *matrix = own->strips.matrix;
+    const int64_t *columns = own->strips.columns;
+    if (matrix->layout != BFLOAT12_BLOCKS)
+        return (Lines){{strip_at(matrix, columns[0]), strip_at(matrix, columns[1])}, matrix->block};
+    const Short from = short_of(matrix);
+    int64_t pairs = own->width / 2;
+    for (int strip = 0; strip < 2; strip++)
+        short_unpack(&from, first_line(&from, columns[strip]), columns[strip] % from.block, pairs,
+                     own->room + strip * pairs * STRIP);
+    return (Lines){{own->room, own->room + pairs * STRIP}, STRIP};
+}
+
 static void multiply_strips(const StripProduct *own) {
-    for (int64_t part = 0; part < own->parts; part++) multiply_part(own, part);
+    const Lines lines = lines_of(own);
+    for (int64_t part = 0; part < own->parts; part++) multiply_part(own, &lines, part);
 }
 
 #endif
+
+/* Words of `room` for inputs of `width`. */
+INLINE int64_t strip_room(int64_t width) { return HAS_AMX ? 0 : width * STRIP; }
 
 #endif
