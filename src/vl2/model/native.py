@@ -149,9 +149,8 @@ class NativeDecoder:
     def _experts(self, mlp: MoE) -> tuple[int, int]:
         """Where gates and ups are described, and downs."""
         if mlp.described is not None:
-            is_short = any(matrix.layout == BFLOAT12_BLOCKS for matrix in (*mlp.described.gate_up, *mlp.described.down))
-            if is_short and not hasattr(self._library, "vl2_shorten"):
-                raise UnknownLayout("experts in 12 bits, which this build of the library does not multiply")
+            for matrix in (*mlp.described.gate_up, *mlp.described.down):
+                self._readable(matrix)
             self._kept.append(mlp.described)
             return ctypes.addressof(mlp.described.gate_up), ctypes.addressof(mlp.described.down)
         own = mlp.experts if isinstance(mlp, QuantizedMoE) else mlp
@@ -175,6 +174,9 @@ class NativeDecoder:
 
     def _linear(self, weight: object, bias: torch.Tensor | None = None) -> structures.Matrix:
         """Of a linear, or of a weight by itself."""
+        if isinstance(weight, Linear) and weight.native is not None:
+            self._kept.append(weight.native)
+            return self._readable(weight.native.matrix)
         if isinstance(weight, Linear | QuantizedLinear):
             return self._linear(weight.weight, weight.bias)
         if bias is not None:
@@ -187,6 +189,11 @@ class NativeDecoder:
             matrix = describe(weight, bias)
         if matrix is None:
             raise UnknownLayout(f"how a weight of {self._shape(weight)} lies in memory")
+        return matrix
+
+    def _readable(self, matrix: structures.Matrix) -> structures.Matrix:
+        if matrix.layout == BFLOAT12_BLOCKS and not hasattr(self._library, "vl2_shorten"):
+            raise UnknownLayout("weights in 12 bits, which this build of the library does not multiply")
         return matrix
 
     @staticmethod

@@ -6,11 +6,12 @@ import torch
 from torch import nn
 
 from vl2.model.attention import MLA
+from vl2.model.decoder import DecoderLayer
 from vl2.model.linear import Linear, QuantizedLinear
 from vl2.model.moe import MoE
 from vl2.ops import native_backend
 from vl2.ops.linear import can_pack, pack
-from vl2.ops.native.linear import describe_linear, pack_linear
+from vl2.ops.native.linear import describe_linear, multiplies, pack_linear, shorten_linear
 from vl2.ops.native.matrices import describe_experts, have_strips
 from vl2.ops.native.short import Shortener, shortener
 from vl2.ops.native.structures import Matrix
@@ -39,29 +40,28 @@ def pack_weights(model: nn.Module) -> None:
 
     Embeddings and the vocabulary's matrix, of which rows are looked up, are left alone. So is MLA's kv_b, whose halves
     are multiplied by head: where the library multiplies, prompts have a packed copy of it; elsewhere it becomes float32
-    if it is small, as a bfloat16 product by head takes torch 25 µs and more, a small float32 one 7. Routed experts that
-    the library multiplies are shortened to 12 bits a weight, losing nothing.
+    if it is small, as a bfloat16 product by head takes torch 25 µs and more, a small float32 one 7. What a step of
+    decoding reads and the library multiplies is shortened to 12 bits a weight, losing nothing: routed experts, and on
+    matrix units linears too.
     """
     if not can_pack(next(model.parameters())):
         return
     by_head = {module.kv_b: module for module in model.modules() if isinstance(module, MLA)}
+    shorteners = _shorteners(model)
     for module in model.modules():
         if module in by_head:
             by_head[module].expand = pack_linear(module.weight)
             if by_head[module].expand is None and module.weight.numel() <= SMALL_MATRIX:
                 module.weight = nn.Parameter(module.weight.float(), requires_grad=False)
         elif isinstance(module, Linear):
-            module.weight = _packed(module.weight)
-            module.native = describe_linear(module.weight, module.bias)
+            _pack_linear(module, shorteners.get(module))
         elif type(module) is MoE:
-            shortening = _shortener_for(module)
             for name in ("gate_up", "down"):
-                _pack_each(module, name, shortening)
+                _pack_each(module, name, shorteners.get(module))
     for module in model.modules():  # their shared experts are packed by now, too
         if type(module) is MoE:
-            own, _ = module.expert_weights
             up, down = (getattr(module, name).described for name in ("gate_up", "down"))
-            module.described = describe_experts(up, down, own.shared_gate_up, own.shared_down)
+            module.described = describe_experts(up, down, *_shared(module))
 
 
 def multiplies_natively(decoder: nn.Module) -> bool:
@@ -93,9 +93,42 @@ def _pack_each(module: MoE, name: str, shortening: Shortener | None) -> None:
     setattr(module, name, matrices)
 
 
-def _shortener_for(module: MoE) -> Shortener | None:
-    """None: something else than the library may multiply with the layer's routed experts."""
+def _pack_linear(module: Linear, shortening: Shortener | None) -> None:
+    packed = _packed(module.weight)
+    short = None if shortening is None else shorten_linear(packed, module.bias, shortening)
+    module.native = short or describe_linear(packed, module.bias)
+    module.weight = packed if short is None else nn.Parameter(short.kept[0], requires_grad=False)
+
+
+def _shared(module: MoE) -> tuple[torch.Tensor | Matrix | None, torch.Tensor | Matrix | None]:
+    """What `describe_experts` takes of the shared experts."""
+    own = module.shared
+    if own is None or not isinstance(own.gate_up, Linear) or not isinstance(own.down, Linear):
+        return None, None
+    up, down = (part.weight if part.native is None else part.native.matrix for part in (own.gate_up, own.down))
+    return up, down
+
+
+def _shorteners(model: nn.Module) -> dict[nn.Module, Shortener]:
+    """Of layers of experts and of linears whose weights are shortened: what a decoding step reads, and none but the
+    library multiplies."""
+    found = dict[nn.Module, Shortener]()
+    shortening = shortener()
+    for layer in model.modules():
+        if shortening is None or not isinstance(layer, DecoderLayer) or layer.attention.ops is not native_backend:
+            continue
+        parts: list[nn.Module] = [layer.attention, layer.mlp]
+        if type(layer.mlp) is MoE:
+            if _has_strips(layer.mlp):
+                found[layer.mlp] = shortening
+            else:
+                parts.pop()  # torch may multiply with its shared experts
+        if multiplies():
+            found |= {linear: shortening for part in parts for linear in part.modules() if isinstance(linear, Linear)}
+    return found
+
+
+def _has_strips(module: MoE) -> bool:
     own, _ = module.expert_weights
     shared = [weight.shape for weight in (own.shared_gate_up, own.shared_down) if weight is not None]
-    has_strips = have_strips(module.gate_up.shape[1:], module.down.shape[1:], *shared)
-    return shortener() if module.ops is native_backend and has_strips else None
+    return have_strips(module.gate_up.shape[1:], module.down.shape[1:], *shared)

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import torch
 
 from vl2.ops.linear import pack
-from vl2.ops.native.matrices import describe_strips
+from vl2.ops.native.matrices import describe_strips, with_bias
 from vl2.ops.native.prompts import workers
+from vl2.ops.native.short import Shortener
 from vl2.ops.native.structures import Matrix
 
 
@@ -17,7 +18,7 @@ class NativeLinear:
     """A packed weight as the library reads it. A row's bits do not depend on how many rows there are."""
 
     matrix: Matrix
-    kept: tuple[torch.Tensor | None, ...]  # what the matrix points to
+    kept: tuple[torch.Tensor, torch.Tensor | None]  # what the matrix points to: weight and bias
 
     def multiply(self, x: torch.Tensor, is_gelu: bool = False) -> torch.Tensor:
         """x [..., In] → x Wᵀ + b [..., Out], or its gelu in the tanh form, rounded once."""
@@ -28,18 +29,32 @@ class NativeLinear:
 
 def describe_linear(weight: torch.Tensor, bias: torch.Tensor | None) -> NativeLinear | None:
     """weight [Out, In] packed for torch's number of threads, bias [Out]; None: torch multiplies with it."""
-    if not _multiplies():
+    if not multiplies():
         return None
-    floats = None if bias is None else bias.detach().float()
+    floats = _floats(bias)
     matrix = describe_strips(weight, floats)
     return None if matrix is None else NativeLinear(matrix, (weight, floats))
 
 
+def shorten_linear(weight: torch.Tensor, bias: torch.Tensor | None, shortener: Shortener) -> NativeLinear | None:
+    """As `describe_linear`, in 12 bits: the weight itself is not kept. None: it is not known, or stays as it is."""
+    short = shortener.shorten(weight) if multiplies() else None
+    if short is None:
+        return None
+    floats = _floats(bias)
+    return NativeLinear(with_bias(short[0], floats), (short[1], floats))
+
+
 def pack_linear(weight: torch.Tensor) -> NativeLinear | None:
     """A packed copy of a plain weight, for the library alone; None: it does not multiply here."""
-    return describe_linear(pack(weight), None) if _multiplies() else None
+    return describe_linear(pack(weight), None) if multiplies() else None
 
 
-def _multiplies() -> bool:
+def _floats(bias: torch.Tensor | None) -> torch.Tensor | None:
+    return None if bias is None else bias.detach().float()
+
+
+def multiplies() -> bool:
+    """Whether the library multiplies prompts with linears here: on matrix units."""
     own = workers(torch.get_num_threads())
     return own is not None and own.multiplies

@@ -61,8 +61,8 @@ STRIP = 32
 def describe_experts(
     gate_up: Iterable[torch.Tensor | Matrix],
     down: Iterable[torch.Tensor | Matrix],
-    shared_gate_up: torch.Tensor | None,
-    shared_down: torch.Tensor | None,
+    shared_gate_up: torch.Tensor | Matrix | None,
+    shared_down: torch.Tensor | Matrix | None,
 ) -> ExpertMatrices | None:
     """As `describe`; None: widths or a layout that the library's experts do not know. What is described stays so."""
     routed_ups, routed_downs = list(gate_up), list(down)

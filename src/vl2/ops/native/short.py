@@ -1,6 +1,7 @@
 """bfloat16 weights in 12 bits without loss (source/short.h): a step that waits for memory reads a quarter less of it.
 
-For routed experts: each has few rows to multiply. Products have the bits that they would have.
+Products have the bits that they would have. Where vdpbf16ps multiplies, this pays for routed experts, of which each has
+few rows; on matrix units for whatever a step reads.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ class Shortener:
 
 
 def shortener() -> Shortener | None:
-    """None: this processor's build has no such products. Matrix units read bfloat16 from memory as it is."""
+    """None: this processor's build has no such products."""
     path, _ = builds.find()
     library = None if path is None else builds.load(path)
     return Shortener(library) if hasattr(library, "vl2_shorten") else None
