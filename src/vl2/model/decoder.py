@@ -12,6 +12,7 @@ from vl2.model.linear import Place, QuantizedLinear, RMSNorm, empty
 from vl2.model.moe import MLP, MoE, make_moe
 from vl2.model.step import QueryRows, StepInputs
 from vl2.ops.backend import Backend
+from vl2.ops.native.linear import NativeLinear
 from vl2.ops.rope.table import RopeTable, rope_table
 from vl2.ops.rows import pad_rows
 
@@ -84,6 +85,9 @@ class Decoder(nn.Module):
         )
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps, ops, dtype=dtype, device=device)
         self.lm_head: nn.Parameter | QuantizedLinear
+        self.native_head: NativeLinear | None = (
+            None  # set when weights are packed (model/packing.py): it multiplies then
+        )
         vocabulary, width = config.vocab_size, config.hidden_size
         scheme = place.scheme(["lm_head"], ops, vocabulary, width)
         if scheme is None:
@@ -107,6 +111,8 @@ class Decoder(nn.Module):
 
     def logits(self, hidden: torch.Tensor, is_exact: bool = True) -> torch.Tensor:
         """hidden [L, C] → [L, V] float32, see `ops/logits.py`."""
+        if self.native_head is not None:
+            return self.native_head.project(hidden)
         if isinstance(self.lm_head, QuantizedLinear):
             return self.ops.quantized_logits(hidden, self.lm_head.weight, is_exact)
         return self.ops.logits(hidden, self.lm_head, is_exact)

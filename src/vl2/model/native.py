@@ -20,6 +20,7 @@ from vl2.model.moe import MLP, MoE, QuantizedMoE
 from vl2.ops.gate.native import set_choice
 from vl2.ops.native import structures
 from vl2.ops.native.builds import load
+from vl2.ops.native.linear import NativeLinear
 from vl2.ops.native.matrices import describe, describe_quantized
 from vl2.ops.native.structures import BFLOAT12_BLOCKS
 from vl2.ops.quantized_weight.weight import QuantizedWeight
@@ -104,7 +105,7 @@ class NativeDecoder:
             cos=self._floats(decoder.rope.cos),
             sin=self._floats(decoder.rope.sin),
             final_norm=self._floats(decoder.norm.weight),
-            lm_head=self._linear(decoder.lm_head),
+            lm_head=self._linear(decoder.native_head or decoder.lm_head),
             layers=ctypes.addressof(layers),
         )
         if mla is not None:
@@ -174,9 +175,10 @@ class NativeDecoder:
 
     def _linear(self, weight: object, bias: torch.Tensor | None = None) -> structures.Matrix:
         """Of a linear, or of a weight by itself."""
-        if isinstance(weight, Linear) and weight.native is not None:
-            self._kept.append(weight.native)
-            return self._readable(weight.native.matrix)
+        native = weight.native if isinstance(weight, Linear) else weight
+        if isinstance(native, NativeLinear):
+            self._kept.append(native)
+            return self._readable(native.matrix)
         if isinstance(weight, Linear | QuantizedLinear):
             return self._linear(weight.weight, weight.bias)
         if bias is not None:

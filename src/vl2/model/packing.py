@@ -6,12 +6,12 @@ import torch
 from torch import nn
 
 from vl2.model.attention import MLA
-from vl2.model.decoder import DecoderLayer
+from vl2.model.decoder import Decoder, DecoderLayer
 from vl2.model.linear import Linear, QuantizedLinear
 from vl2.model.moe import MoE
 from vl2.ops import native_backend
 from vl2.ops.linear import can_pack, pack
-from vl2.ops.native.linear import describe_linear, multiplies, pack_linear, shorten_linear
+from vl2.ops.native.linear import describe_linear, multiplies, pack_linear, shorten_linear, shorten_plain
 from vl2.ops.native.matrices import describe_experts, have_strips
 from vl2.ops.native.short import Shortener, shortener
 from vl2.ops.native.structures import Matrix
@@ -38,8 +38,8 @@ def pack_weights(model: nn.Module) -> None:
 
     model  a DeepseekVL2, or its decoder alone
 
-    Embeddings and the vocabulary's matrix, of which rows are looked up, are left alone. So is MLA's kv_b, whose halves
-    are multiplied by head: where the library multiplies, prompts have a packed copy of it; elsewhere it becomes float32
+    Embeddings are left alone; the vocabulary's matrix, too, where torch multiplies with it. So is MLA's kv_b, whose
+    halves are multiplied by head: where the library multiplies, prompts have a packed copy of it; elsewhere it becomes float32
     if it is small, as a bfloat16 product by head takes torch 25 µs and more, a small float32 one 7. What a step of
     decoding reads and the library multiplies is shortened to 12 bits a weight, losing nothing: routed experts, and on
     matrix units linears too.
@@ -58,6 +58,8 @@ def pack_weights(model: nn.Module) -> None:
         elif type(module) is MoE:
             for name in ("gate_up", "down"):
                 _pack_each(module, name, shorteners.get(module))
+        elif module in shorteners:
+            _shorten_head(module, shorteners[module])
     for module in model.modules():  # their shared experts are packed by now, too
         if type(module) is MoE:
             up, down = (getattr(module, name).described for name in ("gate_up", "down"))
@@ -100,6 +102,13 @@ def _pack_linear(module: Linear, shortening: Shortener | None) -> None:
     module.weight = packed if short is None else nn.Parameter(short.kept[0], requires_grad=False)
 
 
+def _shorten_head(decoder: nn.Module, shortening: Shortener) -> None:
+    assert isinstance(decoder, Decoder) and isinstance(decoder.lm_head, nn.Parameter)
+    decoder.native_head = shorten_plain(decoder.lm_head, shortening)
+    if decoder.native_head is not None:
+        decoder.lm_head = nn.Parameter(decoder.native_head.kept[0], requires_grad=False)
+
+
 def _shared(module: MoE) -> tuple[torch.Tensor | Matrix | None, torch.Tensor | Matrix | None]:
     """What `describe_experts` takes of the shared experts."""
     own = module.shared
@@ -115,6 +124,9 @@ def _shorteners(model: nn.Module) -> dict[nn.Module, Shortener]:
     found = dict[nn.Module, Shortener]()
     shortening = shortener()
     for layer in model.modules():
+        is_head = isinstance(layer, Decoder) and isinstance(layer.lm_head, nn.Parameter) and layer.ops is native_backend
+        if shortening is not None and is_head and multiplies():
+            found[layer] = shortening
         if shortening is None or not isinstance(layer, DecoderLayer) or layer.attention.ops is not native_backend:
             continue
         parts: list[nn.Module] = [layer.attention, layer.mlp]

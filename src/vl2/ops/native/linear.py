@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 
 from vl2.ops.linear import pack
-from vl2.ops.native.matrices import describe_strips, with_bias
-from vl2.ops.native.prompts import workers
+from vl2.ops.native.matrices import describe_strips, lay_in_blocks, with_bias
+from vl2.ops.native.prompts import Workers, workers
 from vl2.ops.native.short import Shortener
 from vl2.ops.native.structures import Matrix
 
@@ -22,9 +22,18 @@ class NativeLinear:
 
     def multiply(self, x: torch.Tensor, is_gelu: bool = False) -> torch.Tensor:
         """x [..., In] → x Wᵀ + b [..., Out], or its gelu in the tanh form, rounded once."""
-        own = workers(torch.get_num_threads())  # as many as the step has (engine/threads.py), whatever packed it
+        return self._workers.linear(x.flatten(0, -2), self.matrix, is_gelu).view(*x.shape[:-1], self.matrix.out_width)
+
+    def project(self, x: torch.Tensor) -> torch.Tensor:
+        """x [T, In] → x Wᵀ + b [T, Out] float32."""
+        return self._workers.project(x, self.matrix)
+
+    @property
+    def _workers(self) -> Workers:
+        """As many as the step has (engine/threads.py), whatever packed it."""
+        own = workers(torch.get_num_threads())
         assert own is not None
-        return own.linear(x.flatten(0, -2), self.matrix, is_gelu).view(*x.shape[:-1], self.matrix.out_width)
+        return own
 
 
 def describe_linear(weight: torch.Tensor, bias: torch.Tensor | None) -> NativeLinear | None:
@@ -43,6 +52,13 @@ def shorten_linear(weight: torch.Tensor, bias: torch.Tensor | None, shortener: S
         return None
     floats = _floats(bias)
     return NativeLinear(with_bias(short[0], floats), (short[1], floats))
+
+
+def shorten_plain(weight: torch.Tensor, shortener: Shortener) -> NativeLinear | None:
+    """As `shorten_linear`, of a plain weight that the library alone multiplies."""
+    blocks = lay_in_blocks(weight) if multiplies() else None
+    short = None if blocks is None else shortener.shorten_blocks(*blocks)
+    return None if short is None else NativeLinear(short[0], (short[1], None))
 
 
 def pack_linear(weight: torch.Tensor) -> NativeLinear | None:

@@ -100,6 +100,19 @@ def describe_strips(weight: torch.Tensor, bias: torch.Tensor | None = None) -> M
     return matrix
 
 
+def lay_in_blocks(weight: torch.Tensor) -> tuple[Matrix, torch.Tensor] | None:
+    """A plain bfloat16 weight → a copy as prompts' products read it, whoever packs other ones; None: odd widths."""
+    out_width, in_width = weight.shape
+    if weight.dtype != torch.bfloat16 or in_width % STRIP:
+        return None
+    block, pairs = BLOCKS[0], in_width // 2
+    filled = F.pad(weight, (0, 0, 0, -out_width % block)).view(torch.int32)
+    laid = filled.view(-1, block, pairs).transpose(1, 2).contiguous()
+    matrix = Matrix(out_width=out_width, in_width=in_width, padded_in=in_width, block=block, layout=BFLOAT16_BLOCKS)
+    matrix.data = laid.data_ptr()
+    return matrix, laid
+
+
 def describe_quantized(weight: QuantizedWeight, bias: torch.Tensor | None = None) -> Matrix | None:
     """One matrix in the layout of ops/quantized_weight/torch_layout.py; as `describe`."""
     scheme, scales = weight.scheme, weight.scales

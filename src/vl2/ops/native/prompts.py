@@ -114,11 +114,20 @@ class Workers:
 
     def linear(self, x: torch.Tensor, matrix: Matrix, is_gelu: bool) -> torch.Tensor:
         """x [T, In] bfloat16, `matrix` as of `describe_strips` → [T, Out], rounded once."""
+        return self._linear("vl2_linear_rows", x, matrix, torch.bfloat16, is_gelu)
+
+    def project(self, x: torch.Tensor, matrix: Matrix) -> torch.Tensor:
+        """The same → float32, not rounded: what a step of decoding computes, bit by bit."""
+        return self._linear("vl2_project_rows", x, matrix, torch.float32)
+
+    def _linear(
+        self, name: str, x: torch.Tensor, matrix: Matrix, dtype: torch.dtype, is_gelu: bool = False
+    ) -> torch.Tensor:
         assert x.dtype == torch.bfloat16 and x.shape[1] == matrix.in_width and x.stride(1) == 1
-        out = x.new_empty(len(x), matrix.out_width)
+        out = x.new_empty(len(x), matrix.out_width, dtype=dtype)
         own = LinearJob(x=x.data_ptr(), out=out.data_ptr(), weight=matrix, rows=len(x), x_row=x.stride(0))
         own.is_gelu = is_gelu
-        self._call("vl2_linear_rows", own)
+        self._call(name, own)
         return out
 
     def route(

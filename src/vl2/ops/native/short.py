@@ -32,16 +32,18 @@ class Shortener:
         None: it is not known, or has too many exponents.
         """
         matrix = describe_strips(packed)
-        if matrix is None:
-            return None
+        return None if matrix is None else self.shorten_blocks(matrix, packed)
+
+    def shorten_blocks(self, matrix: Matrix, held: torch.Tensor) -> tuple[Matrix, torch.Tensor] | None:
+        """The same of a matrix in BFLOAT16_BLOCKS, which is changed, and what holds it until now."""
         num_bytes = 2 * -(-matrix.out_width // matrix.block) * matrix.block * matrix.padded_in
         room = torch.empty(int(num_bytes * ROOM), dtype=torch.uint8)
         used = self.build.vl2_shorten(ctypes.byref(matrix), room.data_ptr(), room.numel())
         if not used:
             return None
-        held = room[:used].clone()
-        matrix.layout, matrix.data = BFLOAT12_BLOCKS, held.data_ptr()
-        return matrix, held
+        short = room[:used].clone()
+        matrix.layout, matrix.data = BFLOAT12_BLOCKS, short.data_ptr()
+        return matrix, short
 
 
 def shortener() -> Shortener | None:

@@ -83,10 +83,10 @@ typedef struct {
 } RouterJob;
 
 /* A linear on bfloat16 rows. The weight lies in BFLOAT16_BLOCKS of 32 or 64 columns; inputs are multiples of 32.
- * vl2_linear_rows is only there where the processor has matrix units. */
+ * vl2_linear_rows is only there where the processor has matrix units, and vl2_project_rows, whose results are float32. */
 typedef struct {
     const uint16_t *x; /* [rows, in], a row every x_row numbers */
-    uint16_t *out;     /* [rows, out] */
+    void *out;         /* [rows, out] */
     Matrix weight;
     int64_t rows, x_row, is_gelu; /* whether gelu(y), the tanh form, is what is wanted */
 } LinearJob;

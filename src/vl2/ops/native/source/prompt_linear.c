@@ -1,4 +1,4 @@
-/* y = x Wᵀ + b of many rows on matrix units, rounded once to bfloat16; a row's bits depend on that row alone. */
+/* y = x Wᵀ + b of many rows on matrix units, rounded once to bfloat16 or not at all; a row's bits depend on that row alone. */
 #include "amx.h"
 #include "engine.h"
 #include "prompt.h"
@@ -36,7 +36,7 @@ INLINE void store_rows(const LinearJob *own, const float *sums, int64_t row, int
         bias[v] = own->weight.bias == NULL ? _mm512_setzero_ps()
                                            : _mm512_maskz_loadu_ps(masks[v], own->weight.bias + column + v * LANES);
     }
-    uint16_t *out = own->out + row * width + column;
+    uint16_t *out = (uint16_t *)own->out + row * width + column;
     for (; rows > 0; rows--, sums += WIDE, out += width)
         UNROLL for (int v = 0; v < WIDE / LANES; v++) {
             __m512 value = finished(_mm512_loadu_ps(sums + v * LANES), bias[v], is_gelu);
@@ -71,6 +71,37 @@ static void linear_piece(void *context, long idx, int thread) {
 EXPORT int32_t vl2_linear_rows(Workers *workers, const LinearJob *own) {
     Job job = {.own = own, .wide = parts_of(own->weight.out_width, WIDE)};
     pool_run(workers->pool, linear_piece, &job, (long)(parts_of(own->rows, PIECE_ROWS) * job.wide));
+    return 0;
+}
+
+/* ---- not rounded: as a step of decoding multiplies, whose bits these are */
+
+static void project_piece(void *context, long idx, int thread) {
+    (void)thread;
+    product_piece(context, idx);
+}
+
+/* x as operands are, filled up with zeros. */
+static Operand take_operand(const LinearJob *own, float *room) {
+    int64_t width = own->weight.in_width, stride = operand_stride(width);
+    for (int64_t row = 0; row < own->rows; row++) {
+        uint16_t *to = (uint16_t *)(void *)(room + row * stride);
+        memcpy(to, own->x + row * own->x_row, (size_t)width * sizeof *to);
+        memset(to + width, 0, (size_t)(stride - width) * sizeof *to);
+    }
+    return (Operand){NULL, room, stride};
+}
+
+/* Without GELU. Returns 0, or -1 without memory. */
+EXPORT int32_t vl2_project_rows(Workers *workers, const LinearJob *own) {
+    int64_t numbers = own->rows * operand_stride(own->weight.in_width);
+    float *room = workers_room(workers, (size_t)(numbers + own->rows) * sizeof(float));
+    if (room == NULL) return -1;
+    const Operand operand = take_operand(own, room);
+    int32_t *rows = (int32_t *)(void *)(room + numbers);
+    for (int32_t row = 0; row < own->rows; row++) rows[row] = row;
+    Product product = {&own->weight, &operand, own->out, own->weight.out_width, rows, rows, own->rows, NULL};
+    pool_run(workers->pool, project_piece, &product, (long)product_pieces(&product));
     return 0;
 }
 
