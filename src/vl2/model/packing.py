@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import nn
 
@@ -11,13 +13,17 @@ from vl2.model.linear import Linear, QuantizedLinear
 from vl2.model.moe import MoE
 from vl2.ops import native_backend
 from vl2.ops.linear import can_pack, pack
-from vl2.ops.native.linear import describe_linear, multiplies, pack_linear, shorten_linear, shorten_plain
+from vl2.ops.native.linear import describe_linear, multiplies, pack_linear, pack_plain, shorten_linear
 from vl2.ops.native.matrices import describe_experts, have_strips
 from vl2.ops.native.short import Shortener, shortener
 from vl2.ops.native.structures import Matrix
 
 SMALL_MATRIX = 2**19
 """Elements: 2 MiB of float32."""
+
+MOST_CACHED_BYTES = 2**28
+"""Of a decoder whose weights lie in the last cache for a good part. To read fewer of them gains nothing there, and to
+unpack them takes 5 % of a prompt that matrix units multiply (docs/log.md, 2026-11-27)."""
 
 
 class PackedMatrices(nn.ParameterList):
@@ -39,10 +45,10 @@ def pack_weights(model: nn.Module) -> None:
     model  a DeepseekVL2, or its decoder alone
 
     Embeddings are left alone; the vocabulary's matrix, too, where torch multiplies with it. So is MLA's kv_b, whose
-    halves are multiplied by head: where the library multiplies, prompts have a packed copy of it; elsewhere it becomes float32
-    if it is small, as a bfloat16 product by head takes torch 25 µs and more, a small float32 one 7. What a step of
-    decoding reads and the library multiplies is shortened to 12 bits a weight, losing nothing: routed experts, and on
-    matrix units linears too.
+    halves are multiplied by head: where the library multiplies, prompts have a packed copy of it; elsewhere it becomes
+    float32 if it is small, as a bfloat16 product by head takes torch 25 µs and more, a small float32 one 7. What a step
+    of decoding reads and the library multiplies is shortened to 12 bits a weight, losing nothing: routed experts, and
+    on matrix units linears too.
     """
     if not can_pack(next(model.parameters())):
         return
@@ -58,8 +64,8 @@ def pack_weights(model: nn.Module) -> None:
         elif type(module) is MoE:
             for name in ("gate_up", "down"):
                 _pack_each(module, name, shorteners.get(module))
-        elif module in shorteners:
-            _shorten_head(module, shorteners[module])
+        elif isinstance(module, Decoder):
+            _pack_head(module, shorteners.get(module))
     for module in model.modules():  # their shared experts are packed by now, too
         if type(module) is MoE:
             up, down = (getattr(module, name).described for name in ("gate_up", "down"))
@@ -102,9 +108,10 @@ def _pack_linear(module: Linear, shortening: Shortener | None) -> None:
     module.weight = packed if short is None else nn.Parameter(short.kept[0], requires_grad=False)
 
 
-def _shorten_head(decoder: nn.Module, shortening: Shortener) -> None:
-    assert isinstance(decoder, Decoder) and isinstance(decoder.lm_head, nn.Parameter)
-    decoder.native_head = shorten_plain(decoder.lm_head, shortening)
+def _pack_head(decoder: Decoder, shortening: Shortener | None) -> None:
+    """The vocabulary's matrix, where the library multiplies prompts too."""
+    if isinstance(decoder.lm_head, nn.Parameter) and decoder.ops is native_backend:
+        decoder.native_head = pack_plain(decoder.lm_head, shortening)
     if decoder.native_head is not None:
         decoder.lm_head = nn.Parameter(decoder.native_head.kept[0], requires_grad=False)
 
@@ -119,25 +126,31 @@ def _shared(module: MoE) -> tuple[torch.Tensor | Matrix | None, torch.Tensor | M
 
 
 def _shorteners(model: nn.Module) -> dict[nn.Module, Shortener]:
-    """Of layers of experts and of linears whose weights are shortened: what a decoding step reads, and none but the
-    library multiplies."""
-    found = dict[nn.Module, Shortener]()
-    shortening = shortener()
-    for layer in model.modules():
-        is_head = isinstance(layer, Decoder) and isinstance(layer.lm_head, nn.Parameter) and layer.ops is native_backend
-        if shortening is not None and is_head and multiplies():
-            found[layer] = shortening
-        if shortening is None or not isinstance(layer, DecoderLayer) or layer.attention.ops is not native_backend:
-            continue
-        parts: list[nn.Module] = [layer.attention, layer.mlp]
-        if type(layer.mlp) is MoE:
-            if _has_strips(layer.mlp):
-                found[layer.mlp] = shortening
-            else:
-                parts.pop()  # torch may multiply with its shared experts
-        if multiplies():
-            found |= {linear: shortening for part in parts for linear in part.modules() if isinstance(linear, Linear)}
+    """Of decoders, layers of experts and linears whose weights are shortened: what a decoding step reads, and none but
+    the library multiplies."""
+    shortening, found = shortener(), dict[nn.Module, Shortener]()
+    for decoder in model.modules():
+        if isinstance(decoder, Decoder) and shortening is not None and _gains(decoder):
+            shortened = (module for layer in decoder.layers for module in _shortened(layer))
+            found |= dict.fromkeys((decoder, *shortened), shortening)
     return found
+
+
+def _gains(decoder: Decoder) -> bool:
+    is_cached = sum(parameter.nbytes for parameter in decoder.parameters()) < MOST_CACHED_BYTES
+    return decoder.ops is native_backend and not (multiplies() and is_cached)
+
+
+def _shortened(layer: nn.Module) -> Iterator[nn.Module]:
+    assert isinstance(layer, DecoderLayer)
+    parts: list[nn.Module] = [layer.attention, layer.mlp]
+    if type(layer.mlp) is MoE:
+        if _has_strips(layer.mlp):
+            yield layer.mlp
+        else:
+            parts.pop()  # torch may multiply with its shared experts
+    if multiplies():
+        yield from (linear for part in parts for linear in part.modules() if isinstance(linear, Linear))
 
 
 def _has_strips(module: MoE) -> bool:

@@ -54,11 +54,13 @@ def shorten_linear(weight: torch.Tensor, bias: torch.Tensor | None, shortener: S
     return NativeLinear(with_bias(short[0], floats), (short[1], floats))
 
 
-def shorten_plain(weight: torch.Tensor, shortener: Shortener) -> NativeLinear | None:
-    """As `shorten_linear`, of a plain weight that the library alone multiplies."""
-    blocks = lay_in_blocks(weight) if multiplies() else None
-    short = None if blocks is None else shortener.shorten_blocks(*blocks)
-    return None if short is None else NativeLinear(short[0], (short[1], None))
+def pack_plain(weight: torch.Tensor, shortener: Shortener | None) -> NativeLinear | None:
+    """A copy of a plain weight for the library alone, in 12 bits if a shortener is given and can; None: not here."""
+    laid = lay_in_blocks(weight) if multiplies() else None
+    if laid is None:
+        return None
+    matrix, kept = (None if shortener is None else shortener.shorten_blocks(*laid)) or laid
+    return NativeLinear(matrix, (kept, None))
 
 
 def pack_linear(weight: torch.Tensor) -> NativeLinear | None:

@@ -35,7 +35,7 @@ class Shortener:
         return None if matrix is None else self.shorten_blocks(matrix, packed)
 
     def shorten_blocks(self, matrix: Matrix, held: torch.Tensor) -> tuple[Matrix, torch.Tensor] | None:
-        """The same of a matrix in BFLOAT16_BLOCKS, which is changed, and what holds it until now."""
+        """The same of a matrix in BFLOAT16_BLOCKS, which becomes the other one if it can, and of what holds it."""
         num_bytes = 2 * -(-matrix.out_width // matrix.block) * matrix.block * matrix.padded_in
         room = torch.empty(int(num_bytes * ROOM), dtype=torch.uint8)
         used = self.build.vl2_shorten(ctypes.byref(matrix), room.data_ptr(), room.numel())

@@ -19,7 +19,7 @@ INLINE void short_tile(const Product *product, int64_t piece, int64_t offset, in
     int64_t line = piece * weights.pairs;
     for (int64_t pair = 0; pair < weights.pairs; pair++, line++) {
         __m512i loaded[4];
-        read_ahead(weights.lines + line * 3 * weights.block, 3 * LANES * vectors);
+        short_ahead(&weights, line, offset, vectors);
         UNROLL for (int v = 0; v < vectors; v += 2) short_words(&weights, line, offset + v * LANES, &loaded[v]);
         UNROLL for (int row = 0; row < rows; row++) {
             __m512i numbers = _mm512_set1_epi32((int32_t)x[row][pair]);

@@ -14,7 +14,7 @@ typedef uint32_t Pairs[TILE_ROWS * MOST_VECTORS * LANES];
 /* A step's lines from `line` and `column` of their block on, of `vectors` vectors of columns. */
 INLINE void unpack_step(const Short *from, int64_t line, int64_t column, int vectors, uint32_t *to) {
     for (int64_t end = line + TILE_ROWS; line < end; line++, to += vectors * LANES) {
-        read_ahead(short_values(from, line, column), 3 * LANES * vectors);
+        short_ahead(from, line, column, vectors);
         UNROLL for (int v = 0; v < vectors; v += 2) {
             __m512i words[2];
             short_words(from, line, column + v * LANES, words);

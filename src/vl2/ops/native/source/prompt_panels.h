@@ -90,7 +90,7 @@ INLINE void multiply_panel(const uint32_t *x, const uint32_t *panel, int64_t pai
     if (is_added) tiles_load_many(out, out_row, vectors);
     else tiles_zero();
     for (int64_t pair = 0; pair < pairs; pair += STEP)
-        tiles_add_many(x + pair * QUERIES, TILE_BYTES, panel + pair * vectors * LANES, vectors * LANES, 1, vectors);
+        tiles_add_many((const char *)(x + pair * QUERIES), TILE_BYTES, panel + pair * vectors * LANES, vectors * LANES, 1, vectors);
     tiles_store_many(out, out_row, vectors);
 }
 

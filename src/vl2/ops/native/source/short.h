@@ -49,10 +49,17 @@ INLINE const uint32_t *line_apart(const Short *from, int64_t line) {
     return from->apart + (int64_t)number * from->block;
 }
 
-/* A line's strip from `column` of its block on, as pairs of bfloat16. */
+/* Asks for a line that is read soon after this one, and for what is known of it. */
+INLINE void short_ahead(const Short *from, int64_t line, int64_t column, int vectors) {
+    read_ahead(short_values(from, line, column), 3 * LANES * vectors);
+    __builtin_prefetch(from->is_apart + line + BYTES_AHEAD / (3 * from->block), 0, 2);
+}
+
+/* A line's strip from `column` of its block on, as pairs of bfloat16. One that is apart asks for the next such. */
 INLINE void short_words(const Short *from, int64_t line, int64_t column, __m512i words[2]) {
     if (__builtin_expect(from->is_apart[line], 0)) {
         const uint32_t *apart = line_apart(from, line) + column;
+        for (int64_t next = 0; next < from->block; next += LANES) __builtin_prefetch(apart + from->block - column + next, 0, 2);
         words[0] = _mm512_loadu_si512(apart), words[1] = _mm512_loadu_si512(apart + LANES);
         return;
     }
