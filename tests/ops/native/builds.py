@@ -17,6 +17,9 @@ needs_packing = pytest.mark.skipif(
     not can_pack(torch.zeros(1, dtype=torch.bfloat16)), reason="this processor has no bfloat16 products to pack for"
 )
 every_build = pytest.mark.parametrize("library", [library_path(name) for name in BUILT], ids=BUILT)
+BFLOAT16 = [name for name in BUILT if name.endswith(("bf16", "amx"))]
+every_bfloat16_build = pytest.mark.parametrize("library", [library_path(name) for name in BFLOAT16], ids=BFLOAT16)
+"""Those that multiply bfloat16: by vdpbf16ps and, where there are such, on matrix units."""
 
 
 def fastest() -> Path:

@@ -9,12 +9,16 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from tests.ops.native.builds import fastest
+from tests.ops.native.test_products import run_product
 from vl2.core.quantization import WeightScheme
 from vl2.model.linear import Linear, QuantizedLinear
 from vl2.model.packing import multiplies_natively, pack_weights
 from vl2.ops import torch_backend
 from vl2.ops.linear import can_pack, pack
-from vl2.ops.native.linear import NativeLinear, describe_linear, pack_linear
+from vl2.ops.native.linear import NativeLinear, describe_linear, pack_linear, pack_plain
+from vl2.ops.native.short import shortener
+from vl2.ops.native.structures import BFLOAT12_BLOCKS
 
 WEIGHT = torch.randn(64, 64, generator=torch.Generator().manual_seed(1)).bfloat16() / 8
 
@@ -63,6 +67,18 @@ def test_a_row_has_the_same_bits_alone_and_among_others() -> None:
     together = own.multiply(x)
     for begin, end in [(0, 1), (1, 18), (18, 60), (60, 300)]:
         assert torch.equal(own.multiply(x[begin:end]), together[begin:end])
+
+
+@pytest.mark.parametrize("is_short", [False, True])
+def test_what_is_not_rounded_are_the_sums_of_a_decoding_step(is_short: bool, num_threads: int) -> None:
+    """So a prompt's logits and those of the tokens after it are computed alike."""
+    own = pack_plain(draw(300, 96) / 8, shortener() if is_short else None)
+    assert own is not None and (own.matrix.layout == BFLOAT12_BLOCKS) == is_short
+    x = draw(40, 128)[:, :96]
+    sums = own.project(x)
+    assert torch.equal(sums, run_product(fastest(), own.matrix, x.float().contiguous()))
+    assert torch.equal(own.project(x[3:4]), sums[3:4])
+    assert torch.equal(sums.bfloat16(), own.multiply(x))
 
 
 def test_rows_may_lie_apart_in_more_dimensions_and_be_none() -> None:

@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 
 from vl2.ops.attention.batch import AttentionBatch, count_decodes
-from vl2.ops.attention.fused import fuse_heads, fuse_mla
+from vl2.ops.attention.fused import fuse_heads, fuse_mla, page_workers
 from vl2.ops.attention.joint import can_join, join_heads, join_mla
 from vl2.ops.native.linear import NativeLinear
 from vl2.ops.rope.table import RopeTable
@@ -21,6 +21,8 @@ def is_fast(batch: AttentionBatch, q: torch.Tensor) -> bool:
 
 def attend_heads(q: torch.Tensor, pool: torch.Tensor, batch: AttentionBatch, scale: float) -> torch.Tensor:
     """`Backend.attend_heads` (ops/backend.py)."""
+    if page_workers(q, pool) is not None or not count_decodes(batch.chunks):
+        return fuse_heads(q, pool, batch, scale)
     decodes, rest = _split(batch)
     parts = list(_joinable(decodes, pool[0]))
     if not rest.chunks and len(parts) == 1:

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 
 from vl2.ops.attention.batch import AttentionBatch, ChunkShape
 from vl2.ops.native.linear import NativeLinear
-from vl2.ops.native.prompts import attention_workers
+from vl2.ops.native.prompts import Workers, attention_workers
 from vl2.ops.rope.native import rotate_queries
 from vl2.ops.rope.table import RopeTable
 
@@ -21,14 +21,20 @@ from vl2.ops.rope.table import RopeTable
 def fuse_heads(q: torch.Tensor, pool: torch.Tensor, batch: AttentionBatch, scale: float) -> torch.Tensor:
     """`Backend.attend_heads` (ops/backend.py)."""
 
+    workers = page_workers(q, pool)
+
     def attend(block_table: torch.Tensor, chunk: ChunkShape, own: torch.Tensor) -> torch.Tensor:
-        workers = attention_workers(q)
-        if workers is not None and pool.dtype == q.dtype and pool.shape[2] % 16 == 0:
+        if workers is not None:
             return workers.attend_pages(own, pool, block_table, chunk.context_length, scale)
         keys, values = (gather(half, block_table, chunk.context_length, q.dtype) for half in pool)
         return _attend(own, keys, values, chunk, scale)
 
     return _by_chunk(q, batch, q.shape[2], attend)
+
+
+def page_workers(q: torch.Tensor, pool: torch.Tensor) -> Workers | None:
+    """Who attends to keys and values in their pages, pool [2, pages, page size, K, D]; None: they are gathered."""
+    return attention_workers(q) if pool.dtype == q.dtype and pool.shape[2] % 16 == 0 else None
 
 
 def fuse_mla(

@@ -89,8 +89,10 @@ INLINE void multiply_panel(const uint32_t *x, const uint32_t *panel, int64_t pai
                            int64_t out_row, int is_added) {
     if (is_added) tiles_load_many(out, out_row, vectors);
     else tiles_zero();
+    tiles_see_stores();
     for (int64_t pair = 0; pair < pairs; pair += STEP)
-        tiles_add_many((const char *)(x + pair * QUERIES), TILE_BYTES, panel + pair * vectors * LANES, vectors * LANES, 1, vectors);
+        tiles_step_many((const char *)(x + pair * QUERIES), TILE_BYTES, panel + pair * vectors * LANES, vectors * LANES,
+                        vectors);
     tiles_store_many(out, out_row, vectors);
 }
 
