@@ -65,7 +65,7 @@ def pack_weights(model: nn.Module) -> None:
             for name in ("gate_up", "down"):
                 _pack_each(module, name, shorteners.get(module))
         elif isinstance(module, Decoder):
-            _pack_head(module, shorteners.get(module))
+            _pack_head(module, shortener())
     for module in model.modules():  # their shared experts are packed by now, too
         if type(module) is MoE:
             up, down = (getattr(module, name).described for name in ("gate_up", "down"))
@@ -109,7 +109,7 @@ def _pack_linear(module: Linear, shortening: Shortener | None) -> None:
 
 
 def _pack_head(decoder: Decoder, shortening: Shortener | None) -> None:
-    """The vocabulary's matrix, where the library multiplies prompts too."""
+    """The vocabulary's matrix, where the library multiplies prompts too, of which it meets one row."""
     if isinstance(decoder.lm_head, nn.Parameter) and decoder.ops is native_backend:
         decoder.native_head = pack_plain(decoder.lm_head, shortening)
     if decoder.native_head is not None:
@@ -126,13 +126,12 @@ def _shared(module: MoE) -> tuple[torch.Tensor | Matrix | None, torch.Tensor | M
 
 
 def _shorteners(model: nn.Module) -> dict[nn.Module, Shortener]:
-    """Of decoders, layers of experts and linears whose weights are shortened: what a decoding step reads, and none but
-    the library multiplies."""
+    """Of layers of experts and linears whose weights are shortened: what a decoding step reads, and none but the
+    library multiplies."""
     shortening, found = shortener(), dict[nn.Module, Shortener]()
     for decoder in model.modules():
         if isinstance(decoder, Decoder) and shortening is not None and _gains(decoder):
-            shortened = (module for layer in decoder.layers for module in _shortened(layer))
-            found |= dict.fromkeys((decoder, *shortened), shortening)
+            found |= {module: shortening for layer in decoder.layers for module in _shortened(layer)}
     return found
 
 

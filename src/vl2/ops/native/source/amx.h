@@ -124,33 +124,6 @@ INLINE void tiles_add_many(const char *x, int64_t x_bytes, const uint32_t *weigh
         tiles_step_many(x + step * TILE_BYTES, x_bytes, weights, block, vectors);
 }
 
-/* Weights in rows are the other factor: up to 16 of them, `row_bytes` apart, with up to four times 16 rows of x that are turned
- * (product.h), `group` numbers apart. Sums lie as [weights, rows of x]. The weights behind these are asked for meanwhile. */
-INLINE void tiles_add_turned(const uint16_t *weights, int64_t row_bytes, const float *x, int64_t group, int64_t steps,
-                             int groups) {
-    const char *next = (const char *)weights + TILE_ROWS * row_bytes;
-    tiles_see_stores();
-    for (int64_t step = 0; step < steps; step++, weights += TILE_NUMBERS, x += TILE_ROWS * TILE_ROWS) {
-        for (int64_t line = 0; line < TILE_ROWS; line++)
-            _mm_prefetch(next + (step * TILE_ROWS + line) * TILE_BYTES, _MM_HINT_T1);
-        _tile_loadd(4, weights, row_bytes);
-        _tile_loadd(5, x, TILE_BYTES);
-        _tile_dpbf16ps(0, 4, 5);
-        if (groups > 1) {
-            _tile_loadd(6, x + group, TILE_BYTES);
-            _tile_dpbf16ps(1, 4, 6);
-        }
-        if (groups > 2) {
-            _tile_loadd(7, x + 2 * group, TILE_BYTES);
-            _tile_dpbf16ps(2, 4, 7);
-        }
-        if (groups > 3) {
-            _tile_loadd(5, x + 3 * group, TILE_BYTES);
-            _tile_dpbf16ps(3, 4, 5);
-        }
-    }
-}
-
 /* Sums of 17 to 32 rows, likewise, and how they are taken up again. */
 INLINE void tiles_store_many(float *out, int64_t out_row, int vectors) {
     _tile_stored(0, out, 4 * out_row);

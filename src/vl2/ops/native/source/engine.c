@@ -36,7 +36,6 @@ static int64_t lay_out(Engine *engine) {
     engine->scratch = take(engine, &used, pool_threads(engine->pool) * attention_scratch(model));
     engine->operand = take_operand(engine, &used, all, stride);
     engine->shared_operand = take_operand(engine, &used, rows, stride);
-    engine->turned = take(engine, &used, turned_size(rows, model->hidden));
     engine->ids = take(engine, &used, pairs);
     engine->pairs = take(engine, &used, pairs);
     engine->pair_rows = take(engine, &used, pairs);

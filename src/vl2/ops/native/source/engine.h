@@ -26,7 +26,6 @@ typedef struct {
     float *weights;    /* [rows, choices] */
     float *scratch;    /* [threads, attention_scratch] */
     Operand operand, shared_operand; /* of the next products; of the shared experts' down */
-    float *turned;             /* the operand of the vocabulary's product, for matrix units */
     int32_t *rows;             /* 0, 1, 2, … */
     int32_t *ids;              /* [rows, choices]: chosen experts */
     int32_t *pairs, *pair_rows; /* pairs by expert, and their rows */

@@ -14,7 +14,7 @@ static void piece(void *context, long idx, int thread) {
 EXPORT int32_t vl2_multiply(const Matrix *weight, const float *x, int64_t rows, float *out, int32_t threads) {
     int64_t stride = operand_stride(weight->in_width);
     Pool *pool = pool_new(threads);
-    float *values = malloc((size_t)(2 * rows * stride + turned_size(rows, weight->in_width)) * sizeof(float));
+    float *values = malloc((size_t)(2 * rows * stride) * sizeof(float));
     int32_t *numbers = malloc((size_t)rows * sizeof(int32_t));
     int32_t is_done = pool != NULL && values != NULL && numbers != NULL;
     if (is_done) {
@@ -23,8 +23,7 @@ EXPORT int32_t vl2_multiply(const Matrix *weight, const float *x, int64_t rows, 
             operand_store(&operand, row, x + row * weight->in_width, weight->in_width);
             numbers[row] = (int32_t)row;
         }
-        const float *turned = operand_turn(&operand, rows, weight->in_width, values + 2 * rows * stride);
-        Product product = {weight, &operand, out, weight->out_width, numbers, numbers, rows, turned};
+        Product product = {weight, &operand, out, weight->out_width, numbers, numbers, rows};
         pool_run(pool, piece, &product, (long)product_pieces(&product));
     }
     free(numbers);

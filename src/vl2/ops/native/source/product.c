@@ -27,17 +27,6 @@ void operand_store(const Operand *operand, int64_t row, const float *values, int
 #endif
 }
 
-const float *operand_turn(const Operand *operand, int64_t rows, int64_t width, float *to) {
-    if (!HAS_AMX || operand->pairs == NULL || width % 32 != 0) return NULL;
-    int64_t pairs = width / 2;
-    memset(to, 0, (size_t)turned_size(rows, width) * sizeof(float));
-    for (int64_t row = 0; row < rows; row++) {
-        float *own = to + row / 16 * 16 * pairs + row % 16;
-        for (int64_t pair = 0; pair < pairs; pair++) own[pair * 16] = operand->pairs[row * operand->stride + pair];
-    }
-    return to;
-}
-
 /* total + the products of pairs of bfloat16: one pair of x for all lanes. `half` is where its odd elements begin. */
 INLINE Floats add_one_pair(Floats total, Words weights, const float *x, int64_t half, int64_t pair) {
 #if HAS_BF16_DOT
@@ -222,10 +211,6 @@ INLINE void some_rows(const Product *product, int64_t piece, int64_t row, int64_
 
 void product_piece(const Product *product, int64_t piece) {
     const Matrix *matrix = product->weight;
-    if (HAS_AMX && product->turned != NULL && matrix->layout == BFLOAT16_ROWS) {
-        turned_piece(product, piece);
-        return;
-    }
     int64_t most = rows_at_once(matrix), groups = parts_of(product->num_rows, most);
     for (int64_t group = 0; group < groups; group++) { /* equally large: 8 rows are 4 and 4, not 6 and 2 */
         int64_t row = group * product->num_rows / groups, rows = (group + 1) * product->num_rows / groups - row;

@@ -37,13 +37,6 @@ INLINE int64_t operand_stride(int64_t width) { return up(width, 64); }
 
 void operand_store(const Operand *operand, int64_t row, const float *values, int64_t width);
 
-/* For products with BFLOAT16_ROWS on matrix units (amx.h): the operand's pairs, [rows / 16 upwards, width / 2, 16], a pair's 16
- * rows side by side. Returns NULL where there are no such units, or `width` is no multiple of their tiles. */
-const float *operand_turn(const Operand *operand, int64_t rows, int64_t width, float *to);
-
-/* Floats that `operand_turn` writes. */
-INLINE int64_t turned_size(int64_t rows, int64_t width) { return up(rows, 16) * width / 2; }
-
 /* Rows of one product: row i is operand row in_rows[i], its result goes to out + out_rows[i] · out_stride. */
 typedef struct {
     const Matrix *weight;
@@ -52,7 +45,6 @@ typedef struct {
     int64_t out_stride;
     const int32_t *in_rows, *out_rows;
     int64_t num_rows;
-    const float *turned; /* NULL, or what `operand_turn` made of the operand, whose rows are all of the product's */
 } Product;
 
 /* A product is done in pieces, of some columns of y each. */

@@ -69,9 +69,8 @@ void int8_piece(const Product *product, int64_t piece, int64_t first_row, int64_
 /* product_short.c, where the processor multiplies bfloat16 without matrix units: BFLOAT12_BLOCKS, four rows at once. */
 void short_piece(const Product *product, int64_t piece, int64_t first_row, int64_t rows);
 
-/* product_tiles.c, where HAS_AMX: BFLOAT16_BLOCKS, 32 rows at once; BFLOAT16_ROWS with a turned operand, all rows at once;
+/* product_tiles.c, where HAS_AMX: BFLOAT16_BLOCKS, 32 rows at once;
  * product_tiles_short.c: BFLOAT12_BLOCKS, 32 rows at once; product_tiles_int4.c: INT4_BLOCKS, 16 rows at once. */
 void tiles_piece(const Product *product, int64_t piece, int64_t first_row, int64_t rows);
-void turned_piece(const Product *product, int64_t piece);
 void short_tiles_piece(const Product *product, int64_t piece, int64_t first_row, int64_t rows);
 void int4_tiles_piece(const Product *product, int64_t piece, int64_t first_row, int64_t rows);

@@ -47,43 +47,4 @@ void tiles_piece(const Product *product, int64_t piece, int64_t first_row, int64
     for (int64_t row = 0; row < rows; row++) store_sums(product, first_row + row, first, done[row], wanted);
 }
 
-/* Weights in rows: 16 columns of y at a time, of all rows. */
-static void turned_columns(const Product *product, int64_t column, int64_t columns) {
-    const Matrix *matrix = product->weight;
-    const uint16_t *weights = (const uint16_t *)matrix->data + column * matrix->in_width;
-    int64_t row_bytes = 2 * matrix->in_width, steps = matrix->in_width / TILE_NUMBERS;
-    int64_t group = TILE_ROWS * matrix->in_width / 2, num_groups = parts_of(product->num_rows, TILE_ROWS);
-    float done[4][TILE_ROWS][TILE_ROWS], turned[TILE_ROWS];
-    for (int64_t first = 0; first < num_groups; first += 4) {
-        int64_t groups = smaller(num_groups - first, 4);
-        const float *x = product->turned + first * group;
-        tiles_zero();
-        switch (groups) {
-            case 1: tiles_add_turned(weights, row_bytes, x, group, steps, 1); break;
-            case 2: tiles_add_turned(weights, row_bytes, x, group, steps, 2); break;
-            case 3: tiles_add_turned(weights, row_bytes, x, group, steps, 3); break;
-            default: tiles_add_turned(weights, row_bytes, x, group, steps, 4);
-        }
-        _tile_stored(0, done[0], TILE_BYTES);
-        if (groups > 1) _tile_stored(1, done[1], TILE_BYTES);
-        if (groups > 2) _tile_stored(2, done[2], TILE_BYTES);
-        if (groups > 3) _tile_stored(3, done[3], TILE_BYTES);
-        for (int64_t row = first * TILE_ROWS; row < product->num_rows && row < (first + 4) * TILE_ROWS; row++) {
-            int64_t own = row - first * TILE_ROWS;
-            for (int64_t i = 0; i < columns; i++) turned[i] = done[own / TILE_ROWS][i][own % TILE_ROWS];
-            store_sums(product, row, column, turned, columns);
-        }
-    }
-}
-
-void turned_piece(const Product *product, int64_t piece) {
-    int64_t column = piece * COLUMNS_OF_ROWS, end = smaller(column + COLUMNS_OF_ROWS, product->weight->out_width);
-    for (; column < end; column += TILE_ROWS) {
-        int64_t columns = smaller(end - column, TILE_ROWS);
-        tiles_begin(columns);
-        turned_columns(product, column, columns);
-    }
-    tiles_end();
-}
-
 #endif

@@ -100,7 +100,7 @@ EXPORT int32_t vl2_project_rows(Workers *workers, const LinearJob *own) {
     const Operand operand = take_operand(own, room);
     int32_t *rows = (int32_t *)(void *)(room + numbers);
     for (int32_t row = 0; row < own->rows; row++) rows[row] = row;
-    Product product = {&own->weight, &operand, own->out, own->weight.out_width, rows, rows, own->rows, NULL};
+    Product product = {&own->weight, &operand, own->out, own->weight.out_width, rows, rows, own->rows};
     pool_run(workers->pool, project_piece, &product, (long)product_pieces(&product));
     return 0;
 }

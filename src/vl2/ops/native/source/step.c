@@ -32,7 +32,7 @@ static void run_products(Engine *engine) {
 
 /* All rows of the step times one matrix; `out` is packed. */
 static void add_dense(Engine *engine, const Matrix *weight, const Operand *operand, int64_t rows, float *out) {
-    add_product(engine, (Product){weight, operand, out, weight->out_width, engine->rows, engine->rows, rows, NULL});
+    add_product(engine, (Product){weight, operand, out, weight->out_width, engine->rows, engine->rows, rows});
 }
 
 typedef struct {
@@ -127,7 +127,7 @@ static void add_experts(Engine *engine, const Matrix *experts, const int32_t *in
         const Matrix *weight = &experts[expert];
         if (count > 0)
             add_product(engine, (Product){weight, &engine->operand, out, weight->out_width, in_rows + begin,
-                                          engine->pairs + begin, count, NULL});
+                                          engine->pairs + begin, count});
     }
 }
 
@@ -192,8 +192,6 @@ EXPORT void vl2_step(Engine *engine, const Step *step) {
             moe_layer(engine, layer, step->rows);
     }
     norm_rows(engine, engine->x, model->final_norm, model->eps, step->rows, hidden);
-    const float *turned = operand_turn(&engine->operand, step->rows, hidden, engine->turned);
-    add_product(engine, (Product){&model->lm_head, &engine->operand, step->logits, model->vocabulary, engine->rows,
-                                  engine->rows, step->rows, turned});
+    add_dense(engine, &model->lm_head, &engine->operand, step->rows, step->logits);
     run_products(engine);
 }
