@@ -17,6 +17,7 @@ import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from types import ModuleType
+from typing import Any
 from unittest import mock
 
 import torch
@@ -53,7 +54,7 @@ class Forced:
         self.given: Iterator[torch.Tensor] | None = None  # ids [T, A] of one call after the other; None: it may choose
         self.chosen: list[torch.Tensor] = []
 
-    def __getattr__(self, name: str):
+    def __getattr__(self, name: str) -> Any:
         return getattr(self.ops, name)
 
     def route(
@@ -102,7 +103,8 @@ class Run:
         """All steps, each with the logits of all its tokens."""
         num_pages = 1 + max(int(step.queries.sequences.block_tables.max()) for step in steps)
         model = self.model
-        self.pool = KVPool(model.config.language, num_pages, PAGE_SIZE, dtype=model.dtype, device=model.device)
+        language = replace(model.config.language, layers=len(model.decoder.layers))
+        self.pool = KVPool(language, num_pages, PAGE_SIZE, dtype=model.dtype, device=model.device)
         features = model.feature_table(0)
         self.hidden = [model.decoder(model.embed(step, features), step, self.pool) for step in steps]
 
@@ -123,7 +125,10 @@ class Runs:
         bfloat16 = (Run.of(config, Forced(ops), torch.bfloat16, device) for ops in (torch_backend, kernels))
         return cls(Run.of(config, Exact(torch_backend), torch.float64, device), *bfloat16)
 
-    def share_weights(self) -> None:
+    def share_weights(self, layers: int | None = None) -> None:
+        """The reference's, of all layers or the first few; further ones are cut off."""
+        for run in (self.exact, self.reference, self.kernels):
+            run.model.decoder.layers = run.model.decoder.layers[:layers]
         weights = self.reference.model.state_dict()
         self.exact.model.load_state_dict(weights)
         self.kernels.model.load_state_dict(weights, assign=True)
@@ -172,6 +177,10 @@ class Errors:
         self.exact += float(exact.square().sum())
         self.reference += float((reference - exact).square().sum())
         self.kernels += float((kernels - exact).square().sum())
+
+    def merge(self, other: Errors) -> None:
+        for name, value in vars(other).items():
+            setattr(self, name, getattr(self, name) + value)
 
     @property
     def ratio(self) -> float:

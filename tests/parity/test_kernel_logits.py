@@ -18,16 +18,17 @@ from vl2.model.weights import load_weights
 
 triton_backend = pytest.importorskip("vl2.ops.triton_backend", reason="Triton is not installed")
 
+from vl2.ops.attention import kernel_mla  # noqa: E402
 from vl2.ops.experts import kernel as experts_kernel  # noqa: E402
 
 MAX_RATIO = 1.2
 """RMS error of kernels over that of torch's bfloat16."""
 
-EXPANDED, ABSORBED = 50, 20
-"""Rows of a chunk: MLA's kernels take the context out of the latent space, or the queries into it."""
+ON_CPU = ("mha-greedy", "mla-qlora")
+"""All kernels of the decoder are in these; in the interpreter the others would only take their time."""
 
-SCALE_OF_STEPS = 3
-"""In the interpreter, where experts are given the tiles of steps so many times as large as these small ones."""
+LAYERS_ON_CPU = 2
+"""One dense and one of experts."""
 
 
 @functools.cache
@@ -35,29 +36,32 @@ def build_runs(variant: str) -> Runs:
     folder = load_variant(variant).folder
     runs = Runs.of(read_model_config(folder), triton_backend, device.DEVICE)
     load_weights(runs.reference.model, folder)
-    runs.share_weights()
+    runs.share_weights(LAYERS_ON_CPU if device.DEVICE == "cpu" else None)
     return runs
 
 
 @pytest.fixture(autouse=True)
-def large_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
-    if device.DEVICE == "cpu":
-        choose = experts_kernel.choose_tile
-        monkeypatch.setattr(experts_kernel, "choose_tile", lambda pairs, *rest: choose(SCALE_OF_STEPS * pairs, *rest))
+def ways_of_large_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the interpreter small steps go the ways of large ones."""
+    if device.DEVICE == "cuda":
+        return
+    choose = experts_kernel.choose_tile
+    monkeypatch.setattr(experts_kernel, "choose_tile", lambda pairs, *rest: choose(8 * pairs, *rest))
+    monkeypatch.setattr(kernel_mla, "MIN_ROWS", 16)
 
 
 def small_steps() -> list[Script]:
-    """For the interpreter."""
+    """For the interpreter. So few rows are counted to three paths, as each path's own ratio would be left to chance."""
     beside = [(0, 1), (1, 1)]
     return [
-        Script("whole prompts", [(0, 70), (1, 33), (2, 40)]),
-        Script("a later chunk, expanded", [(2, EXPANDED)]),
-        Script("a later chunk, absorbed", [(2, ABSORBED)]),
-        *[Script("decoding, 1 row", [(0, 1)])] * 6,
-        *[Script("decoding, 4 rows", [(0, 1), (1, 1), (2, 1), (3, 1)])] * 3,
-        Script("a chunk beside decoding rows, expanded", [*beside, (3, EXPANDED)]),
-        Script("a chunk beside decoding rows, absorbed", [*beside, (3, ABSORBED)]),
-        Script("a chunk beside decoding rows, in a graph", [*beside, (3, ABSORBED)], is_graph=True),
+        Script("prompts", [(0, 21), (1, 13)]),
+        Script("prompts", [(1, 18)]),  # expanded
+        Script("prompts", [(1, 7)]),  # absorbed
+        *[Script("decoding", [(0, 1)])] * 8,
+        *[Script("decoding", [(0, 1), (1, 1), (2, 1)])] * 4,
+        Script("both", [*beside, (3, 18)]),
+        Script("both", [*beside, (3, 7)]),
+        Script("both", [*beside, (3, 7)], is_graph=True),
     ]
 
 
@@ -69,13 +73,13 @@ def large_steps() -> list[Script]:
         Script("whole prompts", [(i, 1 + 7 * i % 90) for i in range(2, 160)]),
         Script("whole prompts", [(200, 400)]),
         *[Script("a later chunk, expanded", [(200, 150)])] * 2,
-        *[Script("a later chunk, absorbed", [(200, ABSORBED)])] * 8,
+        *[Script("a later chunk, absorbed", [(200, 20)])] * 8,
         *[Script("decoding, 1 row", [(0, 1)])] * 48,
         *[Script("decoding, 8 rows", some)] * 16,
         *[Script("decoding, 32 rows", many[40:72])] * 8,
         *[Script("decoding, 160 rows", many)] * 4,
         *[Script("a chunk beside decoding rows, expanded", [*some, (201, 200)])] * 2,
-        *[Script("a chunk beside decoding rows, absorbed", [*some, (201, ABSORBED)])] * 8,
+        *[Script("a chunk beside decoding rows, absorbed", [*some, (201, 20)])] * 8,
         *[Script("a chunk beside decoding rows, in a graph", [*some, (201, 60)], is_graph=True)] * 4,
     ]
 
@@ -86,6 +90,8 @@ def told(errors: dict[str, Errors]) -> str:
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_logits_are_as_near_to_exact_ones_as_those_of_torch(variant: str):
+    if device.DEVICE == "cpu" and variant not in ON_CPU:
+        pytest.skip("on a GPU only")
     errors = build_runs(variant).ratios(small_steps() if device.DEVICE == "cpu" else large_steps())
     print(variant, told(errors))
     assert all(path.ratio <= MAX_RATIO for path in errors.values()), told(errors)
@@ -93,7 +99,9 @@ def test_logits_are_as_near_to_exact_ones_as_those_of_torch(variant: str):
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_features_of_pictures_are_as_near_to_exact_ones_as_those_of_torch(variant: str):
-    tiles = torch.from_numpy(case_prompt(load_variant(variant).case("square")).tiles).to(device.DEVICE)
+    if device.DEVICE == "cpu" and build_runs(variant).exact.model.config.vision.grid > 10:
+        pytest.skip("on a GPU only: the tile has too many patches for the interpreter")
+    tiles = torch.tensor(case_prompt(load_variant(variant).case("square")).tiles, device=device.DEVICE)
     errors = build_runs(variant).vision_errors(tiles)
     print(variant, told({"features": errors}))
     assert errors.ratio <= MAX_RATIO, told({"features": errors})
