@@ -61,7 +61,8 @@ def measure(name: str, layers: int, seeds: int) -> dict[str, Errors]:
     config = replace(
         config, language=replace(config.language, layers=layers), vision=replace(config.vision, layers=layers)
     )
-    runs, found = Runs.of(config, triton_backend, "cuda"), {}
+    runs = Runs.of(config, triton_backend, "cuda")
+    found: dict[str, Errors] = {}
     for seed in range(seeds):
         draw_weights(runs.reference.model, seed)
         runs.share_weights()
