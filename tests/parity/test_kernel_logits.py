@@ -24,7 +24,7 @@ from vl2.ops.experts import kernel as experts_kernel  # noqa: E402
 MAX_RATIO = 1.2
 """RMS error of kernels over that of torch's bfloat16."""
 
-ON_CPU = ("mha-greedy", "mla-qlora")
+ON_CPU = ("mha-greedy", "mla-greedy")
 """All kernels of the decoder are in these; in the interpreter the others would only take their time."""
 
 LAYERS_ON_CPU = 2
