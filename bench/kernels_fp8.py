@@ -234,8 +234,8 @@ def time_all() -> None:
 # ---- tune
 
 FEW_TILES = [
-    kernel_float8.Tile(m, up_n, up_k, down_n, warps, stages, prefetch)
-    for m, prefetch in ((16, True), (16, False), (32, False), (64, False))
+    kernel_float8.Tile(m, up_n, up_k, down_n, warps, stages)
+    for m in (16, 32, 64)
     for up_n, up_k, down_n, warps, stages in (
         (64, 128, 64, 4, 3), (64, 128, 64, 4, 5), (64, 128, 128, 4, 4), (64, 256, 64, 4, 3), (128, 128, 128, 8, 4),
     )
@@ -258,7 +258,6 @@ def few() -> None:
     report("Small experts, (1, 2, 4, 8, 32, 128) tokens, from codes", tune_experts, (1, 2, 4, 8, 32, 128), mix)
     for tile in FEW_TILES:
         counts = {16: (1, 2, 4, 8, 32, 128), 32: (32, 64, 128), 64: (64, 128, 256)}[tile.block_m]
-        counts = (1, 2, 8) if tile.prefetch else counts
         mix = functools.partial(kernel_float8.mix_few_float8, tile=tile)
         report(f"Small experts, {counts} tokens, {shown(tile)}", tune_experts, counts, mix)
     for label in ("Small q", "Small kv_a", "Small o"):

@@ -190,8 +190,8 @@ def time_all() -> None:
 FEW_TOKENS = {8: (1, 2, 4, 8), 16: (1, 8, 32, 64, 128)}
 """By the rows of a block."""
 FEW_EXPERTS = [
-    few_experts.Tile(m, up_n, down_n, warps, stages, prefetch)
-    for m, prefetch in ((8, True), (8, False), (16, False))
+    few_experts.Tile(m, up_n, down_n, warps, stages)
+    for m in (8, 16)
     for up_n, down_n, warps, stages in (
         (16, 16, 4, 2), (16, 16, 4, 3), (16, 16, 4, 4), (16, 32, 4, 3), (32, 32, 4, 2), (32, 32, 4, 3), (32, 64, 4, 2),
         (16, 16, 2, 4), (16, 16, 8, 2), (32, 32, 8, 2), (32, 32, 2, 4),

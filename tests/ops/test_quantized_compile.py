@@ -21,7 +21,7 @@ from vl2.ops.quantized_linear import kernel_few as few_linear
 
 what, codes, scales = sys.argv[1:]
 POINTERS = dict(codes=codes, scales=scales, partial="*fp32", arrivals="*i32", pairs="*i32", block_experts="*i32",
-                rows=codes, row_scales="*fp32", hidden_scales="*fp32", down=codes)
+                rows=codes, row_scales="*fp32", hidden_scales="*fp32")
 FLOATS = ("x", "bias", "out", "hidden", "results")
 ALIGNED = (*POINTERS, *FLOATS, "row_words", "out_width", "row_stride", "width", "inner")
 WORDS = ("ldmatrix", "mma.sync", "lop3", "prmt", "shfl", "cp.async.cg", "k32.f32.e4m3.e4m3", ".e4m3x2",
@@ -44,7 +44,7 @@ def compile(kernel, constants, stages, label=None, **others):
 
 if what == "rounded":
     tile = dict(BLOCK_M=16, BLOCK_N=64, BLOCK_K=128, GROUP=8, CHAINED=True)
-    own = dict(NUM_ACTIVE=8, NUM_CHOSEN=6, LEAST=1e-10, OWN_LINES=1024, LINES=1024, DTYPE=tl.bfloat16)
+    own = dict(NUM_ACTIVE=8, NUM_CHOSEN=6, LEAST=1e-10, DTYPE=tl.bfloat16)
     compile(kernel_float8._gate_up, tile | own, 4, hidden=codes)
     compile(kernel_float8._down, tile | dict(NUM_CHOSEN=0), 4, hidden=codes)
 else:
@@ -55,8 +55,7 @@ else:
     compile(experts._down, tile | dict(NUM_CHOSEN=0, GROUP=8), 4)
     few = step | dict(BLOCK_M=8, BLOCK_N=16, SPLITS=4)
     compile(few_linear._linear, few | dict(HAS_BIAS=True, LINES=128), 3, label="few: linear")
-    own = dict(NUM_ACTIVE=8, NUM_CHOSEN=6, GROUP=8, OWN_LINES=128, LINES=128)
-    compile(few_experts._gate_up, few | own, 3, label="few: gate_up")
+    compile(few_experts._gate_up, few | dict(NUM_ACTIVE=8, NUM_CHOSEN=6, GROUP=8), 3, label="few: gate_up")
     compile(few_experts._down, few | dict(NUM_CHOSEN=0, GROUP=8), 3, label="few: down")
 print(json.dumps(found))
 """
@@ -80,7 +79,7 @@ def test_codes_reach_the_tensor_cores_without_moving_between_threads(bits: str, 
     for name, counts in compiled(bits, codes, scales).items():
         assert counts["mma.sync"] and counts["ldmatrix"] and counts["cp.async.cg"], name
         assert "few" in name or counts["shfl"] == 0, name
-        assert counts["prefetch.global.L2"] == {"few: linear": 1, "few: gate_up": 3}.get(name, 0), name
+        assert counts["prefetch.global.L2"] == (name == "few: linear"), name  # its strip, before the rows are there
         assert counts["prmt"] == (0 if bits == "4" else counts["lop3"]), name
         assert counts["lop3"] % 4 == 0 and counts["lop3"], name
 
@@ -93,4 +92,3 @@ def test_rounded_rows_and_float8_codes_reach_the_tensor_cores_as_they_are():
         assert counts["k32.f32.e4m3.e4m3"] and counts["cp.async.cg"], name
         assert not counts["ldmatrix"] and not counts["mma.sync"], name
     assert kernels["_gate_up"][".e4m3x2"] and not kernels["_down"][".e4m3x2"]
-    assert kernels["_gate_up"]["prefetch.global.L2"]

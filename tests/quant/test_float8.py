@@ -60,6 +60,7 @@ def test_on_a_cpu_weights_stand_for_float8_and_the_rest_is_as_it_was(source: Pat
     assert 0.02 < error < 0.03  # three bits of mantissa
 
 
+@pytest.mark.cpu_only
 def test_the_kernels_hold_codes_and_compute_what_they_stand_for(source: Path, monkeypatch: pytest.MonkeyPatch):
     expected = logits_of(load(source, "fp8"), num_tokens=3)
     triton_backend = pytest.importorskip("vl2.ops.triton_backend", reason="Triton is not installed")

@@ -9,12 +9,13 @@ from torch import nn
 
 from vl2.core.model_config import LanguageConfig
 from vl2.core.yarn import yarn_scale
-from vl2.model.linear import Linear, Place, RMSNorm
+from vl2.model.linear import Linear, Place, RMSNorm, is_plain
 from vl2.model.step import QueryRows, StepInputs
 from vl2.ops.attention.reference import attend_mla
 from vl2.ops.backend import Backend
 from vl2.ops.native.linear import NativeLinear
 from vl2.ops.rope.table import RopeTable
+from vl2.ops.saturate import saturate
 
 INNER_NORM_EPS = 1e-6
 """Of MLA's two inner norms, whatever rms_norm_eps says (official code)."""
@@ -97,13 +98,20 @@ class MLA(nn.Module):
         self, x: torch.Tensor, step: StepInputs, queries: QueryRows, rope: RopeTable, pool: torch.Tensor
     ) -> torch.Tensor:
         """x [T, C], pool [pages, page size, R + Dr] → [Q, C]."""
-        self.ops.write_latent(
-            self.kv_a(x), self.kv_norm.weight, INNER_NORM_EPS, rope, step.positions, step.kv_slots, pool
-        )
-        q = self.queries(queries.take(x))
+        latent, q = self._project(x, queries)
+        self.ops.write_latent(latent, self.kv_norm.weight, INNER_NORM_EPS, rope, step.positions, step.kv_slots, pool)
         attend = self.ops.attend_mla if self.expand is None else functools.partial(attend_mla, expand=self.expand)
         out = attend(q, self.kv_b.weight, pool, rope, queries.take(step.positions), queries.sequences, self.scale)
         return self.o_proj(out)
+
+    def _project(self, x: torch.Tensor, queries: QueryRows) -> tuple[torch.Tensor, torch.Tensor]:
+        """[T, C] → latent rows [T, R + Dr], queries [Q, H, Dn + Dr]."""
+        if self.config.q_lora_rank is not None or queries.rows is not None:
+            return self.kv_a(x), self.queries(queries.take(x))
+        if not (is_plain(self.kv_a) and is_plain(self.q_proj)):
+            return self.kv_a(x), self.queries(x)
+        latent, q = self.ops.linear_both(x, self.kv_a.weight, self.q_proj.weight)
+        return saturate(latent), saturate(q).unflatten(-1, (self.heads, -1))
 
     def queries(self, x: torch.Tensor) -> torch.Tensor:
         """[T, C] → [T, H, Dn + Dr]."""

@@ -6,6 +6,7 @@ import functools
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import TypeGuard
 
 import torch
 from torch import nn
@@ -80,6 +81,13 @@ class QuantizedLinear(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.ops.quantized_linear(x, self.weight, self.bias, self.rounding)
+
+
+def is_plain(linear: Linear | QuantizedLinear) -> TypeGuard[Linear]:
+    """Whether it is the product with a weight that lies there as it is, and no more."""
+    if isinstance(linear, QuantizedLinear) or linear.native is not None or linear.bias is not None:
+        return False
+    return linear.row_multiple == 1 and not linear.weight.is_mkldnn
 
 
 def empty_quantized(

@@ -71,6 +71,12 @@ class Backend(Protocol):
         """
         ...
 
+    def linear_both(
+        self, x: torch.Tensor, first: torch.Tensor, second: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The same rows times two matrices: [..., In], [Out, In] and [Out', In] → [..., Out], [..., Out']."""
+        ...
+
     def linear_gelu(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
         """gelu(x Wᵀ + b), the tanh form: [..., In] → [..., Out]."""
         ...

@@ -6,7 +6,7 @@ import triton
 
 from vl2.ops.attention.kernel import attend_heads
 from vl2.ops.attention.kernel_mla import attend_mla
-from vl2.ops.exact_linear.kernel import linear, linear_gelu, logits
+from vl2.ops.exact_linear.kernel import linear, linear_both, linear_gelu, logits
 from vl2.ops.experts.exact import mix_experts
 from vl2.ops.experts.kernel_common import swiglu
 from vl2.ops.gate.kernel import exact_route as route
@@ -23,6 +23,7 @@ NAME = f"triton {triton.__version__}, exact"
 
 __all__ = [
     "NAME", "add_layer_norm", "add_rms_norm", "attend_heads", "attend_mla",
-    "begin_decode", "linear", "linear_gelu", "logits", "mix_experts", "mix_quantized_experts", "quantized_layout",
-    "quantized_linear", "quantized_logits", "rms_norm", "route", "sample", "swiglu", "write_heads", "write_latent",
+    "begin_decode", "linear", "linear_both", "linear_gelu", "logits", "mix_experts", "mix_quantized_experts",
+    "quantized_layout", "quantized_linear", "quantized_logits", "rms_norm", "route", "sample", "swiglu", "write_heads",
+    "write_latent",
 ]  # fmt: skip

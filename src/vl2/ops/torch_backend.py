@@ -5,6 +5,7 @@ from vl2.ops.attention.reference import attend_heads, attend_mla
 from vl2.ops.experts.reference import mix_experts, swiglu
 from vl2.ops.gate.reference import route
 from vl2.ops.linear import multiply as linear
+from vl2.ops.linear import multiply_both as linear_both
 from vl2.ops.logits import project_logits as logits
 from vl2.ops.norm.reference import add_layer_norm, add_rms_norm, rms_norm
 from vl2.ops.quantized_experts.reference import mix_quantized_experts
@@ -18,6 +19,7 @@ NAME = "torch"
 
 __all__ = [
     "NAME", "add_layer_norm", "add_rms_norm", "attend_heads", "attend_mla",
-    "begin_decode", "linear", "linear_gelu", "logits", "mix_experts", "mix_quantized_experts", "quantized_layout",
-    "quantized_linear", "quantized_logits", "rms_norm", "route", "sample", "swiglu", "write_heads", "write_latent",
+    "begin_decode", "linear", "linear_both", "linear_gelu", "logits", "mix_experts", "mix_quantized_experts",
+    "quantized_layout", "quantized_linear", "quantized_logits", "rms_norm", "route", "sample", "swiglu", "write_heads",
+    "write_latent",
 ]  # fmt: skip

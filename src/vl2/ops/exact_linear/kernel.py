@@ -63,6 +63,11 @@ def linear(
     return out.view(*x.shape[:-1], out_width)
 
 
+def linear_both(x: torch.Tensor, first: torch.Tensor, second: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """`Backend.linear_both` (ops/backend.py)."""
+    return linear(x, first), linear(x, second)
+
+
 def linear_gelu(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
     """`Backend.linear_gelu` (ops/backend.py)."""
     return gelu_tanh(saturate(linear(x, weight, bias)))

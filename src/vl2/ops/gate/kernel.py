@@ -99,13 +99,16 @@ def _few_logits(
     BLOCK_T: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_C: tl.constexpr, CHAINED: tl.constexpr,
 ):  # fmt: skip
     """BLOCK_T tokens at BLOCK_E experts, without a matrix product."""
-    wait_for_last(CHAINED)
     tokens = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)
     experts = tl.program_id(1) * BLOCK_E + tl.arange(0, BLOCK_E)
     is_token, is_expert = (tokens < num_tokens)[:, None], (experts < num_experts)[:, None]
     rows, weights = x + tokens.to(tl.int64)[:, None] * row_stride, weight + experts[:, None] * width
-    total = tl.zeros((BLOCK_T, BLOCK_E, BLOCK_C), tl.float32)
-    for start in range(0, width, BLOCK_C):
+    columns = tl.arange(0, BLOCK_C)[None, :]
+    first = tl.load(weights + columns, mask=is_expert & (columns < width), other=0.0)
+    wait_for_last(CHAINED)  # only the weights are there before
+    row = tl.load(rows + columns, mask=is_token & (columns < width), other=0.0).to(tl.float32)
+    total = row[:, None, :] * first[None]
+    for start in range(BLOCK_C, width, BLOCK_C):
         columns = (start + tl.arange(0, BLOCK_C))[None, :]
         row = tl.load(rows + columns, mask=is_token & (columns < width), other=0.0).to(tl.float32)
         total += row[:, None, :] * tl.load(weights + columns, mask=is_expert & (columns < width), other=0.0)[None]

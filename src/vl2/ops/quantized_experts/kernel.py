@@ -17,7 +17,7 @@ from vl2.ops.experts.kernel import mix_experts
 from vl2.ops.experts.kernel_common import GROUP_BLOCKS, block_and_tile, precision, rows_of_block, swish, weighted_sum
 from vl2.ops.experts.kernel_many import mix_many_float8
 from vl2.ops.experts.weights import ExpertWeights
-from vl2.ops.quantized_experts.kernel_few import mix_few
+from vl2.ops.quantized_experts.kernel_few import FEW_TOKENS, mix_few
 from vl2.ops.quantized_experts.kernel_float8 import mix_few_float8
 from vl2.ops.quantized_experts.weights import QuantizedExperts
 from vl2.ops.quantized_linear.kernel import dequantize, has_asm
@@ -74,7 +74,7 @@ def mix_quantized_experts(
         return (mix_many_float8 if tile is MANY else mix_few_float8)(x, ids, weights, experts)
     if len(x) >= DEQUANTIZE_TOKENS and x.dtype != torch.float32:
         return mix_written_out(x, ids, weights, experts)
-    if tile is FEW:
+    if len(x) <= FEW_TOKENS and x.dtype != torch.float32:
         return mix_few(x, ids, weights, experts)
     return mix_with_tile(x, ids, weights, experts, tile)
 

@@ -2,8 +2,7 @@
 
 Products of whole tiles (`kernel.py`) make the warps of a program wait for each other after each quarter of a step,
 which is most of the time where a multiprocessor has a program or two. Here each warp adds up steps of its own
-(`add_steps`), there are more and smaller programs, and sums are brought together once, at the end. Of a token or two,
-the programs of gate-up also have the cache fetch what down will read, and what they will where they know it early.
+(`add_steps`), there are more and smaller programs, and sums are brought together once, at the end.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from vl2.ops.experts.align import align_few
 from vl2.ops.experts.kernel_common import GROUP_BLOCKS, block_and_tile, precision, rows_of_block, swish, weighted_sum
 from vl2.ops.quantized_experts.weights import QuantizedExperts
 from vl2.ops.quantized_linear.kernel import has_asm
-from vl2.ops.quantized_weight.kernel_common import add_steps, lines_of_share, prefetch, prefetch_shared
+from vl2.ops.quantized_weight.kernel_common import add_steps
 from vl2.ops.quantized_weight.triton_layout import step_of
 from vl2.ops.quantized_weight.weight import QuantizedWeight
 from vl2.ops.saturate_kernel import to_dtype
@@ -34,13 +33,12 @@ class Tile:
     down_n: int
     num_warps: int
     num_stages: int
-    prefetch: bool = False  # down's weights during gate-up: of a token or two the card's cache holds them
 
 
-ONE, FEW, SOME = Tile(8, 16, 16, 4, 3, True), Tile(8, 16, 16, 4, 3), Tile(16, 32, 32, 4, 3)
-ONE_TOKENS = 2
+ONE, FEW = Tile(8, 32, 32, 4, 2), Tile(8, 32, 32, 2, 4)
+ONE_TOKENS = 4
 FEW_TOKENS = 8
-"""No expert has more rows than there are tokens; tensor cores take 8 at least."""
+"""Beyond, whole tiles are faster. No expert has more rows than there are tokens; tensor cores take 8 at least."""
 
 
 def mix_few(
@@ -48,19 +46,16 @@ def mix_few(
 ) -> torch.Tensor:
     """`Backend.mix_quantized_experts` (ops/backend.py) of rows of 16 bits."""
     (num_tokens, width), inner = x.shape, experts.down.in_width
-    tile = tile or (ONE if num_tokens <= ONE_TOKENS else FEW if num_tokens <= FEW_TOKENS else SOME)
+    tile = tile or (ONE if num_tokens <= ONE_TOKENS else FEW)
     num_routed, num_active = len(experts.gate_up.codes) - experts.num_shared, ids.shape[1] + experts.num_shared
     num_pairs = num_tokens * num_active
     blocks, num_blocks, num_chosen = align_few(ids, num_routed, experts.num_shared, tile.block_m)
     shared = (blocks.pairs, blocks.experts, num_blocks, num_pairs, num_routed, width, inner)
 
     hidden = torch.empty(num_pairs, inner, dtype=x.dtype, device=x.device)
-    num_tiles = triton.cdiv(inner, tile.up_n)
-    _gate_up[(num_blocks * num_tiles,)](
+    _gate_up[(num_blocks * triton.cdiv(inner, tile.up_n),)](
         x, experts.gate_up.codes, experts.gate_up.scales, hidden, *shared, experts.gate_up.codes.stride(-2),
-        x.stride(0), experts.down.codes, experts.down.codes.stride(-2), NUM_ACTIVE=num_active, NUM_CHOSEN=num_chosen,
-        BLOCK_N=tile.up_n, OWN_LINES=lines_of_share(experts.gate_up, 2 * num_tiles),
-        LINES=lines_of_share(experts.down, num_tiles) if tile.prefetch and has_asm(x.device) else 0,
+        x.stride(0), NUM_ACTIVE=num_active, NUM_CHOSEN=num_chosen, BLOCK_N=tile.up_n,
         **_settings(experts.gate_up, x, tile),
     )  # fmt: skip
     results = torch.empty(num_pairs, width, dtype=x.dtype, device=x.device)
@@ -83,16 +78,13 @@ def _settings(weight: QuantizedWeight, x: torch.Tensor, tile: Tile) -> dict[str,
 @triton.jit(do_not_specialize=["num_blocks", "num_pairs"])
 def _gate_up(
     x, codes, scales, hidden, pairs, block_experts, num_blocks, num_pairs, num_routed, width, inner, row_words,
-    row_stride, down, down_words, NUM_ACTIVE: tl.constexpr, NUM_CHOSEN: tl.constexpr, BLOCK_N: tl.constexpr,
-    OWN_LINES: tl.constexpr, LINES: tl.constexpr, GROUP_STEPS: tl.constexpr, STEP: tl.constexpr, BITS: tl.constexpr,
-    BLOCK_M: tl.constexpr, SPLITS: tl.constexpr, GROUP: tl.constexpr, HAS_ASM: tl.constexpr, PRECISION: tl.constexpr,
-    CHAINED: tl.constexpr,
+    row_stride, NUM_ACTIVE: tl.constexpr, NUM_CHOSEN: tl.constexpr, BLOCK_N: tl.constexpr,
+    GROUP_STEPS: tl.constexpr, STEP: tl.constexpr, BITS: tl.constexpr, BLOCK_M: tl.constexpr, SPLITS: tl.constexpr,
+    GROUP: tl.constexpr, HAS_ASM: tl.constexpr, PRECISION: tl.constexpr, CHAINED: tl.constexpr,
 ):  # fmt: skip
+    wait_for_last(CHAINED)
     WORDS: tl.constexpr = STEP // (4 if BITS == 4 else 1)
     block, tile = block_and_tile(tl.program_id(0), num_blocks, tl.cdiv(inner, BLOCK_N), GROUP)
-    if LINES > 0 and NUM_CHOSEN > 0:
-        prefetch_shared(codes, block, tile, num_routed, inner, row_words, NUM_CHOSEN, BLOCK_N, OWN_LINES)
-    wait_for_last(CHAINED)
     expert, pair = rows_of_block(pairs, block_experts, block, num_pairs, num_routed, NUM_CHOSEN, BLOCK_M)
     if expert < 0:
         return
@@ -118,10 +110,6 @@ def _gate_up(
         inputs, is_input = inputs_at + first * STEP, is_step[:, None, None] & is_pair[None, None, :]
         gate = add_steps(gate, gates, gate_scale, inputs, is_input, WORDS, BITS, HAS_ASM, PRECISION)
         up = add_steps(up, ups, up_scale, inputs, is_input, WORDS, BITS, HAS_ASM, PRECISION)
-    if LINES > 0:
-        size = width.to(tl.int64) * down_words
-        own = tl.cdiv(size, tl.cdiv(inner, BLOCK_N))
-        prefetch(down, expert * size + tile * own, expert * size + min((tile + 1) * own, size), LINES)
     at = hidden + pair.to(tl.int64)[None, :] * inner + column[:, None]
     out = swish(tl.sum(gate, 0), tl.sum(up, 0), hidden.dtype.element_ty)
     tl.store(at, out, mask=is_pair[None, :] & is_column[:, None])

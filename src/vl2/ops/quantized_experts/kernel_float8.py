@@ -21,7 +21,6 @@ from vl2.ops.experts.kernel_common import GROUP_BLOCKS, block_and_tile, rows_of_
 from vl2.ops.float8.kernel import round_rows
 from vl2.ops.float8.reference import SMALLEST
 from vl2.ops.quantized_experts.weights import QuantizedExperts
-from vl2.ops.quantized_weight.kernel_common import lines_of_share, prefetch, prefetch_shared
 from vl2.ops.saturate import FLOAT8
 from vl2.ops.saturate_kernel import FLOAT8_MAX, to_dtype
 
@@ -37,19 +36,16 @@ class Tile:
     down_n: int
     num_warps: int
     num_stages: int
-    prefetch: bool = False  # down's weights during gate-up: of a token or two the card's cache holds them
 
 
-ONE = Tile(16, 64, 128, 64, 4, 5, True)
-ONE_TOKENS = 2
-FEW, SOME, MORE = Tile(16, 64, 128, 64, 4, 5), Tile(32, 64, 128, 64, 4, 4), Tile(64, 64, 128, 128, 4, 4)
+FEW, SOME, MORE = Tile(16, 128, 128, 128, 8, 3), Tile(32, 64, 128, 64, 4, 5), Tile(64, 64, 128, 128, 4, 4)
 FEW_PAIRS, SOME_PAIRS = 6, 16
 """Pairs of an expert, on average, up to which a tile is taken."""
 
 
 def choose_tile(num_tokens: int, num_active: int, num_experts: int) -> Tile:
     mean = num_tokens * num_active / num_experts
-    return ONE if num_tokens <= ONE_TOKENS else FEW if mean <= FEW_PAIRS else SOME if mean <= SOME_PAIRS else MORE
+    return FEW if mean <= FEW_PAIRS else SOME if mean <= SOME_PAIRS else MORE
 
 
 def mix_few_float8(
@@ -73,9 +69,7 @@ def mix_few_float8(
     hidden_scales = torch.empty(num_pairs, num_tiles, dtype=torch.float32, device=x.device)
     _gate_up[(num_blocks * num_tiles,)](
         rows, row_scales, experts.gate_up.codes, experts.gate_up.scales, hidden, hidden_scales, *shared,
-        experts.down.codes, NUM_ACTIVE=num_active, BLOCK_N=tile.up_n, BLOCK_K=tile.up_k, LEAST=SMALLEST,
-        OWN_LINES=lines_of_share(experts.gate_up, 2 * num_tiles),
-        LINES=lines_of_share(experts.down, num_tiles) if tile.prefetch and x.is_cuda else 0,
+        NUM_ACTIVE=num_active, BLOCK_N=tile.up_n, BLOCK_K=tile.up_k, LEAST=SMALLEST,
         DTYPE=tl.bfloat16 if x.dtype == torch.bfloat16 else tl.float16, **options,
     )  # fmt: skip
     results = torch.empty(num_pairs, width, dtype=x.dtype, device=x.device)
@@ -89,19 +83,17 @@ def mix_few_float8(
 @triton.jit(do_not_specialize=["num_blocks", "num_pairs"])
 def _gate_up(
     rows, row_scales, codes, scales, hidden, hidden_scales, pairs, block_experts, num_blocks, num_pairs, num_routed,
-    width, inner, down, NUM_ACTIVE: tl.constexpr, NUM_CHOSEN: tl.constexpr, BLOCK_M: tl.constexpr,
+    width, inner, NUM_ACTIVE: tl.constexpr, NUM_CHOSEN: tl.constexpr, BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP: tl.constexpr, LEAST: tl.constexpr,
-    OWN_LINES: tl.constexpr, LINES: tl.constexpr, DTYPE: tl.constexpr, CHAINED: tl.constexpr,
+    DTYPE: tl.constexpr, CHAINED: tl.constexpr,
 ):  # fmt: skip
     """rows [T, C] with scales [T], codes [E, 2F, C] with scales [E, 2F] → hidden [pairs, F] with scales [pairs, F / N].
 
     Swished as numbers of DTYPE, the model's.
     """
     num_tiles = tl.cdiv(inner, BLOCK_N)
-    block, tile = block_and_tile(tl.program_id(0), num_blocks, num_tiles, GROUP)
-    if LINES > 0 and NUM_CHOSEN > 0:
-        prefetch_shared(codes, block, tile, num_routed, inner, width, NUM_CHOSEN, BLOCK_N, OWN_LINES)
     wait_for_last(CHAINED)
+    block, tile = block_and_tile(tl.program_id(0), num_blocks, num_tiles, GROUP)
     expert, pair = rows_of_block(pairs, block_experts, block, num_pairs, num_routed, NUM_CHOSEN, BLOCK_M)
     if expert < 0:
         return
@@ -119,10 +111,6 @@ def _gate_up(
         ups = tl.load(ups_at + start, mask=is_column[:, None] & is_input[None, :], other=0.0)
         gate = tl.dot(gates, inputs, gate, max_num_imprecise_acc=BLOCK_K)
         up = tl.dot(ups, inputs, up, max_num_imprecise_acc=BLOCK_K)
-    if LINES > 0:
-        size = width.to(tl.int64) * inner
-        own = tl.cdiv(size, num_tiles)
-        prefetch(down, expert * size + tile * own, expert * size + min((tile + 1) * own, size), LINES)
     row_scale = tl.load(row_scales + token, mask=is_pair, other=0.0)[None, :]
     scales_at = scales + expert.to(tl.int64) * 2 * inner + column
     gate *= tl.load(scales_at, mask=is_column, other=0.0)[:, None] * row_scale

@@ -76,8 +76,7 @@ def quantized_linear(
         return saturate(F.linear(x, dequantize(weight, x.dtype), bias))
     out = torch.empty(len(rows), weight.out_width, dtype=x.dtype, device=x.device)
     if len(rows) <= kernel_few.ROWS and x.dtype != torch.float32:
-        tile = kernel_few.choose_tile(len(rows), weight.out_width)
-        kernel_few.multiply_few(rows, weight, bias, out, tile, has_asm(x.device))
+        kernel_few.multiply_few(rows, weight, bias, out, kernel_few.TILE, has_asm(x.device))
     else:
         multiply(rows, weight, bias, out, choose_tile(len(rows), x.dtype))
     return out.view(*x.shape[:-1], weight.out_width)

@@ -1,7 +1,6 @@
 """Products of few rows with a quantised matrix: a program takes a few outputs, and its warps share out the inputs.
 
-As `ops/quantized_experts/kernel_few.py`, where it says why. A matrix has fewer outputs than a layer's experts together,
-so that where programs are few each has more warps; nothing is left to add up between programs.
+As `ops/quantized_experts/kernel_few.py`, where it says why; nothing is left to add up between programs.
 """
 
 from __future__ import annotations
@@ -30,14 +29,9 @@ class Tile:
     num_stages: int
 
 
-ROWS = 16
+ROWS = 8
 """Up to so many rows: with more, each byte of the weight is worth the work of whole tiles."""
-WIDE = 4096
-"""Outputs from which on there are programs enough."""
-
-
-def choose_tile(num_rows: int, out_width: int) -> Tile:
-    return Tile(8 if num_rows <= 8 else 16, 16, 4 if out_width >= WIDE else 8, 3)
+TILE = Tile(ROWS, 16, 4, 3)
 
 
 def multiply_few(

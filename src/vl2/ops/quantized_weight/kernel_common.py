@@ -39,21 +39,6 @@ def prefetch(codes, first, end, LINES: tl.constexpr):
     tl.inline_asm_elementwise(fetch, "=r,l", [address], dtype=tl.int32, is_pure=False, pack=1)
 
 
-@triton.jit
-def prefetch_shared(
-    gate_up, block, tile, num_routed, inner, row_words, NUM_CHOSEN: tl.constexpr, BLOCK_N: tl.constexpr,
-    LINES: tl.constexpr,
-):  # fmt: skip
-    """Of a single token's blocks those of shared experts are known before the router has chosen the others: fetch a
-    tile's gate rows and up rows, at most LINES lines each."""
-    if block >= NUM_CHOSEN:
-        first = (num_routed + block - NUM_CHOSEN).to(tl.int64) * 2 * inner
-        for part in tl.static_range(2):
-            rows = first + part * inner
-            end = rows + min((tile + 1) * BLOCK_N, inner)
-            prefetch(gate_up, (rows + tile * BLOCK_N) * row_words, end * row_words, LINES)
-
-
 def lines_of_share(weight: QuantizedWeight, num_shares: int) -> int:
     """Lines of the cache that one of so many parts of a matrix has, at most; a power of two."""
     num_bytes = weight.out_width * weight.codes.stride(-2) * weight.codes.element_size()

@@ -133,10 +133,10 @@ def _absorb_queries(
     rows, dims = tl.program_id(2) * BLOCK_M + tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_D)
     ranks = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
     is_row, row_heads = (rows < num_rows)[:, None], (rows * HEADS + head)[:, None]
-    wait_for_last(CHAINED)
-    own = tl.load(q + row_heads * WIDTH + dims[None, :], mask=is_row & (dims < DIM)[None, :], other=0.0)
     in_keys = (dims < DIM)[:, None] & (ranks < RANK)[None, :]
     key = tl.load(keys + head * head_stride + dims[:, None] * dim_stride + ranks[None, :], mask=in_keys, other=0.0)
+    wait_for_last(CHAINED)  # only the weights are there before
+    own = tl.load(q + row_heads * WIDTH + dims[None, :], mask=is_row & (dims < DIM)[None, :], other=0.0)
     latent = to_dtype(tl.dot(own, key, input_precision="ieee"), out.dtype.element_ty)
     tl.store(out + row_heads * RANK + ranks[None, :], latent, mask=is_row & (ranks < RANK)[None, :])
 

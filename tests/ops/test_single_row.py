@@ -1,0 +1,46 @@
+"""One row times a matrix: the kernel of a decoding step of a single sequence."""
+
+import pytest
+import torch
+
+from vl2.ops.linear import multiply as reference
+
+kernel = pytest.importorskip("vl2.ops.single_row.kernel", reason="Triton is not installed")
+
+
+def draw(out_width: int, in_width: int, dtype: torch.dtype, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    torch.manual_seed(out_width)
+    return (torch.randn(*shape, device=device).to(dtype) for shape in ((1, in_width), (out_width, in_width)))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize(("out_width", "in_width"), [(1, 8), (21, 100), (40, kernel.BLOCK_K + 72)])
+@pytest.mark.parametrize("has_bias", [False, True])
+def test_it_is_the_exact_product_rounded_once(out_width, in_width, dtype, has_bias, device):
+    """However many programs the rows of the matrix take, and in however many pieces the row is taken."""
+    x, weight = draw(out_width, in_width, dtype, device)
+    bias = torch.randn(out_width, device=device).to(dtype) if has_bias else None
+    exact = x.double() @ weight.double().T + (0 if bias is None else bias.double())
+    out = kernel.linear(x, weight, bias)
+    assert out.shape == (1, out_width) and out.dtype == dtype
+    torch.testing.assert_close(out.double(), exact, atol=1e-3, rtol=torch.finfo(dtype).eps)
+
+
+def test_two_matrices_in_one_launch_have_the_bits_of_each_alone(device):
+    x, first = draw(21, 100, torch.bfloat16, device)
+    second = first[:5] * 2
+    for out, weight in zip(kernel.linear_both(x, first, second), (first, second), strict=True):
+        assert torch.equal(out, kernel.linear(x, weight))
+
+
+def test_what_float16_cannot_hold_is_its_largest_number(device):
+    x, weight = (torch.full(shape, 300.0, dtype=torch.float16, device=device) for shape in ((1, 64), (3, 64)))
+    assert kernel.linear(x, weight).tolist() == [[65504.0] * 3]
+
+
+@pytest.mark.parametrize("rows", [0, 2])
+def test_other_numbers_of_rows_are_cublas_work(rows, device):
+    _, weight = draw(21, 100, torch.bfloat16, device)
+    x = torch.randn(rows, 100, device=device).bfloat16()
+    assert torch.equal(kernel.linear(x, weight), reference(x, weight))
+    assert all(torch.equal(out, reference(x, weight)) for out in kernel.linear_both(x, weight, weight))
