@@ -46,7 +46,8 @@ def wait_until_ready(url: str, server: subprocess.Popen, limit_s: float = 180) -
 def ask(folder: Path, questions: Path, pictures: Path, first: int, gpu: int) -> dict:
     """Serve a trained candidate on its GPU and ask it; the scores."""
     url, scores = f"http://127.0.0.1:{18_000 + gpu}", folder / "choosing.json"
-    source = dict(PYTHONPATH=str(HERE.parent / "src"), CUDA_VISIBLE_DEVICES=str(gpu))
+    paths = [str(HERE.parent / "src"), *filter(None, [os.environ.get("PYTHONPATH")])]
+    source = dict(PYTHONPATH=os.pathsep.join(paths), CUDA_VISIBLE_DEVICES=str(gpu))
     command = [sys.executable, "-m", "vl2", "serve", str(folder / "nano"), "--port", str(18_000 + gpu)]
     with (folder / "serve.log").open("w") as out:
         server = subprocess.Popen(command, env=os.environ | source, stdout=out, stderr=out)
