@@ -1,5 +1,9 @@
 """One row times a matrix: the kernel of a decoding step of a single sequence."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -44,3 +48,29 @@ def test_other_numbers_of_rows_are_cublas_work(rows, device):
     x = torch.randn(rows, 100, device=device).bfloat16()
     assert torch.equal(kernel.linear(x, weight), reference(x, weight))
     assert all(torch.equal(out, reference(x, weight)) for out in kernel.linear_both(x, weight, weight))
+
+
+COMPILE = """
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from vl2.ops.single_row.kernel import _multiply
+
+constants = dict(HAS_BIAS=True, BLOCK_N=8, BLOCK_K=2048, CHAINED=True)
+types = dict.fromkeys(_multiply.arg_names, "i32") | dict.fromkeys(constants, "constexpr")
+types |= dict.fromkeys(("x", "weight", "bias", "out", "second", "second_out"), "*bf16")
+aligned = [(i,) for i, name in enumerate(types) if name not in constants and name != "num_tiles"]
+source = ASTSource(_multiply, types, constants, {place: [["tt.divisibility", 16]] for place in aligned})
+before, _, after = triton.compile(
+    source, target=GPUTarget("cuda", 90, 32), options=dict(num_warps=8, launch_pdl=True)
+).asm["ptx"].partition("griddepcontrol.wait")
+print(before.count("ld.global"), before.count("ld.global.v4.b32"), after.count("griddepcontrol"))
+"""
+
+
+@pytest.mark.cpu_only
+def test_on_hopper_the_matrix_is_asked_for_before_the_row_is_there():
+    """A thread's 64 numbers in eight loads of 16 bytes, and nothing else, come before the wait."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    command = [sys.executable, "-c", "import triton\n" + COMPILE]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    assert done.stdout.split() == ["8", "8", "0"]
