@@ -54,36 +54,34 @@ void short_piece(const Product *product, int64_t piece, int64_t first_row, int64
 
 /* ---- making them */
 
-INLINE int exponent_of(uint16_t weight) { return weight >> 7 & 0xff; }
-
-/* place [256]: of each exponent in the table, or EXPONENTS. By the weights of every eighth line. */
-static void choose_exponents(const uint16_t *weights, int64_t lines, int64_t width, uint8_t *table, uint8_t *place) {
+/* place [256]: of each upper byte in the table, or UPPER_BYTES. By the weights of every eighth line. */
+static void choose_upper_bytes(const uint16_t *weights, int64_t lines, int64_t width, uint8_t *table, uint8_t *place) {
     int64_t counts[256] = {0};
     for (int64_t line = 0; line < lines; line += 8)
-        for (int64_t i = 0; i < width; i++) counts[exponent_of(weights[line * width + i])]++;
-    memset(place, EXPONENTS, 256);
-    for (int chosen = 0; chosen < EXPONENTS; chosen++) {
+        for (int64_t i = 0; i < width; i++) counts[weights[line * width + i] >> 8]++;
+    memset(place, UPPER_BYTES, 256);
+    for (int chosen = 0; chosen < UPPER_BYTES; chosen++) {
         int most = -1;
-        for (int exponent = 0; exponent < 256; exponent++)
-            if (place[exponent] == EXPONENTS && (most < 0 || counts[exponent] > counts[most])) most = exponent;
+        for (int byte = 0; byte < 256; byte++)
+            if (place[byte] == UPPER_BYTES && (most < 0 || counts[byte] > counts[most])) most = byte;
         place[most] = (uint8_t)chosen;
-        table[chosen] = (uint8_t)(most >> 1), table[EXPONENTS + chosen] = (uint8_t)(most << 7);
+        table[chosen] = (uint8_t)most;
     }
 }
 
-/* A strip of 64 weights: 16 bytes are words of two vectors by eights in turn, as _mm512_unpacklo_epi8 puts them together.
- * Returns whether all exponents have places. */
-static int shorten_strip(const uint16_t *weights, const uint8_t *place, uint8_t *values, uint8_t *places) {
+/* A strip of 64 weights: 16 bytes are of two vectors by eights in turn, as _mm512_unpacklo_epi8 puts them together.
+ * Returns whether all upper bytes have places. */
+static int shorten_strip(const uint16_t *weights, const uint8_t *place, uint8_t *lower, uint8_t *places) {
     enum { WEIGHTS = 2 * SHORT_STRIP, HALF = WEIGHTS / 2 };
     uint8_t found[WEIGHTS], most = 0;
     for (int i = 0; i < WEIGHTS; i++) {
         uint16_t weight = weights[i / 16 * 8 + i % 8 + i % 16 / 8 * HALF];
-        values[i] = (uint8_t)((weight >> 8 & 0x80) | (weight & 0x7f));
-        found[i] = place[exponent_of(weight)];
+        lower[i] = (uint8_t)weight;
+        found[i] = place[weight >> 8];
         most |= found[i];
     }
     for (int i = 0; i < HALF; i++) places[i] = (uint8_t)((found[i] & 0x0f) | found[HALF + i] << 4);
-    return most < EXPONENTS;
+    return most < UPPER_BYTES;
 }
 
 static int shorten_line(const uint16_t *weights, int64_t block, const uint8_t *place, uint8_t *to) {
@@ -94,13 +92,13 @@ static int shorten_line(const uint16_t *weights, int64_t block, const uint8_t *p
 }
 
 /* A weight in BFLOAT16_BLOCKS, whose block is a multiple of 32, to `to`, at an address that is a multiple of 64. Returns the
- * bytes that it took, or 0 if `room` bytes are not enough: too many of its lines have other exponents. */
+ * bytes that it took, or 0 if `room` bytes are not enough: too many of its lines have other upper bytes. */
 EXPORT int64_t vl2_shorten(const Matrix *matrix, uint8_t *to, int64_t room) {
     const uint16_t *weights = matrix->data;
     int64_t block = matrix->block, width = 2 * block, count = short_lines(matrix), num_apart = 0;
     uint8_t place[256], *lines = to + TABLE_BYTES, *is_apart = lines + count * 3 * block, *apart = is_apart + up(count, 64);
     if (apart > to + room) return 0;
-    choose_exponents(weights, count, width, to, place);
+    choose_upper_bytes(weights, count, width, to, place);
     for (int64_t line = 0; line < count; line++, weights += width, lines += 3 * block) {
         is_apart[line] = !shorten_line(weights, block, place, lines);
         if (!is_apart[line]) continue;

@@ -115,7 +115,7 @@ INLINE void look_ahead(Panel *panel, const Strips *next, int strip) {
     if (matrix->layout == BFLOAT12_BLOCKS) {
         const Short from = short_of(matrix);
         int64_t line = first_line(&from, column) + pair;
-        panel->next[0] = (const char *)short_values(&from, line, column % from.block);
+        panel->next[0] = (const char *)short_lower(&from, line, column % from.block);
         panel->next[1] = (const char *)short_places(&from, line, column % from.block);
         panel->next_bytes = 3 * matrix->block;
     } else {
