@@ -73,7 +73,7 @@ class Bench:
             floor_s = decode_bytes(self.engine.runner, batch, CONTEXT, experts) / self.card.bytes_per_s
             self.add(f"inter-token latency, batch {batch}, ms", 1e3 * step_s, 1e3 * floor_s)
             self.results[f"distinct experts a layer, batch {batch}"] = experts
-            gpu_s = self._graph_seconds(batch)
+            gpu_s = graph_seconds(self.engine, batch)
             self.add(f"  GPU alone, batch {batch}, ms", 1e3 * gpu_s)
             self.add(f"  GPU idle share, batch {batch}", max(0.0, 1 - gpu_s / step_s))
 
@@ -87,25 +87,6 @@ class Bench:
                 times.append(now_s - last_s)
             last_s = now_s
         return times[20:-5]
-
-    @torch.inference_mode()
-    def _graph_seconds(self, batch: int) -> float:
-        """Of the same graph launched over and over, without anything beside it."""
-        graphs = self.engine.runner.decode_graphs
-        assert graphs is not None
-        size = min(size for size in graphs.graphs if size >= batch)
-        inputs, graph, *_ = graphs.graphs[size]
-        inputs.tensors["contexts"].fill_(CONTEXT)  # the last step's pages are still in the rows' tables
-        inputs.tensors["positions"].fill_(CONTEXT - 1)
-        graph.replay()
-        torch.cuda.synchronize()
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        for _ in range(50):
-            graph.replay()
-        end.record()
-        torch.cuda.synchronize()
-        return start.elapsed_time(end) / 50 / 1e3
 
     @torch.inference_mode()
     def _distinct_experts(self, batch: int) -> float:
@@ -205,6 +186,26 @@ class Bench:
             del self.engine
             gc.collect()
             torch.cuda.empty_cache()
+
+
+@torch.inference_mode()
+def graph_seconds(engine: Engine, batch: int) -> float:
+    """Of a decoding step's graph launched over and over, without anything beside it. As many answers ran last."""
+    graphs = engine.runner.decode_graphs
+    assert graphs is not None
+    size = min(size for size in graphs.graphs if size >= batch)
+    inputs, graph, *_ = graphs.graphs[size]
+    inputs.tensors["contexts"].fill_(CONTEXT)  # the last step's pages are still in the rows' tables
+    inputs.tensors["positions"].fill_(CONTEXT - 1)
+    graph.replay()
+    torch.cuda.synchronize()
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    for _ in range(50):
+        graph.replay()
+    end.record()
+    torch.cuda.synchronize()
+    return start.elapsed_time(end) / 50 / 1e3
 
 
 @contextmanager
