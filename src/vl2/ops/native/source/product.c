@@ -201,7 +201,7 @@ INLINE void some_rows(const Product *product, int64_t piece, int64_t row, int64_
         case BFLOAT16_BLOCKS: (is_tiles ? tiles_piece : block_piece)(product, piece, row, rows); break;
 #if HAS_AMX
         case BFLOAT12_BLOCKS: short_tiles_piece(product, piece, row, rows); break;
-#elif HAS_SHORT
+#elif HAS_BF16_DOT
         case BFLOAT12_BLOCKS: short_piece(product, piece, row, rows); break;
 #endif
         case BFLOAT16_ROWS: row_piece(product, piece, row, rows, BFLOAT16_ROWS); break;

@@ -2,7 +2,7 @@
 #include "product_pieces.h"
 #include "short.h"
 
-#if HAS_SHORT
+#if HAS_BF16_DOT
 
 #if !HAS_AMX
 

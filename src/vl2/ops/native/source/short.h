@@ -11,7 +11,6 @@
 #include "product.h"
 
 #if HAS_BF16_DOT
-#define HAS_SHORT 1
 
 enum { UPPER_BYTES = 16, TABLE_BYTES = 64, SHORT_STRIP = 2 * LANES };
 
@@ -81,6 +80,4 @@ INLINE void short_unpack(const Short *from, int64_t line, int64_t column, int64_
     }
 }
 
-#else
-#define HAS_SHORT 0
 #endif
