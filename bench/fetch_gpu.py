@@ -23,8 +23,8 @@ import shapes
 import torch
 import triton
 import triton.language as tl
-from common import drain, request, text_prompt
-from gpu import CONTEXT, graph_seconds
+from common import drain
+from gpu import begin_answers, graph_seconds
 
 from vl2.core.config import EngineConfig
 from vl2.engine.engine import Engine
@@ -86,12 +86,10 @@ def main() -> None:
                 )  # fmt: skip
                 engine = Engine(folder, config)
                 for batch in map(int, args.batches.split(",")):
-                    for i in range(batch):
-                        engine.add(request(f"{i}", text_prompt(CONTEXT, seed=i), 60))
+                    begin_answers(engine, batch, 60)
                     drain(engine)
-                    print(
-                        f"{name:6} {label:18} batch {batch:4} {1e3 * graph_seconds(engine, batch):9.3f} ms", flush=True
-                    )
+                    step_ms = 1e3 * graph_seconds(engine, batch)
+                    print(f"{name:6} {label:18} batch {batch:4} {step_ms:9.3f} ms", flush=True)
                 del engine
             gc.collect()
             torch.cuda.empty_cache()

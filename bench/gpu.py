@@ -65,8 +65,7 @@ class Bench:
     def latency(self) -> None:
         """Milliseconds between tokens, and how much of it the GPU works."""
         for batch in BATCHES:
-            for i in range(batch):
-                self.engine.add(request(f"{i}", text_prompt(CONTEXT, seed=i), 100))
+            begin_answers(self.engine, batch, 100)
             times = self._decode_times(batch)
             experts = self._distinct_experts(batch)
             step_s = statistics.median(times)
@@ -188,15 +187,26 @@ class Bench:
             torch.cuda.empty_cache()
 
 
+def begin_answers(engine: Engine, count: int, num_tokens: int) -> None:
+    """To different prompts of CONTEXT tokens."""
+    for i in range(count):
+        engine.add(request(f"{i}", text_prompt(CONTEXT, seed=i), num_tokens))
+
+
 @torch.inference_mode()
-def graph_seconds(engine: Engine, batch: int) -> float:
-    """Of a decoding step's graph launched over and over, without anything beside it. As many answers ran last."""
+def decode_graph(engine: Engine, batch: int) -> torch.cuda.CUDAGraph:
+    """The graph of a decoding step at that context, to be launched by itself, after as many answers have run."""
     graphs = engine.runner.decode_graphs
     assert graphs is not None
-    size = min(size for size in graphs.graphs if size >= batch)
-    inputs, graph, *_ = graphs.graphs[size]
+    inputs, graph, *_ = graphs.graphs[min(size for size in graphs.graphs if size >= batch)]
     inputs.tensors["contexts"].fill_(CONTEXT)  # the last step's pages are still in the rows' tables
     inputs.tensors["positions"].fill_(CONTEXT - 1)
+    return graph
+
+
+def graph_seconds(engine: Engine, batch: int) -> float:
+    """Of `decode_graph` launched over and over, without anything beside it."""
+    graph = decode_graph(engine, batch)
     graph.replay()
     torch.cuda.synchronize()
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))

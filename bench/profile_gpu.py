@@ -12,13 +12,12 @@ from pathlib import Path
 
 import shapes
 import torch
-from common import drain, request, text_prompt
+from common import drain
+from gpu import CONTEXT, begin_answers, decode_graph
 from torch.profiler import ProfilerActivity, profile
 
 from vl2.core.config import EngineConfig
 from vl2.engine.engine import Engine
-
-CONTEXT = 1024
 
 
 def kernels(what: str, run: Callable[[], object], repeat: int, top: int) -> None:
@@ -52,20 +51,12 @@ def main() -> None:
         )  # fmt: skip
         engine = Engine(folder, config)
         for batch in map(int, args.batches.split(",")):
-            for i in range(batch):
-                engine.add(request(f"{i}", text_prompt(CONTEXT, seed=i), 8))
+            begin_answers(engine, batch, 8)
             drain(engine)
-            graphs = engine.runner.decode_graphs
-            assert graphs is not None
-            inputs, graph, *_ = graphs.graphs[batch]
-            with torch.inference_mode():
-                inputs.tensors["contexts"].fill_(CONTEXT)
-                inputs.tensors["positions"].fill_(CONTEXT - 1)
-            kernels(f"{name}: decode, batch {batch}", graph.replay, 5, args.top)
+            kernels(f"{name}: decode, batch {batch}", decode_graph(engine, batch).replay, 5, args.top)
 
         def prompts(number: int, engine: Engine = engine) -> None:
-            for i in range(number):
-                engine.add(request(f"{i}", text_prompt(CONTEXT, seed=i), 1))
+            begin_answers(engine, number, 1)
             drain(engine)
 
         kernels(f"{name}: prompt of {CONTEXT}", lambda: prompts(1), 2, args.top)
@@ -74,7 +65,7 @@ def main() -> None:
         if name == args.shapes[0] and vision is not None:
             for tiles in (2, 64):
                 kernels(f"vision, {tiles} tiles", vision.graphs[tiles][2].replay, 2, 10)
-        del engine, graphs, vision
+        del engine, vision
         torch.cuda.empty_cache()
 
 
