@@ -1,4 +1,5 @@
 """An experiment: does a decoding step gain by a branch that has the cache fetch the shared experts during attention?
+Not run yet.
 
     python bench/fetch_gpu.py [tiny small base] [--batches 1,8,32,128]
 

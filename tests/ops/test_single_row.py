@@ -56,9 +56,10 @@ from triton.compiler import ASTSource
 from vl2.ops.single_row.kernel import _multiply
 
 constants = dict(HAS_BIAS=True, BLOCK_N=8, BLOCK_K=2048, CHAINED=True)
+ANY = ("out_width", "second_width", "num_tiles")  # not specialised
 types = dict.fromkeys(_multiply.arg_names, "i32") | dict.fromkeys(constants, "constexpr")
 types |= dict.fromkeys(("x", "weight", "bias", "out", "second", "second_out"), "*bf16")
-aligned = [(i,) for i, name in enumerate(types) if name not in constants and name != "num_tiles"]
+aligned = [(i,) for i, name in enumerate(types) if name not in (*constants, *ANY)]
 source = ASTSource(_multiply, types, constants, {place: [["tt.divisibility", 16]] for place in aligned})
 before, _, after = triton.compile(
     source, target=GPUTarget("cuda", 90, 32), options=dict(num_warps=8, launch_pdl=True)

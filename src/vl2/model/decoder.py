@@ -85,9 +85,7 @@ class Decoder(nn.Module):
         )
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps, ops, dtype=dtype, device=device)
         self.lm_head: nn.Parameter | QuantizedLinear
-        self.native_head: NativeLinear | None = (
-            None  # set when weights are packed (model/packing.py): it multiplies then
-        )
+        self.native_head: NativeLinear | None = None  # set when weights are packed: it multiplies then
         vocabulary, width = config.vocab_size, config.hidden_size
         scheme = place.scheme(["lm_head"], ops, vocabulary, width)
         if scheme is None:
@@ -110,7 +108,7 @@ class Decoder(nn.Module):
         return self.norm.add(x, delta)[1]
 
     def logits(self, hidden: torch.Tensor, is_exact: bool = True) -> torch.Tensor:
-        """hidden [L, C] → [L, V] float32, see `ops/logits.py`."""
+        """hidden [L, C] → [L, V] float32, not rounded: by the library where it has the matrix, else `ops/logits.py`."""
         if self.native_head is not None:
             return self.native_head.project(hidden)
         if isinstance(self.lm_head, QuantizedLinear):

@@ -48,7 +48,8 @@ def pack_weights(model: nn.Module) -> None:
     halves are multiplied by head: where the library multiplies, prompts have a packed copy of it; elsewhere it becomes
     float32 if it is small, as a bfloat16 product by head takes torch 25 µs and more, a small float32 one 7. What a step
     of decoding reads and the library multiplies is shortened to 12 bits a weight, losing nothing: routed experts, and
-    on matrix units linears too.
+    on matrix units linears and the vocabulary's matrix too; there models whose weights lie in the caches keep 16 bits,
+    but for that matrix.
     """
     if not can_pack(next(model.parameters())):
         return

@@ -74,7 +74,10 @@ class Backend(Protocol):
     def linear_both(
         self, x: torch.Tensor, first: torch.Tensor, second: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The same rows times two matrices: [..., In], [Out, In] and [Out', In] → [..., Out], [..., Out']."""
+        """The same rows times two matrices, not saturated: [..., In] → [..., Out], [..., Out'].
+
+        first, second  [Out, In] and [Out', In], not packed
+        """
         ...
 
     def linear_gelu(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Attention outside the deterministic mode: what decodes attends together, prompts by torch's fused attention."""
+"""Attention outside the deterministic mode: what decodes attends together, prompts each by themselves (`fused.py`)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ def is_fast(batch: AttentionBatch, q: torch.Tensor) -> bool:
 
 def attend_heads(q: torch.Tensor, pool: torch.Tensor, batch: AttentionBatch, scale: float) -> torch.Tensor:
     """`Backend.attend_heads` (ops/backend.py)."""
-    if page_workers(q, pool) is not None or not count_decodes(batch.chunks):
+    most = 0 if page_workers(q, pool) is None else 1  # a single row gains nothing by what is laid out for several
+    if count_decodes(batch.chunks) <= most:
         return fuse_heads(q, pool, batch, scale)
     decodes, rest = _split(batch)
     parts = list(_joinable(decodes, pool[0]))

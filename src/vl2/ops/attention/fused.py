@@ -20,7 +20,6 @@ from vl2.ops.rope.table import RopeTable
 
 def fuse_heads(q: torch.Tensor, pool: torch.Tensor, batch: AttentionBatch, scale: float) -> torch.Tensor:
     """`Backend.attend_heads` (ops/backend.py)."""
-
     workers = page_workers(q, pool)
 
     def attend(block_table: torch.Tensor, chunk: ChunkShape, own: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,5 @@
-"""Linears of prompts and pictures by the library, on the matrix units of a processor that has them."""
+"""Linears of prompts and pictures by the library, on the matrix units of a processor that has them. A decoding step
+reads the same matrices."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ class Workers:
     def __init__(self, loaded: ctypes.CDLL, num_threads: int) -> None:
         self._library, self._lock = loaded, threading.Lock()
         self.mixes_experts = hasattr(loaded, "vl2_mix_experts")
-        self.multiplies = hasattr(loaded, "vl2_linear_rows")
+        self.multiplies = hasattr(loaded, "vl2_linear_rows") and hasattr(loaded, "vl2_project_rows")
         self._handle = loaded.vl2_workers_new(num_threads)
         if self._handle is None:
             raise MemoryError("no memory for native prompts")
@@ -113,7 +113,7 @@ class Workers:
         return out
 
     def linear(self, x: torch.Tensor, matrix: Matrix, is_gelu: bool) -> torch.Tensor:
-        """x [T, In] bfloat16, `matrix` as of `describe_strips` → [T, Out], rounded once."""
+        """x [T, In] bfloat16, `matrix` in blocks, of 16 or 12 bits → [T, Out], rounded once."""
         return self._linear("vl2_linear_rows", x, matrix, torch.bfloat16, is_gelu)
 
     def project(self, x: torch.Tensor, matrix: Matrix) -> torch.Tensor:
@@ -127,7 +127,8 @@ class Workers:
         out = x.new_empty(len(x), matrix.out_width, dtype=dtype)
         own = LinearJob(x=x.data_ptr(), out=out.data_ptr(), weight=matrix, rows=len(x), x_row=x.stride(0))
         own.is_gelu = is_gelu
-        self._call(name, own)
+        if len(x):
+            self._call(name, own)
         return out
 
     def route(

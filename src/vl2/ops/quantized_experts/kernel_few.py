@@ -35,8 +35,8 @@ class Tile:
     num_stages: int
 
 
-ONE, FEW = Tile(8, 32, 32, 4, 2), Tile(8, 32, 32, 2, 4)
-ONE_TOKENS = 4
+FEWEST, FEW = Tile(8, 32, 32, 4, 2), Tile(8, 32, 32, 2, 4)
+FEWEST_TOKENS = 4
 FEW_TOKENS = 8
 """Beyond, whole tiles are faster. No expert has more rows than there are tokens; tensor cores take 8 at least."""
 
@@ -46,7 +46,7 @@ def mix_few(
 ) -> torch.Tensor:
     """`Backend.mix_quantized_experts` (ops/backend.py) of rows of 16 bits."""
     (num_tokens, width), inner = x.shape, experts.down.in_width
-    tile = tile or (ONE if num_tokens <= ONE_TOKENS else FEW)
+    tile = tile or (FEWEST if num_tokens <= FEWEST_TOKENS else FEW)
     num_routed, num_active = len(experts.gate_up.codes) - experts.num_shared, ids.shape[1] + experts.num_shared
     num_pairs = num_tokens * num_active
     blocks, num_blocks, num_chosen = align_few(ids, num_routed, experts.num_shared, tile.block_m)

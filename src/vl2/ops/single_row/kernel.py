@@ -59,7 +59,7 @@ def _launch(
     )  # fmt: skip
 
 
-@triton.jit(do_not_specialize=["num_tiles"])
+@triton.jit(do_not_specialize=["out_width", "second_width", "num_tiles"])
 def _multiply(
     x, weight, bias, out, second, second_out, in_width, out_width, second_width, num_tiles,
     HAS_BIAS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, CHAINED: tl.constexpr,

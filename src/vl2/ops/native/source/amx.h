@@ -24,7 +24,8 @@ typedef struct {
     uint8_t rows[16];
 } TileShapes;
 
-/* Before tiles are loaded: gcc's intrinsics do not tell it that they read memory, and it may keep stores for later. */
+/* Before tiles are loaded, and before what they were loaded from is written anew: gcc's intrinsics do not tell it that
+ * they read memory, so that it may move stores past them. */
 INLINE void tiles_see_stores(void) { __asm__ volatile("" ::: "memory"); }
 
 INLINE void tiles_configure(const int64_t rows[8]) {

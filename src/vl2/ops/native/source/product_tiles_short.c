@@ -38,6 +38,7 @@ INLINE void short_columns(const Product *product, int64_t piece, int64_t column,
         int64_t begin = step * TILE_NUMBERS;
         if (begin % NUMBERS_AT_ONCE == 0)
             x = operand_tiles(product, first_row, rows, begin, smaller(2 * from.pairs - begin, NUMBERS_AT_ONCE), room, &x_bytes);
+        tiles_see_stores();
         if (step + 1 < steps)
             unpack_step(&from, line + (step + 1) * TILE_ROWS, column, vectors, pairs[(step + 1) % 2]);
         tiles_see_stores();

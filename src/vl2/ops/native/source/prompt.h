@@ -60,7 +60,7 @@ typedef struct {
     double eps;
 } LatentJob;
 
-/* A MoE layer on bfloat16 rows. Weights lie in BFLOAT16_BLOCKS of 32 or 64 columns; inputs are multiples of 32, outputs of
+/* A MoE layer on bfloat16 rows. Weights lie in BFLOAT16_BLOCKS or BFLOAT12_BLOCKS of 32 or 64 columns; inputs are multiples of 32, outputs of
  * 64. vl2_mix_experts is only there where the processor multiplies bfloat16. */
 typedef struct {
     const uint16_t *x;    /* [tokens, width] */
@@ -82,7 +82,7 @@ typedef struct {
     int64_t rows, x_row, is_bfloat16;
 } RouterJob;
 
-/* A linear on bfloat16 rows. The weight lies in BFLOAT16_BLOCKS of 32 or 64 columns; inputs are multiples of 32.
+/* A linear on bfloat16 rows. The weight lies in blocks like an expert's; inputs are multiples of 32.
  * vl2_linear_rows is only there where the processor has matrix units, and vl2_project_rows, whose results are float32. */
 typedef struct {
     const uint16_t *x; /* [rows, in], a row every x_row numbers */

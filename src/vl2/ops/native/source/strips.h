@@ -1,5 +1,5 @@
-/* Products of prompts: up to 32 rows of bfloat16 with strips of 32 columns of a weight in BFLOAT16_BLOCKS, two strips at
- * once. Sums are float32; a row's do not depend on the rows beside it. */
+/* Products of prompts: up to 32 rows of bfloat16 with strips of 32 columns of a weight in blocks, of 16 or 12 bits, two
+ * strips at once. Sums are float32; a row's do not depend on the rows beside it. */
 #pragma once
 
 #include "amx.h"
@@ -131,6 +131,7 @@ INLINE void take_weights(Panel *panel, const Strips *strips, int strip, uint32_t
     int64_t column = strips->columns[strip], pair = panel->first / 2;
     if (matrix->layout == BFLOAT12_BLOCKS) {
         const Short from = short_of(matrix);
+        tiles_see_stores();
         short_unpack(&from, first_line(&from, column) + pair, column % from.block, panel->numbers / 2, room);
         panel->weights = room, panel->block = STRIP;
     } else {
