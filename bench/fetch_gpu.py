@@ -47,6 +47,9 @@ def _fetch(weight, size, LINES: tl.constexpr):
 @contextmanager
 def fetching(num_weights: int) -> Iterator[None]:
     """Layers begin by fetching so many of the shared experts' two matrices, in a stream of its own."""
+    if not num_weights:
+        yield
+        return
     side, run_layer, run_decoder = torch.cuda.Stream(), DecoderLayer.forward, Decoder.forward
 
     def layer(self: DecoderLayer, *arguments: Any) -> Any:
@@ -64,9 +67,6 @@ def fetching(num_weights: int) -> Iterator[None]:
         torch.cuda.current_stream().wait_stream(side)
         return out
 
-    if not num_weights:
-        yield
-        return
     with mock.patch.object(DecoderLayer, "forward", layer), mock.patch.object(Decoder, "forward", decoder):
         yield
 

@@ -106,12 +106,11 @@ class MLA(nn.Module):
 
     def _project(self, x: torch.Tensor, queries: QueryRows) -> tuple[torch.Tensor, torch.Tensor]:
         """[T, C] → latent rows [T, R + Dr], queries [Q, H, Dn + Dr]."""
-        if self.config.q_lora_rank is not None or queries.rows is not None:
-            return self.kv_a(x), self.queries(queries.take(x))
-        if not (is_plain(self.kv_a) and is_plain(self.q_proj)):
-            return self.kv_a(x), self.queries(x)
-        latent, q = self.ops.linear_both(x, self.kv_a.weight, self.q_proj.weight)
-        return saturate(latent), saturate(q).unflatten(-1, (self.heads, -1))
+        shares_rows = self.config.q_lora_rank is None and queries.rows is None
+        if shares_rows and is_plain(self.kv_a) and is_plain(self.q_proj):
+            latent, q = self.ops.linear_both(x, self.kv_a.weight, self.q_proj.weight)
+            return saturate(latent), saturate(q).unflatten(-1, (self.heads, -1))
+        return self.kv_a(x), self.queries(queries.take(x))
 
     def queries(self, x: torch.Tensor) -> torch.Tensor:
         """[T, C] → [T, H, Dn + Dr]."""

@@ -9,11 +9,11 @@ do: a weight is used once.
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 import triton
 import triton.language as tl
 
 from vl2.ops.chain import chained, wait_for_last
+from vl2.ops.linear import multiply, multiply_both
 from vl2.ops.saturate_kernel import to_dtype
 
 BLOCK_N, BLOCK_K, NUM_WARPS = 8, 2048, 8
@@ -22,25 +22,25 @@ BLOCK_N, BLOCK_K, NUM_WARPS = 8, 2048, 8
 
 def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
     """`Backend.linear` (ops/backend.py): of one row by this kernel, of more by cuBLAS."""
-    if x.numel() != x.shape[-1] or x.dtype == torch.float32:
-        return F.linear(x, weight, bias)
-    return multiply(x, weight, bias)
+    if not _is_for_kernel(x):
+        return multiply(x, weight, bias)
+    out = x.new_empty(*x.shape[:-1], len(weight))
+    _launch(x, weight, bias, out, weight[:0], out)
+    return out
 
 
 def linear_both(x: torch.Tensor, first: torch.Tensor, second: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """`Backend.linear_both` (ops/backend.py): of one row in one launch."""
-    if x.numel() != x.shape[-1] or x.dtype == torch.float32:
-        return F.linear(x, first), F.linear(x, second)
+    if not _is_for_kernel(x):
+        return multiply_both(x, first, second)
     outs = x.new_empty(*x.shape[:-1], len(first)), x.new_empty(*x.shape[:-1], len(second))
     _launch(x, first, None, outs[0], second, outs[1])
     return outs
 
 
-def multiply(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    """x [..., K] of one row, weight [N, K] → [..., N]."""
-    out = x.new_empty(*x.shape[:-1], len(weight))
-    _launch(x, weight, bias, out, weight[:0], out)
-    return out
+def _is_for_kernel(x: torch.Tensor) -> bool:
+    """One row of 16 bits."""
+    return x.numel() == x.shape[-1] and x.dtype != torch.float32
 
 
 def _launch(

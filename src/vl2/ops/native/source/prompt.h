@@ -60,8 +60,8 @@ typedef struct {
     double eps;
 } LatentJob;
 
-/* A MoE layer on bfloat16 rows. Weights lie in BFLOAT16_BLOCKS or BFLOAT12_BLOCKS of 32 or 64 columns; inputs are multiples of 32, outputs of
- * 64. vl2_mix_experts is only there where the processor multiplies bfloat16. */
+/* A MoE layer on bfloat16 rows. Weights lie in BFLOAT16_BLOCKS or BFLOAT12_BLOCKS of 32 or 64 columns; inputs are multiples of
+ * 32, outputs of 64. vl2_mix_experts is only there where the processor multiplies bfloat16. */
 typedef struct {
     const uint16_t *x;    /* [tokens, width] */
     const int64_t *ids;   /* [tokens, choices]: experts */
