@@ -1,6 +1,7 @@
 """The engine on a CPU beside its floor, and beside vLLM's CPU build in the same run.
 
     python bench/cpu.py [--shapes a,b,nano,tiny] [--peer PYTHON] [--rounds 5] [--tokens 32] [--deterministic] [--ahead]
+        [--without-amx]
 
 a     82M parameters, MLA, small vision tower; whole path, bfloat16 and float32
 b     68M parameters in the language part, MHA: what vLLM can run
@@ -12,6 +13,9 @@ nano's. Each engine has a process of its own and computes only while it is asked
 machine's moods hit all. A row is the median of its rounds (and, in brackets, the best), `share` what its floor takes of
 that: the weights that a token reads over the memory's bandwidth, or its operations over the rate of a large bfloat16
 product, both measured in this run.
+
+On a processor with AMX, `--without-amx` keeps it from torch and from the library, in prompts, steps and what is measured
+of the machine: so it stands for one that has AVX-512 and bfloat16 alone.
 """
 
 from __future__ import annotations
@@ -185,16 +189,19 @@ def rows_of(shape: str, tokens: int) -> list[Row]:
     }[shape]
 
 
-def start(shape: str, modes: list[str], peer: str | None, is_ahead: bool, scratch: Path) -> dict[str, Asked]:
+def start(
+    shape: str, modes: list[str], peer: str | None, is_ahead: bool, has_amx: bool, scratch: Path
+) -> dict[str, Asked]:
     name, _, dtype = shape.partition(" ")
     folder = NANO if name == "nano" else write(name, scratch / name)
-    random = [] if name == "nano" else ["--random-weights"]
+    options = [] if name == "nano" else ["--random-weights"]
+    options += [] if has_amx else ["--without-amx"]
     ours = [sys.executable, str(HERE / "cpu_ours.py"), str(folder), dtype or "bfloat16"]
     engines = {}
     if peer is not None and any(row.has_peer for row in rows_of(shape, 2)):
         command = [peer, str(HERE / "cpu_vllm.py"), str(folder), "2048", *(["whole"] if name == "tiny" else [])]
         engines["vllm"] = Asked("vllm", command, is_ahead)  # first: it takes more while it starts than afterwards
-    engines |= {mode: Asked(mode, [*ours, mode, *random], is_ahead) for mode in modes}
+    engines |= {mode: Asked(mode, [*ours, mode, *options], is_ahead) for mode in modes}
     return engines
 
 
@@ -205,12 +212,17 @@ def start(shape: str, modes: list[str], peer: str | None, is_ahead: bool, scratc
 @click.option("--tokens", default=32, show_default=True, help="Of an answer, where decoding is measured.")
 @click.option("--deterministic", is_flag=True, help="With the deterministic mode beside the other.")
 @click.option("--ahead", is_flag=True, help="On a shared machine, as root: while an engine answers, others wait.")
-def main(shapes: str, peer: str | None, rounds: int, tokens: int, deterministic: bool, ahead: bool) -> None:
+@click.option("--without-amx", is_flag=True, help="As on a processor that has no matrix units.")
+def main(
+    shapes: str, peer: str | None, rounds: int, tokens: int, deterministic: bool, ahead: bool, without_amx: bool
+) -> None:
+    if without_amx:
+        ENVIRONMENT["ONEDNN_MAX_CPU_ISA"] = "AVX512_CORE_BF16"
     results = Results()
     modes = ["fast", "deterministic"] if deterministic else ["fast"]
     with tempfile.TemporaryDirectory() as scratch:
         for shape in shapes.split(","):
-            rows, engines = rows_of(shape, tokens), start(shape, modes, peer, ahead, Path(scratch))
+            rows, engines = rows_of(shape, tokens), start(shape, modes, peer, ahead, not without_amx, Path(scratch))
             results.values.clear()
             results.run(rows, engines, rounds)
             statuses = {name: engine.ask({"do": "status"}) for name, engine in engines.items()}

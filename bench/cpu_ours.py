@@ -1,6 +1,6 @@
 """The engine of `cpu.py`, in a process of its own.
 
-    python bench/cpu_ours.py FOLDER bfloat16|float32 deterministic|fast [--random-weights]
+    python bench/cpu_ours.py FOLDER bfloat16|float32 deterministic|fast [--random-weights] [--without-amx]
 
 One JSON command a line on standard input, one result a line on standard output:
 
@@ -24,12 +24,15 @@ from floors import decode_bytes, prefill_flops, vision_flops
 from vl2.core.config import EngineConfig
 from vl2.core.stats import resident_bytes
 from vl2.engine.engine import Engine
+from vl2.ops.native import builds
 
 FOLDER, DTYPE, MODE = sys.argv[1:4]
 CONTEXT, KV_TOKENS, IMAGE_ID = 2048, 4096, 3
 
 
 def main() -> None:
+    if "--without-amx" in sys.argv:  # oneDNN is told by the environment
+        builds.may_use_tiles = lambda: False
     started_s = time.perf_counter()
     config = EngineConfig(
         device="cpu",
