@@ -15,6 +15,8 @@ Shapes: `B` rows, `P` prefix tokens, `T` text tokens, `N` tiles, `C` hidden, `H`
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
@@ -233,7 +235,9 @@ class Gate(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Weights [..., E]: zero where an expert was not chosen."""
-        logits = F.linear(x.float(), self.weight.float())
+        return self.choose(F.linear(x.float(), self.weight.float()))
+
+    def choose(self, logits: Tensor) -> Tensor:
         scores = logits.sigmoid() if self.sigmoid else logits.softmax(-1)
         ranked = scores + self.e_score_correction_bias if self.noaux else scores
         chosen = torch.zeros_like(scores).scatter_(-1, ranked.topk(self.k, -1).indices, 1.0)
@@ -298,10 +302,13 @@ class Decoder(nn.Module):
             }
         )
         self.lm_head = Linear(c["hidden_size"], c["vocab_size"], bias=False)
+        self.fast: Callable[..., list[Tensor]] | None = None  # the same by few kernels (`fused.decode`)
 
     def forward(self, x: Tensor, positions: Tensor, prefix: int, text_mask: Tensor | None = None) -> list[Tensor]:
         """Embeddings [B, P+T, C] to the hidden states after each layer; the last one is normed."""
         cos, sin = rope_tables(positions, self.rope_dim)
+        if self.fast is not None and text_mask is not None:
+            return self.fast(self, x, cos, sin, prefix, text_mask)
         states = []
         for layer in self.model["layers"]:
             x = layer(x, cos, sin, prefix, text_mask)

@@ -28,9 +28,11 @@ def gates(model: NanoVL2) -> list[Gate]:
 
 
 def compile_parts(model: NanoVL2) -> None:
-    """Fuse what tower and decoder do between their matrix products, for any size, and compile it now."""
+    """Fuse what tower and decoder do between their matrix products, for any size."""
     for block in model.vision.blocks:
         block.compile(dynamic=True)
+    if next(model.parameters()).is_cuda and _install_kernels(model):
+        return
     apart, together = torch.compile(take_apart, dynamic=True), torch.compile(put_together, dynamic=True)
     act, act_experts = torch.compile(gated, dynamic=True), torch.compile(gated_experts, dynamic=True)
     for layer in model.language.model["layers"]:
@@ -40,6 +42,18 @@ def compile_parts(model: NanoVL2) -> None:
             m.gated = act
         elif isinstance(m, Experts):
             m.gated = act_experts
+
+
+def _install_kernels(model: NanoVL2) -> bool:
+    """Whether the decoder runs by Triton kernels now; if not, parts of it are compiled as before there were any."""
+    try:
+        import fused
+
+        result = fused.install(model.language)
+    except ImportError as error:
+        result = f"not fused: {error}"
+    print("decoder:", result, flush=True)
+    return model.language.fast is not None
 
 
 @dataclass
@@ -129,7 +143,13 @@ class Trainer:
             recording = self.recordings[key] = Recording(graph, places)
         if recording is None:
             self.recordings[key] = None
-            work(inputs)
+            try:
+                work(inputs)
+            except RuntimeError:  # the attention at hand may refuse narrow values in a size that was not tried
+                if getattr(self.work.language.fast, "pad", 1):
+                    raise
+                self.work.language.fast.pad = 128
+                work(inputs)
         else:
             recording.play(inputs)
 

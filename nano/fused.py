@@ -1,0 +1,303 @@
+"""The decoder of a training step with few passes over memory: `model.Decoder.forward` by the kernels of `kernels.py`.
+
+Products that read the same tokens are one product, and what lies between products is one kernel, forward and backward.
+It computes what `model.py` says (`tests/nano/test_fused.py`). `install` checks that on the GPU at hand, too, and without it the
+plain decoder is used.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import kernels
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from model import MLA, Decoder, Layer, MoE
+
+ROWS = 16  # tokens a program has at a time
+PROGRAMS = 528  # that share the sums for the weights of a norm: 4 for each multiprocessor of an H100
+EPS = 1e-6
+
+
+def _grid(m: int, rows: int = ROWS) -> tuple[int]:
+    return (-(-m // rows),)
+
+
+class AddNorm(torch.autograd.Function):
+    """x and more [M, C], a norm's weight, a router's weight [E, C] (or None) to x + more, its RMS norm and the router's logits [M, E].
+
+    Without `more` it is x that is normed, and the sum is empty.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, more: Tensor | None, weight: Tensor, router: Tensor | None) -> tuple[Tensor, ...]:
+        m, c = x.shape
+        experts = 0 if router is None else router.shape[0]
+        total, out, scale = (
+            x.new_empty(0 if more is None else m, c),
+            torch.empty_like(x),
+            x.new_empty(m, dtype=torch.float32),
+        )
+        logits = x.new_empty(m, experts, dtype=torch.float32)
+        kernels.norm[_grid(m)](x, x if more is None else more, weight, total, out, scale, weight if router is None else router, logits,
+                               m, c, EPS, C=c, R=ROWS, ADD=more is not None, E=experts)  # fmt: skip
+        ctx.save_for_backward(x if more is None else total, weight, scale, router)
+        ctx.added = more is not None
+        ctx.set_materialize_grads(False)
+        return total, out, logits
+
+    @staticmethod
+    def backward(ctx: Any, d_total: Tensor | None, d_out: Tensor, d_logits: Tensor | None) -> tuple[Tensor | None, ...]:
+        x, weight, scale, router = ctx.saved_tensors
+        dx, d_total = torch.empty_like(x), d_total if ctx.added else None
+        d_out, d_total, d_logits = (None if t is None else t.contiguous() for t in (d_out, d_total, d_logits))
+        dw, d_router = norm_back(x, weight, scale, d_out, d_total, dx, router, d_logits)
+        return dx, dx if ctx.added else None, dw, d_router
+
+
+def norm_back(x: Tensor, weight: Tensor, scale: Tensor, d_out: Tensor, d_total: Tensor | None, dx: Tensor, router: Tensor | None, d_logits: Tensor | None) -> tuple[Tensor, Tensor | None]:  # fmt: skip
+    """Fills `dx`, which may be a part of wider rows, as x may; returns the gradients of the norm's and the router's weight."""
+    m, c = x.shape
+    experts, (blocks,) = 0 if router is None else router.shape[0], _grid(m)
+    programs = min(blocks, PROGRAMS)
+    dw, d_router = (x.new_empty(programs, n, dtype=torch.float32) for n in (c, experts * c))
+    unused = weight
+    kernels.norm_back[(programs,)](x, weight, scale, d_out, unused if d_total is None else d_total, unused if router is None else router,
+                                   unused if router is None else d_logits, dx, dw, d_router, m, blocks, x.stride(0), dx.stride(0),
+                                   C=c, R=ROWS, ADD=d_total is not None, E=experts, num_warps=8)  # fmt: skip
+    return dw.sum(0).to(weight.dtype), None if router is None else d_router.sum(0).view_as(router).to(router.dtype)
+
+
+class Apart(torch.autograd.Function):
+    """y [M, H·(Dn+Dr) + rank + Dr], the product of queries and latents; the latent's norm and product; the parts that attention takes.
+
+    Returns [B, H, L, D]: queries of prefix and text, keys of prefix and all, values of prefix and all (wider by `pad` zeros);
+    then of the first `seen` heads the queries of the text and the keys of all, for `attention.pointing`.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, weight: Tensor, kv_b: Tensor, cos: Tensor, sin: Tensor, sizes: MLA, rows: int, prefix: int, pad: int) -> tuple[Tensor, ...]:  # fmt: skip
+        m, h, dn, dr, dv, rank = y.shape[0], sizes.h, sizes.dn, sizes.dr, sizes.dv, sizes.r
+        latent, scale = y[:, h * (dn + dr) : h * (dn + dr) + rank], y.new_empty(m, dtype=torch.float32)
+        normed = y.new_empty(m, rank)
+        kernels.norm[_grid(m)](latent, latent, weight, latent, normed, scale, weight, scale,
+                               m, y.stride(0), EPS, C=rank, R=ROWS, ADD=False, E=0)  # fmt: skip
+        kv = normed @ kv_b.mT
+        q, k = (y.new_empty(m, h, dn + dr) for _ in range(2))
+        v = y.new_empty(m, h, dv + pad) if pad else kv.view(m, h, dn + dv)[..., dn:]
+        kernels.apart[_grid(m)](y, kv, cos, sin, q, k, v, m, H=h, DN=dn, DR=dr, DV=dv, DP=pad, LATENT=rank, R=ROWS)
+        ctx.save_for_backward(y, weight, scale, normed, kv_b, cos, sin)
+        ctx.sizes, ctx.prefix = (h, dn, dr, dv, rank), prefix
+        ctx.seen, ctx.length = sizes.probe, m // rows
+        ctx.set_materialize_grads(False)
+        q, k, v = (t.unflatten(0, (rows, -1)).transpose(1, 2) for t in (q, k, v))
+        n = sizes.probe
+        return q[:, :, :prefix], q[:, :, prefix:], k[:, :, :prefix], k, v[:, :, :prefix], v, q[:, :n, prefix:], k[:, :n]
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        y, weight, scale, normed, kv_b, cos, sin = ctx.saved_tensors
+        (h, dn, dr, dv, rank), m = ctx.sizes, y.shape[0]
+        seen = ctx.seen if grads[6] is not None and grads[7] is not None else 0
+        parts = [g if g is None or g.stride(-1) == 1 else g.contiguous() for g in grads]
+        if not seen:
+            parts[6] = parts[7] = parts[0]
+        dq_p, dq_t, dk_p, dk, dv_p, dv_all, dq_s, dk_s = (_there(g) for g in parts)
+        dy, dkv = torch.empty_like(y), y.new_empty(m, h * (dn + dv))
+        strides = [
+            s for g in (dq_p, dq_t, dk_p, dk, dv_p, dv_all, dq_s, dk_s) for s in (g.stride(0), g.stride(2), g.stride(1))
+        ]
+        kernels.apart_back[_grid(m)](dq_p, dq_t, dk_p, dk, dv_p, dv_all, dq_s, dk_s, cos, sin, dy, dkv, m, ctx.length, ctx.prefix, *strides,
+                                     H=h, DN=dn, DR=dr, DV=dv, LATENT=rank, SEEN=seen, R=ROWS)  # fmt: skip
+        part = slice(h * (dn + dr), h * (dn + dr) + rank)
+        dw, _ = norm_back(y[:, part], weight, scale, dkv @ kv_b, None, dy[:, part], None, None)
+        return dy, dw, dkv.mT @ normed, None, None, None, None, None, None
+
+
+def _there(g: Tensor | None) -> Tensor:
+    if g is None:
+        raise RuntimeError("a result of `Apart` was not used")
+    return g
+
+
+class Together(torch.autograd.Function):
+    """Attended values of prefix and text [B, H, L, Dv + pad] to [M, H·Dv]."""
+
+    @staticmethod
+    def forward(ctx: Any, prefix: Tensor, text: Tensor, dv: int) -> Tensor:
+        b, h, p, wide = prefix.shape
+        n = p + text.shape[2]
+        ctx.shapes = [(t.shape, t.stride()) for t in (prefix, text)]
+        ctx.pad, ctx.dv = wide - dv, dv
+        out = prefix.new_empty(b * n, h * dv)
+        _together(prefix, text, out, dv, back=False)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, d: Tensor) -> tuple[Tensor | None, ...]:
+        prefix, text = (torch.empty_strided(*s, dtype=d.dtype, device=d.device) for s in ctx.shapes)
+        _together(prefix, text, d.contiguous(), ctx.dv, back=True)
+        return prefix, text, None
+
+
+def _together(prefix: Tensor, text: Tensor, out: Tensor, dv: int, back: bool) -> None:
+    p, n = prefix.shape[2], prefix.shape[2] + text.shape[2]
+    strides = [s for t in (prefix, text) for s in (t.stride(0), t.stride(2), t.stride(1))]
+    kernels.together[_grid(len(out))](prefix, text, out, len(out), n, p, *strides,
+                                      H=prefix.shape[1], DV=dv, DP=prefix.shape[-1] - dv, R=ROWS, BACK=back)  # fmt: skip
+
+
+class Act(torch.autograd.Function):
+    """z [M, 2·N·F], gates and then ups of N blocks, and the weights [M, E] of the first E to [M, N·F] (`kernels.act`)."""
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, weights: Tensor | None, f: int) -> Tensor:
+        m, n = z.shape[0], z.shape[1] // (2 * f)
+        h, experts = z.new_empty(m, n * f), 0 if weights is None else weights.shape[1]
+        kernels.act[_grid(m)](z, z if weights is None else weights, h, m, N=n, E=experts, F=f, R=ROWS)
+        ctx.save_for_backward(z, weights)
+        ctx.f = f
+        return h
+
+    @staticmethod
+    def backward(ctx: Any, dh: Tensor) -> tuple[Tensor | None, ...]:
+        z, weights = ctx.saved_tensors
+        dz, d_weights = torch.empty_like(z), None if weights is None else torch.empty_like(weights)
+        experts = 0 if weights is None else weights.shape[1]
+        kernels.act_back[_grid(len(z))](z, z if weights is None else weights, dh.contiguous(), dz, z if weights is None else d_weights,
+                                        len(z), N=z.shape[1] // (2 * ctx.f), E=experts, F=ctx.f, R=ROWS)  # fmt: skip
+        return dz, d_weights, None
+
+
+def attend(a: MLA, normed: Tensor, cos: Tensor, sin: Tensor, rows: int, prefix: int, mask: Tensor, pad: int) -> Tensor:
+    """`MLA.forward` on flat tokens [M, C]; what it returns is before the output's projection."""
+    y = F.linear(normed, torch.cat((a.q_proj.weight, a.kv_a_proj_with_mqa.weight)))
+    parts = Apart.apply(y, a.kv_a_layernorm.weight, a.kv_b_proj.weight, cos, sin, a, rows, prefix, pad)
+    q, q_text, k, k_all, v, v_all, *seen = parts
+    if a.probe:
+        a.seen = seen[0], seen[1]
+    scale = (a.dn + a.dr) ** -0.5
+    o = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale)
+    o_text = F.scaled_dot_product_attention(q_text, k_all, v_all, attn_mask=mask, scale=scale)
+    return Together.apply(o, o_text, a.dv)
+
+
+def feed(mlp: torch.nn.Module, normed: Tensor, logits: Tensor) -> Tensor:
+    """`MLP.forward` or `MoE.forward` on flat tokens; experts and the shared one are one product."""
+    if not isinstance(mlp, MoE):
+        z = F.linear(normed, torch.cat((mlp.gate_proj.weight, mlp.up_proj.weight)))
+        return F.linear(Act.apply(z, None, 128), mlp.down_proj.weight)
+    e, shared = mlp.experts, mlp.shared_experts
+    f = e.gate_proj.shape[1]
+    wide = torch.cat(
+        (e.gate_proj.flatten(0, 1), shared.gate_proj.weight, e.up_proj.flatten(0, 1), shared.up_proj.weight)
+    )
+    down = torch.cat((e.down_proj.permute(1, 0, 2).flatten(1), shared.down_proj.weight), 1)
+    return F.linear(Act.apply(F.linear(normed, wide), mlp.gate.choose(logits), f), down)
+
+
+def run_layer(layer: Layer, x: Tensor, more: Tensor | None, cos: Tensor, sin: Tensor, rows: int, prefix: int, mask: Tensor, pad: int) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """x + more is what goes in; so is what comes out after it."""
+    total, normed, _ = AddNorm.apply(x, more, layer.input_layernorm.weight, None)
+    came = x if more is None else total
+    attended = F.linear(
+        attend(layer.self_attn, normed, cos, sin, rows, prefix, mask, pad), layer.self_attn.o_proj.weight
+    )
+    router = layer.mlp.gate.weight if isinstance(layer.mlp, MoE) else None
+    x, normed, logits = AddNorm.apply(came, attended, layer.post_attention_layernorm.weight, router)
+    return came, x, feed(layer.mlp, normed, logits)
+
+
+def decode(decoder: Decoder, x: Tensor, cos: Tensor, sin: Tensor, prefix: int, mask: Tensor, pad: int) -> list[Tensor]:
+    """`Decoder.forward`, from the tables on."""
+    b, n, c = x.shape
+    cos, sin = (t.to(x.dtype).reshape(b * n, -1) for t in (cos, sin))
+    room = torch.zeros(b, 1, n - prefix, -(-n // 16) * 16, dtype=x.dtype, device=x.device)[..., :n]  # aligned rows
+    hidden = room.masked_fill_(~mask, -1e9)  # once, not in each layer
+    flat, more, came = x.reshape(b * n, c), None, []
+    for layer in decoder.model["layers"]:
+        start, flat, more = run_layer(layer, flat, more, cos, sin, b, prefix, hidden, pad)
+        came.append(start)
+    _, last, _ = AddNorm.apply(flat, more, decoder.model["norm"].weight, None)
+    return [t.view(b, n, c) for t in (*came[1:], last)]
+
+
+def install(decoder: Decoder) -> str:
+    """Let the decoder run by kernels if they compute the same on this GPU; returns which way of attending was faster, or why not."""
+    try:
+        plain = _try(decoder, 2, 45, 28, None)
+        _compare(_try(decoder, 2, 45, 28, 128), plain)
+    except Exception as error:
+        return f"not fused: {type(error).__name__}: {error}"
+    pad = 128
+    try:  # values that are narrower than keys need no padding, if the attention at hand takes them
+        _compare(_try(decoder, 2, 45, 28, 0), plain)
+        narrow, wide = (_milliseconds(decoder.model["layers"][0].self_attn, p) for p in (0, 128))
+        print(f"attention with narrow values {narrow:.2f} ms, padded {wide:.2f} ms", flush=True)
+        pad = 0 if narrow < wide else 128
+    except Exception as error:
+        print(f"values stay padded: {type(error).__name__}: {error}"[:300], flush=True)
+    decoder.fast = Fast(pad)
+    return f"fused, values padded by {pad}"
+
+
+class Fast:
+    """`decode` with a choice of padding that can be taken back."""
+
+    def __init__(self, pad: int) -> None:
+        self.pad = pad
+
+    def __call__(self, *inputs: Any) -> list[Tensor]:
+        return decode(*inputs, self.pad)
+
+
+def _try(decoder: Decoder, rows: int, prefix: int, text: int, pad: int | None) -> list[Tensor]:
+    """States and gradients for drawn embeddings; the weights' gradients are put back as they were."""
+    before, kept = decoder.fast, [(p, p.grad) for p in decoder.parameters()]
+    weight = decoder.model["embed_tokens"].weight
+    draw = torch.Generator().manual_seed(1)
+    x, to = (torch.randn(rows, prefix + text, weight.shape[1], generator=draw).to(weight) for _ in range(2))
+    positions = torch.arange(prefix + text, device=x.device).expand(rows, -1)
+    mask = torch.ones(text, prefix + text, dtype=torch.bool, device=x.device).tril(prefix).expand(rows, 1, -1, -1)
+    try:
+        decoder.fast = None if pad is None else Fast(pad)
+        for p, _ in kept:
+            p.grad = None
+        x.requires_grad_()
+        states = decoder(x, positions, prefix, mask)
+        seen = [t for layer in decoder.model["layers"] if layer.self_attn.seen for t in layer.self_attn.seen]
+        (sum((s * to).sum() for s in states) + sum(t.sum() for t in seen)).backward()
+        return [t.detach().float() for t in (*states, *seen, x.grad, *(p.grad for p, _ in kept if p.grad is not None))]
+    finally:
+        decoder.fast = before
+        for layer in decoder.model["layers"]:
+            layer.self_attn.seen = None
+        for p, grad in kept:
+            p.grad = grad
+
+
+def _compare(ours: list[Tensor], plain: list[Tensor]) -> None:
+    """Equal but for rounding to bfloat16, in the mean: a token near a tie may choose another expert."""
+    off = torch.stack([(a - b).norm() / b.norm().clamp_min(1e-6) for a, b in zip(ours, plain, strict=True)])
+    if not (off.max() < 0.4 and off.median() < 0.08):
+        raise RuntimeError("results are off by " + " ".join(f"{x:.3f}" for x in off.tolist()))
+
+
+def _milliseconds(a: MLA, pad: int, rows: int = 16, prefix: int = 1419, text: int = 576) -> float:
+    """Attention of a micro-batch, forward and backward."""
+    n, kw = prefix + text, dict(dtype=torch.bfloat16, device="cuda", requires_grad=True)
+    q, k, v = (torch.randn(rows, n, a.h, d, **kw).transpose(1, 2) for d in (a.dn + a.dr, a.dn + a.dr, a.dv + pad))
+    mask = torch.zeros(rows, 1, text, -(-n // 16) * 16, dtype=torch.bfloat16, device="cuda")[..., :n]
+    times = []
+    for _ in range(5):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        o = F.scaled_dot_product_attention(*(t[:, :, :prefix] for t in (q, k, v)), is_causal=True)
+        o_text = F.scaled_dot_product_attention(q[:, :, prefix:], k, v, attn_mask=mask)
+        torch.autograd.grad((o, o_text), (q, k, v), (o.detach(), o_text.detach()))
+        end.record()
+        end.synchronize()
+        times.append(start.elapsed_time(end))
+    return min(times)

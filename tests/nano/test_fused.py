@@ -1,0 +1,45 @@
+"""The decoder by few kernels is the plain decoder: numbers, gradients, and the heads that are looked at."""
+
+import pytest
+import torch
+from tests import interpreter  # noqa: F401 - before Triton is imported
+
+import fused  # isort: skip
+from config import CONFIG, initialise
+from forward import PROBED, text_mask
+
+from model import NanoVL2
+
+WIDTH = CONFIG["language_config"]["hidden_size"]
+
+
+def results(pad: int | None, rows: int, prefix: int, text: int) -> list[torch.Tensor]:
+    torch.manual_seed(0)
+    decoder = _decoder()
+    if pad is not None:
+        decoder.fast = lambda *inputs: fused.decode(*inputs, pad)
+    x = torch.randn(rows, prefix + text, WIDTH, requires_grad=True)
+    place = torch.randint(0, 40, (rows, text)) + prefix
+    positions = torch.cat((torch.arange(prefix).expand(rows, -1), place), 1)
+    mask = text_mask(torch.randint(1, 4, (rows, text)).sort(-1).values, prefix)
+    states = decoder(x, positions, prefix, mask)
+    looked = [t for layer in decoder.model["layers"] if layer.self_attn.probe for t in layer.self_attn.seen]
+    loads = [layer.mlp.gate.load for layer in decoder.model["layers"][1:]]
+    out = [states[1], states[-1], *looked]
+    sum((t * torch.randn(t.shape)).sum() for t in out).backward()
+    return [t.detach() for t in (*out, *loads, x.grad, *(p.grad for p in decoder.parameters() if p.grad is not None))]
+
+
+def _decoder():
+    model = NanoVL2(CONFIG)
+    initialise(model)
+    for index, count in PROBED.items():
+        model.language.model["layers"][index].self_attn.probe = count
+    return model.language
+
+
+@pytest.mark.parametrize("pad", [128, 0])
+def test_the_decoder_by_few_kernels_is_the_plain_one(pad):
+    sizes = dict(rows=2, prefix=19, text=10)  # neither full blocks of rows nor aligned
+    for ours, plain in zip(results(pad, **sizes), results(None, **sizes), strict=True):
+        torch.testing.assert_close(ours, plain, atol=2e-4, rtol=2e-4)
