@@ -14,7 +14,7 @@ machine's moods hit all. A row is the median of its rounds (and, in brackets, th
 that: the weights that a token reads over the memory's bandwidth, or its operations over the rate of a large bfloat16
 product, both measured in this run.
 
-On a processor with AMX, `--without-amx` keeps it from torch and from the library, in prompts, steps and what is measured
+On a processor with AMX, `--without-amx` keeps it from torch and the library, in prompts, steps and what is measured
 of the machine: so it stands for one that has AVX-512 and bfloat16 alone.
 """
 

@@ -51,6 +51,7 @@ def choose_native_steps(model: DeepseekVL2, pool: KVPool, max_sequences: int, nu
         except UnknownLayout as error:
             found = f"it does not read {error}"
         else:
+            model.decoder.native_prompts = decoder.prompts()
             log.info("decoding natively, for %s", found)
             return NativeSteps(decoder, found)
     log.info("decoding without the native library: %s", found)

@@ -10,6 +10,7 @@ from vl2.model.attention import MHA, MLA
 from vl2.model.kv_pool import KVPool
 from vl2.model.linear import Place, QuantizedLinear, RMSNorm, empty
 from vl2.model.moe import MLP, MoE, make_moe
+from vl2.model.native_prompts import NativePrompts
 from vl2.model.step import QueryRows, StepInputs
 from vl2.ops.backend import Backend
 from vl2.ops.native.linear import NativeLinear
@@ -86,6 +87,7 @@ class Decoder(nn.Module):
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps, ops, dtype=dtype, device=device)
         self.lm_head: nn.Parameter | QuantizedLinear
         self.native_head: NativeLinear | None = None  # set when weights are packed: it multiplies then
+        self.native_prompts: NativePrompts | None = None  # set by the engine: it computes all layers then
         vocabulary, width = config.vocab_size, config.hidden_size
         scheme = place.scheme(["lm_head"], ops, vocabulary, width)
         if scheme is None:
@@ -96,10 +98,12 @@ class Decoder(nn.Module):
         self.rope = rope_table(rotated, max_positions, config.rope_theta, config.yarn, device)
 
     def forward(self, embeds: torch.Tensor, step: StepInputs, pool: KVPool) -> torch.Tensor:
-        """embeds [T, C] → hidden states after the final norm, of `step.last_queries` [Q, C].
+        """embeds [T, C], overwritten → hidden states after the final norm, of `step.last_queries` [Q, C].
 
         The residual stream has the model's dtype; for float16 it is float32, whose range it needs.
         """
+        if self.native_prompts is not None:
+            return self.native_prompts.run(embeds, step)
         x = embeds.float() if embeds.dtype == torch.float16 else embeds
         delta = None
         for layer, layer_pool in zip(self.layers, pool.layers, strict=True):

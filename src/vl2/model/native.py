@@ -17,11 +17,14 @@ from vl2.model.decoder import Decoder, DecoderLayer
 from vl2.model.kv_pool import KVPool
 from vl2.model.linear import Linear, QuantizedLinear
 from vl2.model.moe import MLP, MoE, QuantizedMoE
+from vl2.model.native_prompts import NativePrompts
+from vl2.model.packing import multiplies_natively
 from vl2.ops.gate.native import set_choice
 from vl2.ops.native import structures
 from vl2.ops.native.builds import load
 from vl2.ops.native.linear import NativeLinear
 from vl2.ops.native.matrices import describe, describe_quantized
+from vl2.ops.native.prompts import workers
 from vl2.ops.native.structures import BFLOAT12_BLOCKS
 from vl2.ops.quantized_weight.weight import QuantizedWeight
 
@@ -42,7 +45,8 @@ class NativeDecoder:
     ) -> None:
         """Raises: UnknownLayout."""
         self._library = load(library)
-        self._kept: list[object] = [decoder, pool]
+        self._decoder = decoder
+        self._kept: list[object] = [pool]
         self._engine: int | None = None
         self.max_rows, self.vocabulary = max_rows, config.vocab_size
         layers = [self._layer(layer, cache) for layer, cache in zip(decoder.layers, pool.layers, strict=True)]
@@ -76,6 +80,17 @@ class NativeDecoder:
         )
         self._library.vl2_step(self._engine, ctypes.byref(step))
         return logits
+
+    def prompts(self) -> NativePrompts | None:
+        """The same layers for prompts; None: not with these weights, or on this processor."""
+        return NativePrompts(self._model, self) if self._takes_prompts() else None
+
+    def _takes_prompts(self) -> bool:
+        own, described = workers(torch.get_num_threads()), self._model
+        dense = [layer.mlp for layer in self._decoder.layers if isinstance(layer.mlp, MLP)]
+        widths = [described.hidden, *(2 * mlp.inner for mlp in dense)]  # as experts' are (source/prompt.h)
+        is_known = described.is_bfloat16 and all(width % 64 == 0 for width in widths) and described.page_size % 16 == 0
+        return bool(own is not None and own.decodes and is_known and multiplies_natively(self._decoder))
 
     # ---- describing
 
@@ -131,6 +146,8 @@ class NativeDecoder:
         if isinstance(attention, MLA):
             described.kv_a, described.kv_b = self._linear(attention.kv_a), self._linear(attention.kv_b)
             described.kv_norm = self._floats(attention.kv_norm.weight)
+            if attention.expand is not None:
+                described.kv_expand = self._linear(attention.expand)
             if attention.config.q_lora_rank is None:
                 described.q_b = self._linear(attention.q_proj)
             else:

@@ -11,6 +11,9 @@ from vl2.model.attention import MLA
 from vl2.model.decoder import Decoder, DecoderLayer
 from vl2.model.linear import Linear, QuantizedLinear
 from vl2.model.moe import MoE
+from vl2.model.native_tower import describe_projector, describe_tower
+from vl2.model.projector import Projector
+from vl2.model.vision import VisionTower
 from vl2.ops import native_backend
 from vl2.ops.linear import can_pack, pack
 from vl2.ops.native.linear import describe_linear, multiplies, pack_linear, pack_plain, shorten_linear
@@ -67,6 +70,11 @@ def pack_weights(model: nn.Module) -> None:
                 _pack_each(module, name, shorteners.get(module))
         elif isinstance(module, Decoder):
             _pack_head(module, shortener())
+    for module in model.modules():
+        if isinstance(module, VisionTower):
+            module.native = describe_tower(module)
+        elif isinstance(module, Projector):
+            module.native = describe_projector(module)
     for module in model.modules():  # their shared experts are packed by now, too
         if type(module) is MoE:
             up, down = (getattr(module, name).described for name in ("gate_up", "down"))

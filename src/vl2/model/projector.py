@@ -10,12 +10,14 @@ from torch import nn
 
 from vl2.core.model_config import ProjectorConfig
 from vl2.model.linear import Linear
+from vl2.model.native_tower import NativeProjector
 from vl2.ops.activation import gelu_erf
 
 
 class Projector(nn.Module):
     def __init__(self, config: ProjectorConfig, *, dtype: torch.dtype, device: torch.device | str) -> None:
         super().__init__()
+        self.native: NativeProjector | None = None  # set when weights are packed: it computes all of this then
         self.ratio = config.downsample_ratio
         hidden = config.n_embed * config.mlp_ratio
         widths = [config.input_dim * self.ratio**2, *[hidden] * (config.depth - 1), config.n_embed]
@@ -24,8 +26,14 @@ class Projector(nn.Module):
             for wide_in, wide_out in itertools.pairwise(widths)
         )
 
+    @property
+    def linears(self) -> list[Linear]:
+        return [layer for layer in self.layers if isinstance(layer, Linear)]
+
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """features [N, patches, W] → [N, Q, C]; here GELU is the exact one, unlike in the tower."""
+        if self.native is not None:
+            return self.native.run(features)
         x = self.layers[0](merge_patches(features, self.ratio))
         for layer in self.layers[1:]:
             x = layer(gelu_erf(x))

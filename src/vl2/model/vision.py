@@ -11,6 +11,7 @@ from torch import nn
 
 from vl2.core.model_config import VisionConfig
 from vl2.model.linear import GeluLinear, LayerNorm, Linear, empty
+from vl2.model.native_tower import NativeTower
 from vl2.ops.attention.tiles import attend_tiles
 from vl2.ops.backend import Backend
 from vl2.ops.saturate import to_dtype
@@ -47,6 +48,7 @@ class VisionTower(nn.Module):
     def __init__(self, config: VisionConfig, ops: Backend, *, dtype: torch.dtype, device: torch.device | str) -> None:
         super().__init__()
         self.config = config
+        self.native: NativeTower | None = None  # set when weights are packed: it computes all of this then
         patch_width = 3 * config.patch_size**2
         self.patch_embed = Linear(patch_width, config.width, bias=True, dtype=dtype, device=device)
         self.pos_embed = empty(config.grid**2, config.width, dtype=dtype, device=device)
@@ -55,6 +57,8 @@ class VisionTower(nn.Module):
 
     def forward(self, tiles: torch.Tensor) -> torch.Tensor:
         """tiles [N, side, side, 3] uint8 → [N, patches, W] model dtype."""
+        if self.native is not None:
+            return self.native.run(tiles)
         x = self.patch_embed(self.patches(tiles))
         x = (x.float() if x.dtype == torch.float16 else x) + self.pos_embed
         delta = None
@@ -68,12 +72,15 @@ class VisionTower(nn.Module):
         tiles [N, side, side, 3] uint8 → [N, patches, 3 · P · P], channel-major like the convolution's weight.
         """
         grid, size = self.config.grid, self.config.patch_size
-        pixels = (tiles[:, : grid * size, : grid * size].float() / 255.0 - PIXEL_MEAN) / PIXEL_STD
-        pixels = to_dtype(pixels, self.pos_embed.dtype)
         return (
-            pixels.unflatten(2, (grid, size))
+            self.normalise(tiles[:, : grid * size, : grid * size])
+            .unflatten(2, (grid, size))
             .unflatten(1, (grid, size))
             .permute(0, 1, 3, 5, 2, 4)
             .flatten(3)
             .flatten(1, 2)
         )
+
+    def normalise(self, pixels: torch.Tensor) -> torch.Tensor:
+        """uint8 → model dtype."""
+        return to_dtype((pixels.float() / 255.0 - PIXEL_MEAN) / PIXEL_STD, self.pos_embed.dtype)

@@ -31,6 +31,7 @@ X86_64: tuple[tuple[str, frozenset[str]], ...] = (
 PROMPT_CALLS = (
     "vl2_attend_prompt", "vl2_swiglu_rows", "vl2_mix_rows", "vl2_norm_rows", "vl2_write_heads", "vl2_mix_experts",
     "vl2_route_rows", "vl2_linear_rows", "vl2_project_rows", "vl2_write_latent", "vl2_rotate_queries",
+    "vl2_decode_prompt", "vl2_encode_tiles", "vl2_project_tiles",
 )  # fmt: skip
 """Of `workers` and a structure each. Not all are in each build."""
 

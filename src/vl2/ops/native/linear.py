@@ -6,9 +6,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 
 from vl2.ops.linear import pack
-from vl2.ops.native.matrices import describe_strips, lay_in_blocks, with_bias
+from vl2.ops.native.matrices import STRIP, describe_strips, lay_in_blocks, with_bias
 from vl2.ops.native.prompts import Workers, workers
 from vl2.ops.native.short import Shortener
 from vl2.ops.native.structures import Matrix
@@ -23,7 +24,8 @@ class NativeLinear:
 
     def multiply(self, x: torch.Tensor, is_gelu: bool = False) -> torch.Tensor:
         """x [..., In] → x Wᵀ + b [..., Out], or its gelu in the tanh form, rounded once."""
-        return self._workers.linear(x.flatten(0, -2), self.matrix, is_gelu).view(*x.shape[:-1], self.matrix.out_width)
+        rows = F.pad(x, (0, -x.shape[-1] % STRIP)).flatten(0, -2)
+        return self._workers.linear(rows, self.matrix, is_gelu).view(*x.shape[:-1], self.matrix.out_width)
 
     def project(self, x: torch.Tensor) -> torch.Tensor:
         """x [T, In] → x Wᵀ + b [T, Out] float32."""
@@ -42,7 +44,7 @@ def describe_linear(weight: torch.Tensor, bias: torch.Tensor | None) -> NativeLi
     if not multiplies():
         return None
     floats = _floats(bias)
-    matrix = describe_strips(weight, floats)
+    matrix = describe_strips(weight, floats, are_rows_filled=True)
     return None if matrix is None else NativeLinear(matrix, (weight, floats))
 
 

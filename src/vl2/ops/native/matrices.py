@@ -92,10 +92,17 @@ def _describe_strips(weights: Sequence[torch.Tensor | Matrix]) -> ctypes.Array[M
     return array
 
 
-def describe_strips(weight: torch.Tensor, bias: torch.Tensor | None = None) -> Matrix | None:
-    """As `describe`; None: not what prompts' products read (source/strips.h)."""
+def describe_strips(
+    weight: torch.Tensor, bias: torch.Tensor | None = None, are_rows_filled: bool = False
+) -> Matrix | None:
+    """As `describe`; None: not what prompts' products read (source/strips.h).
+
+    are_rows_filled  with zeros, up to whole strips, where they are multiplied
+    """
     matrix = describe(weight, bias)
-    if matrix is None or matrix.layout != BFLOAT16_BLOCKS or matrix.block % STRIP or matrix.in_width % STRIP:
+    if matrix is None or matrix.layout != BFLOAT16_BLOCKS or matrix.block % STRIP:
+        return None
+    if matrix.padded_in % STRIP if are_rows_filled else matrix.in_width % STRIP:
         return None
     return matrix
 

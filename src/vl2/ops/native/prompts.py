@@ -14,17 +14,21 @@ import numpy as np
 import torch
 
 from vl2.ops.native import builds
-from vl2.ops.native.matrices import ExpertMatrices, describe
+from vl2.ops.native.matrices import STRIP, ExpertMatrices, describe
 from vl2.ops.native.structures import (
+    DecoderJob,
     ExpertsJob,
     HeadsJob,
     LatentJob,
     LinearJob,
     Matrix,
     Model,
+    NormJob,
+    ProjectorJob,
     PromptAttention,
     RouterJob,
     RowsJob,
+    TowerJob,
 )
 from vl2.ops.rope.table import RopeTable
 
@@ -40,6 +44,7 @@ class Workers:
         if self._handle is None:
             raise MemoryError("no memory for native prompts")
         self.attends = hasattr(loaded, "vl2_attend_prompt")
+        self.decodes = hasattr(loaded, "vl2_decode_prompt")
 
     def attend(
         self, q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scale: float, is_causal: bool
@@ -123,10 +128,10 @@ class Workers:
     def _linear(
         self, name: str, x: torch.Tensor, matrix: Matrix, dtype: torch.dtype, is_gelu: bool = False
     ) -> torch.Tensor:
-        assert x.dtype == torch.bfloat16 and x.shape[1] == matrix.in_width and x.stride(1) == 1
+        assert x.dtype == torch.bfloat16 and 0 <= x.shape[1] - matrix.in_width < STRIP and x.stride(1) == 1
         out = x.new_empty(len(x), matrix.out_width, dtype=dtype)
         own = LinearJob(x=x.data_ptr(), out=out.data_ptr(), weight=matrix, rows=len(x), x_row=x.stride(0))
-        own.is_gelu = is_gelu
+        own.out_row, own.gelu = out.stride(0), is_gelu
         if len(x):
             self._call(name, own)
         return out
@@ -146,6 +151,18 @@ class Workers:
         self._call("vl2_route_rows", own)
         return ids, weights
 
+    def decode(self, own: DecoderJob) -> None:
+        """All layers of a decoder: source/prompt_layers.c."""
+        self._call("vl2_decode_prompt", own)
+
+    def encode(self, own: TowerJob) -> None:
+        """The vision tower: source/prompt_tower.c."""
+        self._call("vl2_encode_tiles", own)
+
+    def project_tiles(self, own: ProjectorJob) -> None:
+        """The projector: source/prompt_projector.c."""
+        self._call("vl2_project_tiles", own)
+
     def add_norm(
         self,
         x: torch.Tensor,
@@ -156,9 +173,14 @@ class Workers:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """x, delta [T, C], weight and bias [C], one dtype → (x + delta rounded, its layer norm; RMS without a bias)."""
         out, sums = x.new_empty(x.shape), x if delta is None else x.new_empty(x.shape)
-        added = None if delta is None else row_addresses([delta])
-        pointers = dict(weights=weight.data_ptr(), bias=None if bias is None else bias.data_ptr(), sums=sums.data_ptr())
-        self._rows("vl2_norm_rows", out, row_addresses([x]), added, **pointers, eps=eps)
+        floats = [None if part is None else part.float() for part in (weight, bias)]  # kept until the call is done
+        own = NormJob(x=x.data_ptr(), sums=sums.data_ptr(), out=out.data_ptr(), eps=eps)
+        own.weights, own.bias = (None if part is None else part.data_ptr() for part in floats)
+        own.rows, own.width, own.x_row, own.is_bfloat16 = *x.shape, x.stride(0), x.dtype == torch.bfloat16
+        if delta is not None:
+            own.delta, own.delta_row = delta.data_ptr(), delta.stride(0)
+        assert all(part is None or part.stride(1) == 1 for part in (x, delta))
+        self._call("vl2_norm_rows", own)
         return sums, out
 
     def write_heads(
@@ -193,7 +215,8 @@ class Workers:
         rank, rope_dim = len(norm_weight), 2 * rope.cos.shape[1]
         assert pool.is_contiguous() and pool.shape[-1] == rank + rope_dim == rows.shape[1] and slots.is_contiguous()
         own = self._latent_job(rows, rope, positions, pool)
-        own.weights, own.slots, own.rank, own.eps = norm_weight.data_ptr(), slots.data_ptr(), rank, eps
+        floats = norm_weight.float()  # kept until the call is done
+        own.weights, own.slots, own.rank, own.eps = floats.data_ptr(), slots.data_ptr(), rank, eps
         self._call("vl2_write_latent", own)
 
     def rotate_queries(self, q: torch.Tensor, rope: RopeTable, positions: torch.Tensor) -> torch.Tensor:

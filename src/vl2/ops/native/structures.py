@@ -24,7 +24,7 @@ class Matrix(Structure):
 class Layer(Structure):
     _fields_ = [
         *_fields(c_void_p, "attention_norm mlp_norm"),
-        *_fields(Matrix, "qkv q_a q_b kv_a kv_b"),
+        *_fields(Matrix, "qkv q_a q_b kv_a kv_b kv_expand"),
         *_fields(c_void_p, "q_norm kv_norm"),
         *_fields(Matrix, "o_proj gate_up down router"),
         *_fields(c_void_p, "router_bias expert_gate_up expert_down pool"),
@@ -59,6 +59,8 @@ class PromptAttention(Structure):
         *_fields(c_void_p, "q keys values out pages"),
         *_fields(c_int64, "page_size rows context heads kv_heads dim value_dim"),
         *_fields(c_int64, "q_row q_head key_row key_head value_row value_head out_row out_head"),
+        *_fields(c_void_p, "tails"),
+        *_fields(c_int64, "tail_row tail_dim"),
         *_fields(c_float, "scale"),
         *_fields(c_int32, "is_causal"),
     ]
@@ -66,10 +68,16 @@ class PromptAttention(Structure):
 
 class RowsJob(Structure):
     _fields_ = [
-        *_fields(c_void_p, "from_rows others weights bias sums out"),
-        *_fields(c_int64, "rows width choices"),
-        *_fields(c_float, "eps"),
-        *_fields(c_int32, "is_bfloat16"),
+        *_fields(c_void_p, "from_rows others weights out"),
+        *_fields(c_int64, "rows width choices is_bfloat16"),
+    ]
+
+
+class NormJob(Structure):
+    _fields_ = [
+        *_fields(c_void_p, "x delta weights bias sums out"),
+        *_fields(c_int64, "rows width x_row delta_row is_bfloat16"),
+        *_fields(c_double, "eps"),
     ]
 
 
@@ -100,7 +108,7 @@ class LinearJob(Structure):
     _fields_ = [
         *_fields(c_void_p, "x out"),
         *_fields(Matrix, "weight"),
-        *_fields(c_int64, "rows x_row is_gelu"),
+        *_fields(c_int64, "rows x_row out_row gelu"),
     ]
 
 
@@ -109,6 +117,37 @@ class LatentJob(Structure):
         *_fields(c_void_p, "x weights out cos sin positions slots"),
         *_fields(c_int64, "rows x_row rank rope_dim heads head_width is_bfloat16"),
         *_fields(c_double, "eps"),
+    ]
+
+
+class ChunkRows(Structure):
+    _fields_ = [*_fields(c_void_p, "pages"), *_fields(c_int64, "start rows context")]
+
+
+class DecoderJob(Structure):
+    _fields_ = [
+        *_fields(c_void_p, "model x positions slots last_rows chunks last_chunks out"),
+        *_fields(c_int64, "rows num_chunks num_last num_last_chunks"),
+    ]
+
+
+class TowerBlock(Structure):
+    _fields_ = [*_fields(c_void_p, "norm1 norm1_bias norm2 norm2_bias"), *_fields(Matrix, "qkv proj fc1 fc2")]
+
+
+class TowerJob(Structure):
+    _fields_ = [
+        *_fields(c_void_p, "pixels numbers places blocks norm norm_bias out"),
+        *_fields(Matrix, "embed"),
+        *_fields(c_int64, "tiles side grid patch width heads inner num_blocks"),
+        *_fields(c_double, "eps"),
+    ]
+
+
+class ProjectorJob(Structure):
+    _fields_ = [
+        *_fields(c_void_p, "features linears out"),
+        *_fields(c_int64, "tiles grid width ratio num_linears"),
     ]
 
 
@@ -124,5 +163,11 @@ STRUCTURES = (
     RouterJob,
     LinearJob,
     LatentJob,
+    NormJob,
+    ChunkRows,
+    DecoderJob,
+    TowerBlock,
+    TowerJob,
+    ProjectorJob,
 )
 """In the order of `vl2_sizes`."""

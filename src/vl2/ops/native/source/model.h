@@ -12,6 +12,7 @@ typedef struct {
     Matrix qkv;                             /* MHA: queries, keys, values */
     Matrix q_a, q_b;                        /* MLA: q_a only with a query rank; then q_b's input is normed by q_norm */
     Matrix kv_a, kv_b;                      /* kv_b in rows: of each head its keys' rows, then its values' */
+    Matrix kv_expand;                       /* kv_b once more, in blocks, for prompts */
     const float *q_norm, *kv_norm;          /* [query rank], [rank] */
     Matrix o_proj;
     Matrix gate_up, down;    /* of the dense layer, or of the shared experts */

@@ -39,7 +39,7 @@ EXPORT void vl2_route(const Model *model, const float *bias, float *scores, floa
 }
 
 /* Bytes of the structures, which the caller compares with its own: a library of another version is not used. */
-EXPORT void vl2_sizes(int64_t sizes[11]) {
+EXPORT void vl2_sizes(int64_t sizes[17]) {
     sizes[0] = sizeof(Matrix);
     sizes[1] = sizeof(Layer);
     sizes[2] = sizeof(Model);
@@ -51,4 +51,10 @@ EXPORT void vl2_sizes(int64_t sizes[11]) {
     sizes[8] = sizeof(RouterJob);
     sizes[9] = sizeof(LinearJob);
     sizes[10] = sizeof(LatentJob);
+    sizes[11] = sizeof(NormJob);
+    sizes[12] = sizeof(Chunk);
+    sizes[13] = sizeof(DecoderJob);
+    sizes[14] = sizeof(TowerBlock);
+    sizes[15] = sizeof(TowerJob);
+    sizes[16] = sizeof(ProjectorJob);
 }

@@ -7,7 +7,8 @@
 EXPORT void vl2_workers_free(Workers *workers) {
     if (workers == NULL) return;
     if (workers->pool != NULL) pool_free(workers->pool);
-    free(workers->arena);
+    free(workers->of_call.at);
+    free(workers->of_layers.at);
     free(workers);
 }
 
@@ -21,12 +22,12 @@ EXPORT Workers *vl2_workers_new(int32_t threads) {
     return workers;
 }
 
-void *workers_room(Workers *workers, size_t bytes) {
-    if (bytes > workers->size) {
-        free(workers->arena);
-        workers->size = (bytes + 63) / 64 * 64;
-        workers->arena = aligned_alloc(64, workers->size);
-        if (workers->arena == NULL) workers->size = 0;
+void *room_of(Room *room, size_t bytes) {
+    if (bytes > room->size) {
+        free(room->at);
+        room->size = (bytes + 63) / 64 * 64;
+        room->at = aligned_alloc(64, room->size);
+        if (room->at == NULL) room->size = 0;
     }
-    return workers->arena;
+    return room->at;
 }

@@ -146,12 +146,6 @@ static void cut_all(Job *job) {
     }
 }
 
-INLINE void *take(uintptr_t *at, int64_t bytes) {
-    uintptr_t taken = *at;
-    *at += (uintptr_t)up(bytes, 64);
-    return (void *)taken;
-}
-
 /* Give everything its place, from `begin` on; returns the number of bytes. */
 static size_t lay_out(Job *job, uintptr_t begin, int64_t threads) {
     const ExpertsJob *own = job->own;

@@ -21,13 +21,27 @@ INLINE __m512 gelu_of(__m512 x) {
     return times_sigmoid(x, inner, -1.5957691216057308f);
 }
 
-INLINE __m512 finished(__m512 sum, __m512 bias, int is_gelu) {
+/* x (1 + erf(x / √2)) / 2; erf to 2e-7 (Abramowitz and Stegun, 7.1.26): 1 - (a1 t + … + a5 t⁵) e^(-x² / 2), t = 1 / (1 + p |x|) */
+INLINE __m512 erf_gelu_of(__m512 x) {
+    __m512 size = _mm512_abs_ps(x), t = _mm512_fmadd_ps(size, _mm512_set1_ps(0.3275911f * 0.70710678f), _mm512_set1_ps(1.0f));
+    t = _mm512_div_ps(_mm512_set1_ps(1.0f), t);
+    __m512 sum = _mm512_set1_ps(1.061405429f);
+    sum = _mm512_fmadd_ps(sum, t, _mm512_set1_ps(-1.453152027f));
+    sum = _mm512_fmadd_ps(sum, t, _mm512_set1_ps(1.421413741f));
+    sum = _mm512_fmadd_ps(sum, t, _mm512_set1_ps(-0.284496736f));
+    sum = _mm512_fmadd_ps(sum, t, _mm512_set1_ps(0.254829592f));
+    __m512 power = power_of_two(_mm512_mul_ps(_mm512_mul_ps(x, x), _mm512_set1_ps(-0.5f * 1.44269504088896341f)));
+    __m512 rest = _mm512_mul_ps(_mm512_mul_ps(sum, t), _mm512_mul_ps(power, _mm512_mul_ps(size, _mm512_set1_ps(0.5f))));
+    return _mm512_sub_ps(_mm512_max_ps(x, _mm512_setzero_ps()), rest); /* |x| is x, or -x where erf is negative, too */
+}
+
+INLINE __m512 finished(__m512 sum, __m512 bias, Gelu gelu) {
     __m512 value = _mm512_add_ps(sum, bias);
-    return is_gelu ? gelu_of(value) : value;
+    return gelu == TANH_GELU ? gelu_of(value) : gelu == ERF_GELU ? erf_gelu_of(value) : value;
 }
 
 /* sums [rows, WIDE] of the columns from `column` on → their rows of y, from `row` on */
-INLINE void store_rows(const LinearJob *own, const float *sums, int64_t row, int64_t rows, int64_t column, int is_gelu) {
+INLINE void store_rows(const LinearJob *own, const float *sums, int64_t row, int64_t rows, int64_t column, Gelu gelu) {
     int64_t width = own->weight.out_width, left = width - column;
     __m512 bias[WIDE / LANES];
     __mmask16 masks[WIDE / LANES];
@@ -36,10 +50,10 @@ INLINE void store_rows(const LinearJob *own, const float *sums, int64_t row, int
         bias[v] = own->weight.bias == NULL ? _mm512_setzero_ps()
                                            : _mm512_maskz_loadu_ps(masks[v], own->weight.bias + column + v * LANES);
     }
-    uint16_t *out = (uint16_t *)own->out + row * width + column;
-    for (; rows > 0; rows--, sums += WIDE, out += width)
+    uint16_t *out = (uint16_t *)own->out + row * own->out_row + column;
+    for (; rows > 0; rows--, sums += WIDE, out += own->out_row)
         UNROLL for (int v = 0; v < WIDE / LANES; v++) {
-            __m512 value = finished(_mm512_loadu_ps(sums + v * LANES), bias[v], is_gelu);
+            __m512 value = finished(_mm512_loadu_ps(sums + v * LANES), bias[v], gelu);
             _mm256_mask_storeu_epi16(out + v * LANES, masks[v], (__m256i)_mm512_cvtneps_pbh(value));
         }
 }
@@ -54,7 +68,7 @@ static void linear_piece(void *context, long idx, int thread) {
     (void)thread;
     int64_t column = idx % job->wide * WIDE, begin = idx / job->wide * PIECE_ROWS;
     float sums[PIECE_ROWS / MOST_ROWS][MOST_ROWS * WIDE];
-    StripProduct product = {.x = own->x + begin * own->x_row, .stride = own->x_row, .width = own->weight.in_width,
+    StripProduct product = {.x = own->x + begin * own->x_row, .stride = own->x_row, .width = up(own->weight.in_width, TILE_NUMBERS),
                             .strips = strips_of(own, column), .sums = sums};
     product.next = column + WIDE < own->weight.out_width ? strips_of(own, column + WIDE) : product.strips;
     cut_rows(&product, smaller(own->rows - begin, PIECE_ROWS));
@@ -63,8 +77,9 @@ static void linear_piece(void *context, long idx, int thread) {
     strips_end();
     for (int64_t part = 0; part < product.parts; part++) {
         int64_t row = begin + first_of_part(&product, part);
-        if (own->is_gelu) store_rows(own, sums[part], row, product.rows, column, 1);
-        else store_rows(own, sums[part], row, product.rows, column, 0);
+        if (own->gelu == TANH_GELU) store_rows(own, sums[part], row, product.rows, column, TANH_GELU);
+        else if (own->gelu == ERF_GELU) store_rows(own, sums[part], row, product.rows, column, ERF_GELU);
+        else store_rows(own, sums[part], row, product.rows, column, NO_GELU);
     }
 }
 

@@ -38,17 +38,25 @@ INLINE int64_t row_of(const PromptAttention *own, int64_t position) {
     return own->pages[position / own->page_size] * own->page_size + position % own->page_size;
 }
 
-static void lay_out_keys(const Panels *panels, const PromptAttention *own, int64_t head) {
+/* `count` pairs of LANES positions' rows, `row` numbers apart, of which some are given; returns where the next ones go. */
+INLINE uint32_t *turn_pairs(const uint16_t *from, int64_t row, int64_t count, __mmask16 given, uint32_t *to) {
     const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-    const __m512i distances = _mm512_mullo_epi32(lanes, _mm512_set1_epi32((int32_t)own->key_row));
+    const __m512i distances = _mm512_mullo_epi32(lanes, _mm512_set1_epi32((int32_t)row));
+    for (int64_t pair = 0; pair < count; pair++, to += PANEL)
+        _mm512_store_si512(to, _mm512_mask_i32gather_epi32(_mm512_setzero_si512(), given, distances, from + 2 * pair, 2));
+    return to;
+}
+
+static void lay_out_keys(const Panels *panels, const PromptAttention *own, int64_t head) {
+    int64_t tail = own->tails == NULL ? 0 : own->tail_dim / 2, pairs = own->dim / 2 - tail;
     for (int64_t first = 0; first < panels->positions; first += LANES) {
-        const uint16_t *from = own->keys + row_of(own, first) * own->key_row + head * own->key_head;
+        int64_t row = row_of(own, first);
         uint32_t *to = panels->keys + first / PANEL * PANEL * panels->key_pairs + first % PANEL;
-        for (int64_t pair = 0; pair < panels->key_pairs; pair++, to += PANEL) {
-            __mmask16 given = pair < own->dim / 2 ? first_lanes(own->context - first) : 0;
-            __m512i words = _mm512_mask_i32gather_epi32(_mm512_setzero_si512(), given, distances, from + 2 * pair, 2);
-            _mm512_store_si512(to, words);
-        }
+        __mmask16 given = first_lanes(own->context - first);
+        to = turn_pairs(own->keys + row * own->key_row + head * own->key_head, own->key_row, pairs, given, to);
+        if (tail > 0) to = turn_pairs(own->tails + row * own->tail_row, own->tail_row, tail, given, to);
+        for (int64_t pair = own->dim / 2; pair < panels->key_pairs; pair++, to += PANEL)
+            _mm512_store_si512(to, _mm512_setzero_si512());
     }
 }
 

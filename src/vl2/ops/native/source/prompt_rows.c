@@ -32,9 +32,9 @@ static int32_t run_rows(Workers *workers, const void *job, RowTask task, int64_t
 
 static void swiglu_row(const void *job, int64_t row, float *room) {
     const RowsJob *own = job;
-    read_row(own->from[row], 0, 2 * own->width, own->is_bfloat16, room);
+    read_row(own->from[row], 0, 2 * own->width, (int)own->is_bfloat16, room);
     swiglu(room, own->width, room + 2 * own->width);
-    write_row(room + 2 * own->width, own->width, own->is_bfloat16, own->out, row * own->width);
+    write_row(room + 2 * own->width, own->width, (int)own->is_bfloat16, own->out, row * own->width);
 }
 
 /* from [rows] → gates, then ups; out [rows, width] */
@@ -58,9 +58,9 @@ static void mix_row(const void *job, int64_t row, float *sum) {
     const RowsJob *own = job;
     memset(sum, 0, (size_t)own->width * sizeof(float));
     for (int64_t pair = row * own->choices; pair < (row + 1) * own->choices; pair++)
-        add_row(sum, ((const float *)own->weights)[pair], own->from[pair], own->width, own->is_bfloat16);
-    if (own->others != NULL) add_row(sum, 1.0f, own->others[row], own->width, own->is_bfloat16);
-    write_row(sum, own->width, own->is_bfloat16, own->out, row * own->width);
+        add_row(sum, own->weights[pair], own->from[pair], own->width, (int)own->is_bfloat16);
+    if (own->others != NULL) add_row(sum, 1.0f, own->others[row], own->width, (int)own->is_bfloat16);
+    write_row(sum, own->width, (int)own->is_bfloat16, own->out, row * own->width);
 }
 
 /* from [rows · choices] → results, weights [rows, choices], others [rows] → what is added, or NULL; out [rows, width] */
@@ -68,30 +68,27 @@ EXPORT int32_t vl2_mix_rows(Workers *workers, const RowsJob *own) {
     return run_rows(workers, own, mix_row, own->rows, own->width);
 }
 
-static void norm_row(const void *job, int64_t row, float *x) {
-    const RowsJob *own = job;
-    int64_t width = own->width;
-    read_row(own->from[row], 0, width, own->is_bfloat16, x);
-    if (own->others != NULL) {
-        add_row(x, 1.0f, own->others[row], width, own->is_bfloat16);
-        write_row(x, width, own->is_bfloat16, own->sums, row * width);
-        read_row(own->sums, row * width, width, own->is_bfloat16, x);
-    }
-    float *weight = x + width, *bias = weight + width;
-    read_row(own->weights, 0, width, own->is_bfloat16, weight);
-    if (own->bias == NULL) {
-        rms_norm(x, weight, own->eps, width, x);
-    } else {
-        read_row(own->bias, 0, width, own->is_bfloat16, bias);
-        layer_norm(x, weight, bias, own->eps, width, x);
-    }
-    write_row(x, width, own->is_bfloat16, own->out, row * width);
+INLINE const void *row_at(const void *rows, int64_t number, int64_t is_bfloat16) {
+    return (const char *)rows + number * (is_bfloat16 ? 2 : 4);
 }
 
-/* from [rows] → x; others [rows] → what is added first, or NULL, then sums [rows, width] gets it; weights [width] and bias
- * [width] in the rows' type, without a bias it is an RMS norm; out [rows, width] */
-EXPORT int32_t vl2_norm_rows(Workers *workers, const RowsJob *own) {
-    return run_rows(workers, own, norm_row, own->rows, 3 * own->width);
+static void norm_row(const void *job, int64_t row, float *x) {
+    const NormJob *own = job;
+    int64_t width = own->width;
+    int is_bfloat16 = (int)own->is_bfloat16;
+    read_row(own->x, row * own->x_row, width, is_bfloat16, x);
+    if (own->delta != NULL) {
+        add_row(x, 1.0f, row_at(own->delta, row * own->delta_row, is_bfloat16), width, is_bfloat16);
+        write_row(x, width, is_bfloat16, own->sums, row * width);
+        read_row(own->sums, row * width, width, is_bfloat16, x);
+    }
+    if (own->bias == NULL) rms_norm(x, own->weights, (float)own->eps, width, x);
+    else layer_norm(x, own->weights, own->bias, (float)own->eps, width, x);
+    write_row(x, width, is_bfloat16, own->out, row * width);
+}
+
+EXPORT int32_t vl2_norm_rows(Workers *workers, const NormJob *own) {
+    return run_rows(workers, own, norm_row, own->rows, own->width);
 }
 
 static void heads_row(const void *job, int64_t row, float *x) {
@@ -112,16 +109,14 @@ EXPORT int32_t vl2_write_heads(Workers *workers, const HeadsJob *own) {
 static void latent_row(const void *job, int64_t row, float *x) {
     const LatentJob *own = job;
     int64_t half = own->rope_dim / 2, stride = own->rank + own->rope_dim, position = own->positions[row];
-    float *weight = x + stride;
     read_row(own->x, row * own->x_row, stride, (int)own->is_bfloat16, x);
-    read_row(own->weights, 0, own->rank, (int)own->is_bfloat16, weight);
-    rms_norm(x, weight, (float)own->eps, own->rank, x);
+    rms_norm(x, own->weights, (float)own->eps, own->rank, x);
     rotate_pairs(x + own->rank, own->cos + position * half, own->sin + position * half, own->rope_dim);
     write_row(x, stride, (int)own->is_bfloat16, own->out, own->slots[row] * stride);
 }
 
 EXPORT int32_t vl2_write_latent(Workers *workers, const LatentJob *own) {
-    return run_rows(workers, own, latent_row, own->rows, 2 * own->rank + own->rope_dim);
+    return run_rows(workers, own, latent_row, own->rows, own->rank + own->rope_dim);
 }
 
 static void queries_row(const void *job, int64_t row, float *x) {
