@@ -9,6 +9,7 @@ import math
 
 import torch
 import torch.nn.functional as F
+from fusable import Fusable
 from gaze import ANY_COLOUR, CHARS, NAMES
 from heads import columns, covering, take
 from pack import READABLE, Batch
@@ -29,11 +30,17 @@ def looked_for(batch: Batch, r: int, names: bool, side: int, fine: int = 1) -> T
     if names:
         return _same_name(batch, code, item) & image
     parts = columns(covering(batch.char_boxes, batch.chars > 0, 27, 14.0, fine), fine).unflatten(-1, (2, fine))
-    shown = code[..., None] == torch.where(item >= 0, item + 1, -1).masked_fill(~image, -1)[:, None]
+    shows = [torch.where(item >= 0, item + 1, -1).masked_fill(~image, -1)]
     for char in parts[:, :, side].unbind(-1):
         char = char.masked_fill((batch.view & READABLE == 0)[:, None], -1).view(rows, -1)[:, where]
-        shown = shown | (code[..., None] == torch.where(char >= 0, char + CHARS, -1).masked_fill(~image, -1)[:, None])
-    return shown
+        shows.append(torch.where(char >= 0, char + CHARS, -1).masked_fill(~image, -1))
+    return _any_shows(code.contiguous(), torch.stack(shows))
+
+
+@Fusable
+def _any_shows(code: Tensor, shows: Tensor) -> Tensor:
+    """[B, T, P]: whether one of the codes `shows` [S, B, P] is `code` [B, T]."""
+    return (code[:, :, None] == shows[:, :, None]).any(0)
 
 
 def named(batch: Batch, r: int) -> Tensor:
@@ -110,10 +117,16 @@ def tally(
     queries [B, T, D] of text, keys [B, P+T, D], mask [B, T, P+T], counted [B, T-1, K] of `named`, places [B, K] of
     `middles_in_prefix`, or [B, K, P] of `spread_in_prefix`.
     """
-    logits = (
-        queries[:, :-1].float() @ keys.float().mT
-    ) * scale  # products in bfloat16 are off by more than a thing's share
-    logits = logits.masked_fill(~mask[:, :-1], -1e9)
+    # Products in bfloat16 are off by more than a thing's share.
+    logits = queries[:, :-1].float() @ keys.float().mT
+    return _tallied(logits, mask[:, :-1].contiguous(), counted, places, scale, per_thing)
+
+
+@Fusable
+def _tallied(
+    logits: Tensor, mask: Tensor, counted: Tensor, places: Tensor, scale: float, per_thing: float
+) -> tuple[Tensor, Tensor]:
+    logits = (logits * scale).masked_fill(~mask, -1e9)
     first, rest = logits[..., 0], logits[..., 1:].logsumexp(-1)
     if places.dim() == 2:
         at = logits.gather(2, places[:, None].expand(-1, logits.shape[1], -1))
@@ -134,7 +147,12 @@ def pointing(queries: Tensor, keys: Tensor, shown: Tensor, scale: float) -> Tens
 
     The loss is minus the log of the head's attention on all image tokens that show what is looked for.
     """
-    logits = (queries[:, :-1] @ keys.mT).float() * scale
+    return _looked(queries[:, :-1] @ keys.mT, shown, scale)
+
+
+@Fusable
+def _looked(logits: Tensor, shown: Tensor, scale: float) -> Tensor:
+    logits = logits.float() * scale
     valid = shown.any(-1)
     right = logits.masked_fill(~shown, -1e9).logsumexp(-1)
     return ((logits.logsumexp(-1) - right) * valid).sum() / valid.sum().clamp_min(1)

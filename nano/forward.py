@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from attention import looked_for, middles_in_prefix, named, pointing, spread_in_prefix, tally
 from exam import iou
+from fusable import Fusable
 from gaze import NUMBER
 from heads import Heads, moved
 from pack import Batch
@@ -26,7 +26,7 @@ PROBED = {1: 3, 2: 2}
 
 @dataclass
 class Output:
-    logits: Tensor  # [n, V] fp32, one row a target token
+    logits: Tensor  # [n, V], one row a target token
     target: Tensor  # [n] ids
     weight: Tensor  # [n]
     coord: Tensor  # [n] coordinate or -1
@@ -36,12 +36,19 @@ class Output:
 
 def pixels(tiles: Tensor, augment: bool, dtype: torch.dtype) -> Tensor:
     """uint8 [N, 384, 384, 3] to [-1, 1] [N, 3, 384, 384]; training varies brightness, contrast, tint and grain a little."""
-    x = tiles.permute(0, 3, 1, 2).to(dtype) / 127.5 - 1
-    if augment:
-        n, kw = x.shape[0], dict(device=x.device, dtype=dtype)
-        x = x * (1 + 0.12 * torch.randn(n, 1, 1, 1, **kw)) + 0.06 * torch.randn(n, 3, 1, 1, **kw)
-        x = x + torch.randn_like(x) * (0.04 * torch.rand(n, 1, 1, 1, **kw) * (torch.rand(n, 1, 1, 1, **kw) < 0.5))
-    return x
+    x = tiles.permute(0, 3, 1, 2)
+    if not augment:
+        return x.to(dtype) / 127.5 - 1
+    n, kw = x.shape[0], dict(device=x.device, dtype=dtype)
+    light, tint = 1 + 0.12 * torch.randn(n, 1, 1, 1, **kw), 0.06 * torch.randn(n, 3, 1, 1, **kw)
+    grain = torch.empty_like(x, dtype=dtype).normal_()
+    grained = 0.04 * torch.rand(n, 1, 1, 1, **kw) * (torch.rand(n, 1, 1, 1, **kw) < 0.5)
+    return _lit(x, light, tint, grain, grained)
+
+
+@Fusable
+def _lit(x: Tensor, light: Tensor, tint: Tensor, grain: Tensor, grained: Tensor) -> Tensor:
+    return (x.to(light.dtype) / 127.5 - 1) * light + tint + grain * grained
 
 
 def look(model: NanoVL2, heads: Heads, batch: Batch) -> dict[str, Tensor]:
@@ -82,24 +89,26 @@ def run(
     mask = text_mask(group, p)
     states = model.language(x, positions, p, mask)
     if heads is not None and batch.tiles.shape[0]:
-        aux |= heads.tokens(states[1][:, :p], batch)
+        seen, text = states[1].split((p, x.shape[1] - p), 1)  # whose gradients are put together in one pass
+        aux |= heads.tokens(seen, batch)
         counted = named(batch, r) if len(batch.layout.grids) == 1 else None
         if counted is not None:
-            aux["number"] = heads.numbers(states[1][:, p:-1], counted)
-            aux["said"] = heads.progress(states[1][:, p:-1], batch.said[r])
+            aux["number"] = heads.numbers(text[:, :-1], counted)
+            aux["said"] = heads.progress(text[:, :-1], batch.said[r])
         for name, (index, count) in POINTING_LAYERS.items():
             attention = model.language.model["layers"][index].self_attn
             if attention.probe:
-                scale, (queries, keys) = (attention.dn + attention.dr) ** -0.5, attention.seen
+                scale = (attention.dn + attention.dr) ** -0.5
+                queries, keys = (t.unbind(1) for t in attention.seen)
                 aux[name] = sum(
-                    pointing(queries[:, k], keys[:, k, :p], looked_for(batch, r, name == "name", k, heads.fine), scale)
+                    pointing(queries[k], keys[k][:, :p], looked_for(batch, r, name == "name", k, heads.fine), scale)
                     / count
                     for k in range(count)
                 )
                 if name == "name" and counted is not None:
                     places = spread_in_prefix(batch, heads.spread) if heads.spread else middles_in_prefix(batch)
                     losses = [
-                        tally(queries[:, 1 + k], keys[:, 1 + k], mask[:, 0], counted, place, scale, heads.per_thing)
+                        tally(queries[1 + k], keys[1 + k], mask[:, 0], counted, place, scale, heads.per_thing)
                         for k, place in enumerate(places)
                     ]
                     aux["tally"], aux["share"] = (sum(two) / 2 for two in zip(*losses))
@@ -115,23 +124,36 @@ def run(
     weight, coord = pick(batch.weight[r]).float(), pick(batch.coord[r]).long()
     target = ids[:, 1:].reshape(-1).index_select(0, at)
     return Output(
-        model.language.lm_head(hidden).float(), target, weight, coord, conversation.reshape(-1).index_select(0, at), aux
+        model.language.lm_head(hidden), target, weight, coord, conversation.reshape(-1).index_select(0, at), aux
     )
 
 
-def answer_loss(out: Output, near: Tensor, number_ids: Tensor) -> Tensor:
+def answer_loss(out: Output, near: Tensor) -> Tensor:
     """Cross entropy; a coordinate's target is a narrow bell around the true number, so that near misses cost less."""
-    log_p = F.log_softmax(out.logits, -1)
-    hard = -log_p.gather(1, out.target[:, None])[:, 0]
-    is_coord = out.coord >= 0
-    soft = -(log_p.index_select(1, number_ids) * near[out.coord.clamp_min(0)]).sum(-1)
-    return (torch.where(is_coord, soft, hard) * out.weight).sum() / out.weight.sum().clamp_min(1)
+    return _cross_entropy(out.logits, out.target, out.weight, out.coord, near)
+
+
+@Fusable
+def _cross_entropy(logits: Tensor, target: Tensor, weight: Tensor, coord: Tensor, near: Tensor) -> Tensor:
+    """`near` is of `bells`. Targets are spread over the vocabulary, so that there is nothing to gather or to scatter back."""
+    logits = logits.float()
+    hard = target[:, None] == torch.arange(logits.shape[1], device=logits.device)
+    wanted = torch.where((coord >= 0)[:, None], near[coord.clamp_min(0)], hard.float())
+    losses = logits.logsumexp(-1) * wanted.sum(-1) - (logits * wanted).sum(-1)
+    return (losses * weight).sum() / weight.sum().clamp_min(1)
 
 
 def bell(sigma: float, device: str) -> Tensor:
     """[1000, 1000]: row v is a normal distribution around v over the coordinates."""
     v = torch.arange(1000.0, device=device)
     return torch.softmax(-((v[:, None] - v[None]) ** 2) / (2 * sigma**2), -1)
+
+
+def bells(sigma: float, vocabulary: int, device: str) -> Tensor:
+    """[1000, V]: `bell` where the coordinates are in the vocabulary."""
+    wide = torch.zeros(1000, vocabulary, device=device)
+    wide[:, NUMBER_IDS.to(device)] = bell(sigma, device)
+    return wide
 
 
 @torch.no_grad()

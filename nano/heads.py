@@ -15,6 +15,7 @@ from dataclasses import replace
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from fusable import Fusable
 from gaze import MAX_CHARS, MAX_ITEMS, SPELLED
 from names import COLOURS
 from pack import LINE, NUM_CLASSES, NUM_LETTERS, READABLE, WHOLE, Batch
@@ -35,7 +36,13 @@ def covering(boxes: Tensor, present: Tensor, grid: int, step: float, fine: int =
     """
     across = (torch.arange(grid * fine, device=boxes.device) + 0.5) * (step / fine)
     down = (torch.arange(grid, device=boxes.device) + 0.5) * step
-    cx, cy = across.repeat(grid)[None, :, None], down.repeat_interleave(grid * fine)[None, :, None]
+    return _smallest(across.repeat(grid), down[:, None].expand(-1, grid * fine).reshape(-1), boxes, present)
+
+
+@Fusable
+def _smallest(x: Tensor, y: Tensor, boxes: Tensor, present: Tensor) -> Tensor:
+    """Of the points (x, y) [S]: index [N, S] of the smallest of the boxes [N, K, 4] around each, or -1."""
+    cx, cy = x[None, :, None], y[None, :, None]
     x0, y0, x1, y1 = (b[:, None, :] for b in boxes.unbind(-1))
     inside = (cx > x0) & (cx < x1) & (cy > y0) & (cy < y1) & present[:, None, :]
     area = ((x1 - x0) * (y1 - y0)).expand_as(inside).masked_fill(~inside, float("inf"))
@@ -210,22 +217,44 @@ class Heads(nn.Module):
         return told(self.said(self.said_norm(hidden.float())), truth[..., None], (self.said.out_features,), truth >= 0)
 
 
+@Fusable
+def _floats(tiles: Tensor) -> Tensor:
+    """uint8 [N, S, S, 3] to [-1, 1] [N, 3, S, S]."""
+    return (tiles.permute(0, 3, 1, 2).float() / 127.5 - 1).contiguous()
+
+
+@Fusable
+def _grid(across: Tensor, down: Tensor) -> Tensor:
+    """[N, S] of each axis to the points [N, S, S, 2] that `grid_sample` takes."""
+    s = across.shape[1]
+    return torch.stack((across[:, None, :].expand(-1, s, -1), down[:, :, None].expand(-1, -1, s)), -1)
+
+
+@Fusable
+def _faded(x: Tensor, colour: Tensor, light: Tensor, tint: Tensor, grain: Tensor, grained: Tensor) -> Tensor:
+    grey = x.mean(1, keepdim=True)
+    return (grey + (x - grey) * colour) * light + tint + grain * grained
+
+
 def moved(batch: Batch) -> Batch:
     """The same tiles as float pixels in [-1, 1], shifted, stretched and faded at random, and their labels with them.
 
     Tiles that tell about a whole picture or line stay where they are.
     """
     n, device = batch.tiles.shape[0], batch.tiles.device
-    x = batch.tiles.permute(0, 3, 1, 2).float() / 127.5 - 1
+    x = _floats(batch.tiles)
     free = ((batch.view & (WHOLE | LINE)) == 0).float()[:, None]
     stretch = (0.12 * torch.randn(n, 2, device=device).clamp(-2, 2) * free).exp()
     shift = 0.12 * (2 * torch.rand(n, 2, device=device) - 1) * free  # in half tiles
-    theta = torch.cat((torch.diag_embed(stretch), shift[..., None]), -1)
-    x = F.grid_sample(x, F.affine_grid(theta, list(x.shape), False), "bilinear", "border", False)
-    grey = x.mean(1, keepdim=True)
-    x = grey + (x - grey) * (0.5 + 0.8 * torch.rand(n, 1, 1, 1, device=device))
-    x = x * (1 + 0.15 * torch.randn(n, 1, 1, 1, device=device)) + 0.08 * torch.randn(n, 3, 1, 1, device=device)
-    x = x + torch.randn_like(x) * (0.06 * torch.rand(n, 1, 1, 1, device=device) ** 2)
+    # Each axis by itself: as a product, `F.affine_grid` would take longer than all else here.
+    side = (torch.arange(x.shape[-1], device=device) * 2 + 1) / x.shape[-1] - 1
+    across, down = (side * stretch[:, k : k + 1] + shift[:, k : k + 1] for k in (0, 1))
+    x = F.grid_sample(x, _grid(across, down), "bilinear", "border", False)
+    colour, light = torch.rand(n, 1, 1, 1, device=device), torch.randn(n, 1, 1, 1, device=device)
+    tint, grain = torch.randn(n, 3, 1, 1, device=device), torch.randn_like(x)
+    x = _faded(
+        x, 0.5 + 0.8 * colour, 1 + 0.15 * light, 0.08 * tint, grain, 0.06 * torch.rand(n, 1, 1, 1, device=device) ** 2
+    )
 
     def follow(boxes: Tensor) -> Tensor:
         scale, offset = stretch.repeat(1, 2)[:, None], shift.repeat(1, 2)[:, None]

@@ -12,7 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from forward import NUMBER_IDS, PROBED, answer_loss, bell, look, run
+from forward import PROBED, answer_loss, bells, look, run
+from fusable import as_written, compile_all
 from heads import Heads
 from optim import DECAY, Optimizer
 from pack import Batch
@@ -29,6 +30,7 @@ def gates(model: NanoVL2) -> list[Gate]:
 
 def compile_parts(model: NanoVL2) -> None:
     """Fuse what tower and decoder do between their matrix products, for any size."""
+    compile_all()
     for block in model.vision.blocks:
         block.compile(dynamic=True)
     if next(model.parameters()).is_cuda and _install_kernels(model):
@@ -88,19 +90,23 @@ class Trainer:
             p.grad = torch.zeros_like(p)
         self.weights = [weights.get(k, 1.0) for k in LOSSES]
         self.aux_scale, self.drift, self.balance_rate = (torch.zeros((), device=device) for _ in range(3))
-        self.number_ids, self.near = NUMBER_IDS.to(device), bell(6.0, str(device))
+        self.near = bells(6.0, *self._vocabulary)
         self.sums = torch.zeros(2, len(LOSSES), device=device)  # of the losses since they were last read, and how often
         self.shares = torch.zeros(len(gates(model)), gates(model)[0].weight.shape[0], device=device)
         self.recordings: dict[object, Recording | None] = {}
         self.pool = torch.cuda.graph_pool_handle() if record else None
         self.refresh()
 
+    @property
+    def _vocabulary(self) -> tuple[int, str]:
+        return self.model.config["language_config"]["vocab_size"], str(self.device)
+
     def refresh(self) -> None:
         torch._foreach_copy_([w.data for w, _ in self.trained], [p.data for _, p in self.trained])
 
     def set_sharpness(self, sigma: float) -> None:
         """How narrow the bell around a coordinate is."""
-        self.near.copy_(bell(sigma, str(self.device)))
+        self.near.copy_(bells(sigma, *self._vocabulary))
 
     def read_losses(self) -> dict[str, float]:
         sums, counts = self.sums.tolist()
@@ -120,8 +126,15 @@ class Trainer:
         self._run(one.layout, one.tensors(), lambda inputs: self._losses(one.with_tensors(inputs)))
 
     def warm_up(self, batch: Batch) -> None:
-        """Forward and backward without learning: what is compiled is compiled now."""
-        self._losses(batch.pick(0))
+        """Forward and backward without learning: what is compiled is compiled now. What does not compile runs as written."""
+        try:
+            self._losses(batch.pick(0))
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            print(f"losses are not compiled: {type(error).__name__}: {error}"[:2000], flush=True)
+            as_written()
+            self._losses(batch.pick(0))
         self._clear()
 
     def step(self, batch: Batch, r: int, update: bool = True) -> None:
@@ -154,14 +167,17 @@ class Trainer:
             recording.play(inputs)
 
     def _losses(self, batch: Batch) -> None:
+        # Products in fp32 are of numbers that come from bfloat16, or few: TF32 loses nothing of the ones and little of the others.
+        torch.backends.cuda.matmul.allow_tf32 = True
         zero = torch.zeros((), device=self.device)
         if batch.is_sheet:
             found = look(self.work, self.heads, batch)
         else:
             out = run(self.work, self.heads, batch, 0, augment=True)
-            found = out.aux | {"answer": answer_loss(out, self.near, self.number_ids)}
+            found = out.aux | {"answer": answer_loss(out, self.near)}
         aux = sum(w * found.get(k, zero) for k, w in zip(LOSSES[1:], self.weights[1:]))
         (found.get("answer", zero) + self.aux_scale * aux).backward()
+        torch.backends.cuda.matmul.allow_tf32 = False
         values = [found[k].detach().float() if k in found else zero for k in LOSSES]
         self.sums += torch.stack((torch.stack(values), torch.stack([zero + (k in found) for k in LOSSES])))
         if batch.is_sheet:
