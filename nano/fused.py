@@ -1,4 +1,4 @@
-"""The decoder of a training step with few passes over memory: `model.Decoder.forward` by the kernels of `kernels.py`.
+"""The decoder of a training step with few passes over memory: `model.Decoder.forward` by the kernels of `passes.py`.
 
 Products that read the same tokens are one product, and what lies between products is one kernel, forward and backward.
 It computes what `model.py` says (`tests/nano/test_fused.py`). `install` checks that on the GPU at hand, too, and without it the
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import kernels
+import passes
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -41,7 +41,7 @@ class AddNorm(torch.autograd.Function):
             x.new_empty(m, dtype=torch.float32),
         )
         logits = x.new_empty(m, experts, dtype=torch.float32)
-        kernels.norm[_grid(m)](x, x if more is None else more, weight, total, out, scale, weight if router is None else router, logits,
+        passes.norm[_grid(m)](x, x if more is None else more, weight, total, out, scale, weight if router is None else router, logits,
                                m, c, EPS, C=c, R=ROWS, ADD=more is not None, E=experts)  # fmt: skip
         ctx.save_for_backward(x if more is None else total, weight, scale, router)
         ctx.added = more is not None
@@ -64,7 +64,7 @@ def norm_back(x: Tensor, weight: Tensor, scale: Tensor, d_out: Tensor, d_total: 
     programs = min(blocks, PROGRAMS)
     dw, d_router = (x.new_empty(programs, n, dtype=torch.float32) for n in (c, experts * c))
     unused = weight
-    kernels.norm_back[(programs,)](x, weight, scale, d_out, unused if d_total is None else d_total, unused if router is None else router,
+    passes.norm_back[(programs,)](x, weight, scale, d_out, unused if d_total is None else d_total, unused if router is None else router,
                                    unused if router is None else d_logits, dx, dw, d_router, m, blocks, x.stride(0), dx.stride(0),
                                    C=c, R=ROWS, ADD=d_total is not None, E=experts, num_warps=8)  # fmt: skip
     return dw.sum(0).to(weight.dtype), None if router is None else d_router.sum(0).view_as(router).to(router.dtype)
@@ -82,12 +82,12 @@ class Apart(torch.autograd.Function):
         m, h, dn, dr, dv, rank = y.shape[0], sizes.h, sizes.dn, sizes.dr, sizes.dv, sizes.r
         latent, scale = y[:, h * (dn + dr) : h * (dn + dr) + rank], y.new_empty(m, dtype=torch.float32)
         normed = y.new_empty(m, rank)
-        kernels.norm[_grid(m)](latent, latent, weight, latent, normed, scale, weight, scale,
+        passes.norm[_grid(m)](latent, latent, weight, latent, normed, scale, weight, scale,
                                m, y.stride(0), EPS, C=rank, R=ROWS, ADD=False, E=0)  # fmt: skip
         kv = normed @ kv_b.mT
         q, k = (y.new_empty(m, h, dn + dr) for _ in range(2))
         v = y.new_empty(m, h, dv + pad) if pad else kv.view(m, h, dn + dv)[..., dn:]
-        kernels.apart[_grid(m)](y, kv, cos, sin, q, k, v, m, H=h, DN=dn, DR=dr, DV=dv, DP=pad, LATENT=rank, R=ROWS)
+        passes.apart[_grid(m)](y, kv, cos, sin, q, k, v, m, H=h, DN=dn, DR=dr, DV=dv, DP=pad, LATENT=rank, R=ROWS)
         ctx.save_for_backward(y, weight, scale, normed, kv_b, cos, sin)
         ctx.sizes, ctx.prefix = (h, dn, dr, dv, rank), prefix
         ctx.seen, ctx.length = sizes.probe, m // rows
@@ -109,7 +109,7 @@ class Apart(torch.autograd.Function):
         strides = [
             s for g in (dq_p, dq_t, dk_p, dk, dv_p, dv_all, dq_s, dk_s) for s in (g.stride(0), g.stride(2), g.stride(1))
         ]
-        kernels.apart_back[_grid(m)](dq_p, dq_t, dk_p, dk, dv_p, dv_all, dq_s, dk_s, cos, sin, dy, dkv, m, ctx.length, ctx.prefix, *strides,
+        passes.apart_back[_grid(m)](dq_p, dq_t, dk_p, dk, dv_p, dv_all, dq_s, dk_s, cos, sin, dy, dkv, m, ctx.length, ctx.prefix, *strides,
                                      H=h, DN=dn, DR=dr, DV=dv, LATENT=rank, SEEN=seen, R=ROWS)  # fmt: skip
         part = slice(h * (dn + dr), h * (dn + dr) + rank)
         dw, _ = norm_back(y[:, part], weight, scale, dkv @ kv_b, None, dy[:, part], None, None)
@@ -145,18 +145,18 @@ class Together(torch.autograd.Function):
 def _together(prefix: Tensor, text: Tensor, out: Tensor, dv: int, back: bool) -> None:
     p, n = prefix.shape[2], prefix.shape[2] + text.shape[2]
     strides = [s for t in (prefix, text) for s in (t.stride(0), t.stride(2), t.stride(1))]
-    kernels.together[_grid(len(out))](prefix, text, out, len(out), n, p, *strides,
+    passes.together[_grid(len(out))](prefix, text, out, len(out), n, p, *strides,
                                       H=prefix.shape[1], DV=dv, DP=prefix.shape[-1] - dv, R=ROWS, BACK=back)  # fmt: skip
 
 
 class Act(torch.autograd.Function):
-    """z [M, 2·N·F], gates and then ups of N blocks, and the weights [M, E] of the first E to [M, N·F] (`kernels.act`)."""
+    """z [M, 2·N·F], gates and then ups of N blocks, and the weights [M, E] of the first E to [M, N·F] (`passes.act`)."""
 
     @staticmethod
     def forward(ctx: Any, z: Tensor, weights: Tensor | None, f: int) -> Tensor:
         m, n = z.shape[0], z.shape[1] // (2 * f)
         h, experts = z.new_empty(m, n * f), 0 if weights is None else weights.shape[1]
-        kernels.act[_grid(m)](z, z if weights is None else weights, h, m, N=n, E=experts, F=f, R=ROWS)
+        passes.act[_grid(m)](z, z if weights is None else weights, h, m, N=n, E=experts, F=f, R=ROWS)
         ctx.save_for_backward(z, weights)
         ctx.f = f
         return h
@@ -166,7 +166,7 @@ class Act(torch.autograd.Function):
         z, weights = ctx.saved_tensors
         dz, d_weights = torch.empty_like(z), None if weights is None else torch.empty_like(weights)
         experts = 0 if weights is None else weights.shape[1]
-        kernels.act_back[_grid(len(z))](z, z if weights is None else weights, dh.contiguous(), dz, z if weights is None else d_weights,
+        passes.act_back[_grid(len(z))](z, z if weights is None else weights, dh.contiguous(), dz, z if weights is None else d_weights,
                                         len(z), N=z.shape[1] // (2 * ctx.f), E=experts, F=ctx.f, R=ROWS)  # fmt: skip
         return dz, d_weights, None
 
@@ -234,7 +234,9 @@ def install(decoder: Decoder) -> str:
     pad = 128
     try:  # values that are narrower than keys need no padding, if the attention at hand takes them
         _compare(_try(decoder, 2, 45, 28, 0), plain)
-        narrow, wide = (_milliseconds(decoder.model["layers"][0].self_attn, p) for p in (0, 128))
+        attention = decoder.model["layers"][0].self_attn
+        (narrow, ours), (wide, theirs) = (_attended(attention, p) for p in (0, 128))
+        _compare(ours, theirs)
         print(f"attention with narrow values {narrow:.2f} ms, padded {wide:.2f} ms", flush=True)
         pad = 0 if narrow < wide else 128
     except Exception as error:
@@ -285,19 +287,23 @@ def _compare(ours: list[Tensor], plain: list[Tensor]) -> None:
         raise RuntimeError("results are off by " + " ".join(f"{x:.3f}" for x in off.tolist()))
 
 
-def _milliseconds(a: MLA, pad: int, rows: int = 16, prefix: int = 1419, text: int = 576) -> float:
-    """Attention of a micro-batch, forward and backward."""
-    n, kw = prefix + text, dict(dtype=torch.bfloat16, device="cuda", requires_grad=True)
-    q, k, v = (torch.randn(rows, n, a.h, d, **kw).transpose(1, 2) for d in (a.dn + a.dr, a.dn + a.dr, a.dv + pad))
-    mask = torch.zeros(rows, 1, text, -(-n // 16) * 16, dtype=torch.bfloat16, device="cuda")[..., :n]
-    times = []
+def _attended(a: MLA, pad: int, rows: int = 16, prefix: int = 1419, text: int = 576) -> tuple[float, list[Tensor]]:
+    """Milliseconds of a micro-batch's attention, forward and backward, and the results without padding."""
+    n, draw = prefix + text, torch.Generator("cuda").manual_seed(1)
+    widths = (a.dn + a.dr, a.dn + a.dr, a.dv)
+    q, k, v = (torch.randn(rows, n, a.h, d, generator=draw, device="cuda").bfloat16() for d in widths)
+    q, k, v = (t.transpose(1, 2).requires_grad_() for t in (q, k, F.pad(v, (0, pad))))
+    room = torch.zeros(rows, 1, text, -(-n // 16) * 16, dtype=torch.bfloat16, device="cuda")[..., :n]
+    mask = room.masked_fill_(torch.ones(text, n, dtype=torch.bool, device="cuda").triu(prefix + 1), -1e9)
+    times, results = [], []
     for _ in range(5):
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         start.record()
         o = F.scaled_dot_product_attention(*(t[:, :, :prefix] for t in (q, k, v)), is_causal=True)
         o_text = F.scaled_dot_product_attention(q[:, :, prefix:], k, v, attn_mask=mask)
-        torch.autograd.grad((o, o_text), (q, k, v), (o.detach(), o_text.detach()))
+        grads = torch.autograd.grad((o, o_text), (q, k, v), (o.detach(), o_text.detach()))
         end.record()
         end.synchronize()
         times.append(start.elapsed_time(end))
-    return min(times)
+        results = [o[..., : a.dv], o_text[..., : a.dv], *grads[:2], grads[2][..., : a.dv]]
+    return min(times), [t.detach().float() for t in results]

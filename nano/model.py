@@ -20,6 +20,7 @@ from collections.abc import Callable
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from fusable import Fusable
 from torch import Tensor
 
 
@@ -238,14 +239,24 @@ class Gate(nn.Module):
         return self.choose(F.linear(x.float(), self.weight.float()))
 
     def choose(self, logits: Tensor) -> Tensor:
-        scores = logits.sigmoid() if self.sigmoid else logits.softmax(-1)
-        ranked = scores + self.e_score_correction_bias if self.noaux else scores
-        chosen = torch.zeros_like(scores).scatter_(-1, ranked.topk(self.k, -1).indices, 1.0)
+        bias = self.e_score_correction_bias if self.noaux else None
+        choose = _chosen if torch.is_grad_enabled() else _chosen.plain  # sizes vary too much in examinations
+        weights, chosen = choose(logits, bias, self.k, self.sigmoid, self.norm and self.k > 1)
         self.load = chosen.detach().flatten(0, -2).sum(0)
-        weights = scores * chosen
-        if self.norm and self.k > 1:
-            weights = weights / (weights.sum(-1, keepdim=True) + 1e-20)
-        return weights * self.factor
+        return weights * self.factor if self.factor != 1 else weights
+
+
+@Fusable
+def _chosen(logits: Tensor, bias: Tensor | None, k: int, sigmoid: bool, norm: bool) -> tuple[Tensor, Tensor]:
+    """Weights [..., E] and 1.0 where an expert is one of the best k: fewer than k are before it."""
+    scores = logits.sigmoid() if sigmoid else logits.softmax(-1)
+    ranked = (scores if bias is None else scores + bias).detach()
+    mine, other = ranked[..., :, None], ranked[..., None, :]
+    number = torch.arange(logits.shape[-1], device=logits.device)
+    before = (other > mine) | ((other == mine) & (number[None, :] < number[:, None]))
+    chosen = (before.sum(-1) < k).to(scores.dtype)
+    weights = scores * chosen
+    return (weights / (weights.sum(-1, keepdim=True) + 1e-20) if norm else weights), chosen
 
 
 class Experts(nn.Module):

@@ -30,10 +30,11 @@ def gates(model: NanoVL2) -> list[Gate]:
 
 def compile_parts(model: NanoVL2) -> None:
     """Fuse what tower and decoder do between their matrix products, for any size."""
+    kernels = next(model.parameters()).is_cuda and _install_kernels(model)
     compile_all()
     for block in model.vision.blocks:
         block.compile(dynamic=True)
-    if next(model.parameters()).is_cuda and _install_kernels(model):
+    if kernels:
         return
     apart, together = torch.compile(take_apart, dynamic=True), torch.compile(put_together, dynamic=True)
     act, act_experts = torch.compile(gated, dynamic=True), torch.compile(gated_experts, dynamic=True)
@@ -127,15 +128,21 @@ class Trainer:
 
     def warm_up(self, batch: Batch) -> None:
         """Forward and backward without learning: what is compiled is compiled now. What does not compile runs as written."""
-        try:
-            self._losses(batch.pick(0))
-        except torch.OutOfMemoryError:
-            raise
-        except Exception as error:
-            print(f"losses are not compiled: {type(error).__name__}: {error}"[:2000], flush=True)
-            as_written()
-            self._losses(batch.pick(0))
+        for way_out in (as_written, self._without_kernels, None):
+            try:
+                self._losses(batch.pick(0))
+                break
+            except torch.OutOfMemoryError:
+                raise
+            except Exception as error:
+                if way_out is None:
+                    raise
+                print(f"{way_out.__name__}: {type(error).__name__}: {error}"[:2000], flush=True)
+                way_out()
         self._clear()
+
+    def _without_kernels(self) -> None:
+        self.work.language.fast = None
 
     def step(self, batch: Batch, r: int, update: bool = True) -> None:
         """Add a micro-batch's gradients, and let them move the weights if `update`."""
@@ -158,6 +165,8 @@ class Trainer:
             self.recordings[key] = None
             try:
                 work(inputs)
+            except torch.OutOfMemoryError:
+                raise
             except RuntimeError:  # the attention at hand may refuse narrow values in a size that was not tried
                 if getattr(self.work.language.fast, "pad", 1):
                     raise

@@ -6,7 +6,7 @@ from tests import interpreter  # noqa: F401 - before Triton is imported
 
 import fused  # isort: skip
 from config import CONFIG, initialise
-from forward import PROBED, text_mask
+from forward import NUMBER_IDS, PROBED, Output, answer_loss, bell, bells, text_mask
 
 from model import NanoVL2
 
@@ -43,3 +43,13 @@ def test_the_decoder_by_few_kernels_is_the_plain_one(pad):
     sizes = dict(rows=2, prefix=19, text=10)  # neither full blocks of rows nor aligned
     for ours, plain in zip(results(pad, **sizes), results(None, **sizes), strict=True):
         torch.testing.assert_close(ours, plain, atol=2e-4, rtol=2e-4)
+
+
+def test_a_word_costs_its_logarithm_and_a_coordinate_the_mean_over_its_bell():
+    torch.manual_seed(0)
+    size = CONFIG["language_config"]["vocab_size"]
+    target, coord = torch.tensor([7, int(NUMBER_IDS[300]), 9]), torch.tensor([-1, 300, -1])
+    out = Output(torch.randn(3, size), target, torch.tensor([1.0, 0.5, 0.0]), coord, target, {})
+    log_p = out.logits.log_softmax(-1)
+    wanted = (-log_p[0, 7] - 0.5 * (log_p[1, NUMBER_IDS] * bell(2.0, "cpu")[300]).sum()) / 1.5
+    torch.testing.assert_close(answer_loss(out, bells(2.0, size, "cpu")), wanted)
