@@ -26,10 +26,13 @@ VARIANTS = {  # as ops/native/builds.py names them: a compiler's flags, and zig'
         "x86-64-v3": ("-march=x86-64-v3", "-mcpu=x86_64_v3"),
         "x86-64-v4": ("-march=x86-64-v4", "-mcpu=x86_64_v4"),
         "x86-64-v4-amx": (
-            "-march=x86-64-v4 -mavx512bf16 -mamx-tile -mamx-bf16",
-            "-mcpu=x86_64_v4+avx512bf16+amx_tile+amx_bf16",
+            "-march=x86-64-v4 -mavx512bf16 -mavx512vnni -mamx-tile -mamx-bf16 -mamx-int8",
+            "-mcpu=x86_64_v4+avx512bf16+avx512vnni+amx_tile+amx_bf16+amx_int8",
         ),
-        "x86-64-v4-bf16": ("-march=x86-64-v4 -mavx512bf16", "-mcpu=x86_64_v4+avx512bf16"),
+        "x86-64-v4-bf16": (
+            "-march=x86-64-v4 -mavx512bf16 -mavx512vnni",
+            "-mcpu=x86_64_v4+avx512bf16+avx512vnni",
+        ),
     },
     "aarch64": {"aarch64": ("-march=armv8-a", "-mcpu=generic")},
 }

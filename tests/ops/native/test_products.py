@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.ops.native.builds import every_build, fastest, needs_library, needs_packing
+from tests.ops.native.builds import every_bfloat16_build, every_build, fastest, needs_library, needs_packing
 from vl2.core.model_config import SCORING_FUNCS, TOPK_METHODS, MoEConfig
 from vl2.core.quantization import WeightScheme
 from vl2.ops.gate.native import describe_choice
@@ -102,29 +102,80 @@ def test_a_layout_that_is_not_known_is_not_read(monkeypatch: pytest.MonkeyPatch)
     assert describe(pack(weight)) is None
 
 
-@every_build
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize(
-    ("scheme", "out_width", "in_width"),
-    [(WeightScheme(4, 32), 64, 96), (WeightScheme(4, 128), 192, 256), (WeightScheme(8, None), 67, 131)],
-    ids=str,
-)
-def test_weights_in_few_bits_are_multiplied_as_they_lie(
-    library: Path, scheme: WeightScheme, out_width: int, in_width: int, dtype: torch.dtype
-):
+FEW_BITS = [
+    (WeightScheme(4, 32), 64, 96), (WeightScheme(4, 64), 64, 192), (WeightScheme(4, 128), 192, 256),
+    (WeightScheme(4, 256), 64, 512), (WeightScheme(8, None), 67, 131), (WeightScheme(8, None), 30, 256),
+]  # fmt: skip
+few_bits = pytest.mark.parametrize(("scheme", "out_width", "in_width"), FEW_BITS, ids=str)
+
+
+def draw_few_bits(scheme: WeightScheme, out_width: int, in_width: int, dtype: torch.dtype) -> QuantizedWeight:
     weight = QuantizedWeight(*torch_layout.empty((out_width, in_width), scheme, dtype, "cpu"), scheme, in_width)
     most = 1 << scheme.bits - 1
     codes = torch.randint(-most, most, (out_width, in_width), dtype=torch.int8)
     torch_layout.store(weight, codes, torch.rand(out_width, scheme.num_groups(in_width)).to(dtype) / most)
-    bias, whole = torch.randn(out_width), torch_layout.dequantize(weight).double()
+    return weight
+
+
+def describe_few_bits(weight: QuantizedWeight, bias: torch.Tensor | None = None) -> structures.Matrix:
     matrix = describe_quantized(weight, bias)
     if matrix is None:
         pytest.skip("PyTorch packs them otherwise on this processor")
-    for rows in (1, 2, 3, 4, 7):
+    return matrix
+
+
+@every_build
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@few_bits
+def test_weights_in_few_bits_are_multiplied_as_they_lie(
+    library: Path, scheme: WeightScheme, out_width: int, in_width: int, dtype: torch.dtype
+):
+    weight, bias = draw_few_bits(scheme, out_width, in_width, dtype), torch.randn(out_width)
+    matrix, whole = describe_few_bits(weight, bias), torch_layout.dequantize(weight).double()
+    for rows in (1, 2, 3, 4, 7, 17):
         x = torch.randn(rows, in_width)
         got = run_product(library, matrix, x).double()
         tolerance = 4e-3 if dtype == torch.bfloat16 else 1e-5  # dequantize rounds to the scales' type
         assert torch.allclose(got, x.double() @ whole.T + bias, atol=tolerance * in_width**0.5, rtol=1e-5)
+
+
+@every_bfloat16_build
+@few_bits
+def test_rows_keep_16_bits_beside_weights_in_few(library: Path, scheme: WeightScheme, out_width: int, in_width: int):
+    """Scales that are powers of two: what is dequantised is the weight."""
+    weight, x = draw_few_bits(scheme, out_width, in_width, torch.bfloat16), torch.randn(6, in_width)
+    weight.scales.copy_(torch.exp2(torch.randint(-3, 3, weight.scales.shape)))
+    if scheme.bits == 4:
+        weight.scales[..., 1] = 0.0
+    x[3, 5], x[4, in_width - 1] = 3000.0, 1e-20
+    expected = x.double() @ torch_layout.dequantize(weight).double().T
+    got = run_product(library, describe_few_bits(weight), x).double()
+    errors = (got - expected).norm(dim=1) / expected.norm(dim=1)
+    assert errors.max() < 2e-4  # of rows in bfloat16: 2e-3
+
+
+@every_build
+@few_bits
+def test_a_row_beside_weights_in_few_bits_has_the_same_bits_alone_and_among_others(
+    library: Path, scheme: WeightScheme, out_width: int, in_width: int
+):
+    weight, x = draw_few_bits(scheme, out_width, in_width, torch.bfloat16), torch.randn(40, in_width)
+    matrix = describe_few_bits(weight)
+    together = run_product(library, matrix, x)
+    for rows in (1, 2, 3, 4, 5, 8, 13, 17, 33):
+        assert torch.equal(run_product(library, matrix, x[:rows]), together[:rows])
+
+
+@every_build
+@few_bits
+def test_what_is_no_number_stays_so_beside_weights_in_few_bits(
+    library: Path, scheme: WeightScheme, out_width: int, in_width: int
+):
+    weight, x = draw_few_bits(scheme, out_width, in_width, torch.bfloat16), torch.randn(7, in_width)
+    x[0, 3], x[1, -1], x[2] = float("nan"), float("inf"), 0.0
+    got = run_product(library, describe_few_bits(weight), x)
+    assert got[0].isnan().all() and not got[1].isfinite().any()
+    assert (got[2] == 0.0).all() and got[3:].isfinite().all()
 
 
 @needs_packing

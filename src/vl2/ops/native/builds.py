@@ -18,8 +18,8 @@ FOLDER = Path(__file__).parent
 
 AVX2 = frozenset("avx2 fma f16c bmi1 bmi2 movbe".split())
 AVX512 = AVX2 | frozenset("avx512f avx512bw avx512cd avx512dq avx512vl".split())
-BFLOAT16 = AVX512 | {"avx512_bf16"}
-AMX = frozenset({"amx_tile", "amx_bf16"})
+BFLOAT16 = AVX512 | {"avx512_bf16", "avx512_vnni"}
+AMX = frozenset({"amx_tile", "amx_bf16", "amx_int8"})
 X86_64: tuple[tuple[str, frozenset[str]], ...] = (
     ("x86-64-v4-amx", BFLOAT16 | AMX),
     ("x86-64-v4-bf16", BFLOAT16),

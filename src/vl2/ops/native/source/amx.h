@@ -28,14 +28,18 @@ typedef struct {
  * they read memory, so that it may move stores past them. */
 INLINE void tiles_see_stores(void) { __asm__ volatile("" ::: "memory"); }
 
+INLINE void tiles_take(const TileShapes *shapes) {
+    __asm__ volatile("" ::"r"(shapes) : "memory"); /* all of it, of which gcc's intrinsic names eight bytes */
+    _tile_loadconfig(shapes);
+}
+
 INLINE void tiles_configure(const int64_t rows[8]) {
     TileShapes shapes = {.palette = 1};
     for (int tile = 0; tile < 8; tile++) {
         shapes.row_bytes[tile] = TILE_BYTES;
         shapes.rows[tile] = (uint8_t)rows[tile];
     }
-    __asm__ volatile("" ::"r"(&shapes) : "memory"); /* all of it, of which gcc's intrinsic names eight bytes */
-    _tile_loadconfig(&shapes);
+    tiles_take(&shapes);
 }
 
 /* For up to 16 rows: tiles 0–3 sums of four vectors of columns, 4 x, 5–7 weights. For up to 32: 0, 1 and 2, 3 sums of two
@@ -44,6 +48,17 @@ INLINE void tiles_begin(int64_t rows) {
     int64_t rest = rows - TILE_ROWS;
     if (rest <= 0) tiles_configure((int64_t[]){rows, rows, rows, rows, rows, 16, 16, 16});
     else tiles_configure((int64_t[]){16, 16, rest, rest, 16, rest, 16, 16});
+}
+
+/* For up to 16 rows of bytes: tiles 0–3 sums, 4 and 5 x of `inputs` bytes, 6 and 7 weights, four inputs a row. */
+INLINE void tiles_configure_bytes(int64_t rows, int64_t inputs) {
+    int64_t quads = inputs / 4;
+    TileShapes shapes = {.palette = 1};
+    for (int tile = 0; tile < 8; tile++) {
+        shapes.row_bytes[tile] = (uint16_t)(tile == 4 || tile == 5 ? inputs : TILE_BYTES);
+        shapes.rows[tile] = (uint8_t)(tile < 6 ? rows : quads);
+    }
+    tiles_take(&shapes);
 }
 
 /* Idle tiles cost other threads of the core nothing once they are given back. */

@@ -3,6 +3,7 @@
 #include <stdlib.h>
 
 #include "attention.h"
+#include "bytes.h"
 #include "counts.h"
 
 /* The next `count` numbers of 4 bytes; without an arena only counts. */
@@ -12,9 +13,38 @@ static void *take(Engine *engine, int64_t *used, int64_t count) {
     return taken;
 }
 
+/* Whether products with a weight read rows in such a form. */
+typedef int (*Reads)(const Matrix *);
+
+static int reads_bytes(const Matrix *matrix) { return is_for_bytes(matrix); }
+
+static int reads_pairs(const Matrix *matrix) {
+    return matrix->layout == BFLOAT16_ROWS || matrix->layout == BFLOAT16_BLOCKS || matrix->layout == BFLOAT12_BLOCKS;
+}
+
+static int some_read(const Matrix *weights, int64_t count, Reads reads) {
+    int is_one = 0;
+    for (int64_t i = 0; i < count; i++) is_one |= weights[i].data != NULL && reads(&weights[i]);
+    return is_one;
+}
+
+static int model_reads(const Model *model, Reads reads) {
+    int is_one = some_read(&model->lm_head, 1, reads);
+    for (int64_t idx = 0; idx < model->num_layers; idx++) {
+        const Layer *layer = &model->layers[idx];
+        int64_t experts = layer->router.data == NULL ? 0 : model->num_experts + model->num_joined;
+        const Matrix own[] = {layer->qkv, layer->q_a, layer->q_b, layer->kv_a, layer->o_proj, layer->gate_up, layer->down};
+        is_one |= some_read(own, 7, reads) || some_read(layer->expert_gate_up, experts, reads) ||
+                  some_read(layer->expert_down, experts, reads);
+    }
+    return is_one;
+}
+
 static Operand take_operand(Engine *engine, int64_t *used, int64_t rows, int64_t stride) {
-    float *floats = take(engine, used, rows * stride);
-    return (Operand){floats, engine->model->is_bfloat16 ? take(engine, used, rows * stride) : NULL, stride};
+    Operand operand = {.floats = take(engine, used, rows * stride), .stride = stride};
+    if (model_reads(engine->model, reads_pairs)) operand.pairs = take(engine, used, rows * stride);
+    if (model_reads(engine->model, reads_bytes)) operand.bytes = take(engine, used, rows * operand_bytes(stride) / 4);
+    return operand;
 }
 
 static int64_t lay_out(Engine *engine) {

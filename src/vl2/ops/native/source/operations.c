@@ -14,11 +14,11 @@ static void piece(void *context, long idx, int thread) {
 EXPORT int32_t vl2_multiply(const Matrix *weight, const float *x, int64_t rows, float *out, int32_t threads) {
     int64_t stride = operand_stride(weight->in_width);
     Pool *pool = pool_new(threads);
-    float *values = malloc((size_t)(2 * rows * stride) * sizeof(float));
+    float *values = aligned_alloc(64, (size_t)(rows * (2 * stride * (int64_t)sizeof(float) + operand_bytes(stride))));
     int32_t *numbers = malloc((size_t)rows * sizeof(int32_t));
     int32_t is_done = pool != NULL && values != NULL && numbers != NULL;
     if (is_done) {
-        Operand operand = {values, values + rows * stride, stride};
+        Operand operand = {values, values + rows * stride, stride, (int8_t *)(values + 2 * rows * stride)};
         for (int64_t row = 0; row < rows; row++) {
             operand_store(&operand, row, x + row * weight->in_width, weight->in_width);
             numbers[row] = (int32_t)row;

@@ -9,6 +9,9 @@ enum {
 
 void operand_store(const Operand *operand, int64_t row, const float *values, int64_t width) {
     memcpy(operand->floats + row * operand->stride, values, (size_t)width * sizeof(float));
+#if HAS_BYTE_DOT
+    if (operand->bytes != NULL) bytes_store(operand, row, values, width);
+#endif
     if (operand->pairs == NULL) return;
     int64_t padded = operand_stride(width);
     float *to = operand->pairs + row * operand->stride;
@@ -187,18 +190,31 @@ int64_t product_pieces(const Product *product) {
     return parts_of(matrix->out_width, columns);
 }
 
-INLINE int64_t rows_at_once(const Matrix *matrix) {
-    if (is_for_tiles(matrix)) return matrix->layout == INT4_BLOCKS ? 16 : 32;
+INLINE int64_t rows_at_once(const Product *product) {
+    const Matrix *matrix = product->weight;
+    if (is_for_bytes(matrix)) return matrix->layout == INT8_ROWS ? 4 : is_for_int4_tiles(product) ? 16 : 3;
+    if (is_for_tiles(matrix)) return 32;
     int is_decoded = matrix->layout == INT4_BLOCKS || matrix->layout == INT8_ROWS || matrix->layout == BFLOAT12_BLOCKS;
     return is_decoded ? 4 : ROWS_AT_ONCE;
 }
 
+INLINE void few_bits_piece(const Product *product, int64_t piece, int64_t row, int64_t rows) {
+    int is_int4 = product->weight->layout == INT4_BLOCKS;
+#if HAS_BYTE_DOT
+    if (is_for_bytes(product->weight)) {
+        if (is_for_int4_tiles(product)) int4_tiles_piece(product, piece, row, rows);
+        else (is_int4 ? int4_bytes_piece : int8_bytes_piece)(product, piece, row, rows);
+        return;
+    }
+#endif
+    (is_int4 ? int4_piece : int8_piece)(product, piece, row, rows);
+}
+
 INLINE void some_rows(const Product *product, int64_t piece, int64_t row, int64_t rows) {
-    int is_tiles = is_for_tiles(product->weight);
     switch (product->weight->layout) {
-        case INT4_BLOCKS: (is_tiles ? int4_tiles_piece : int4_piece)(product, piece, row, rows); break;
-        case INT8_ROWS: int8_piece(product, piece, row, rows); break;
-        case BFLOAT16_BLOCKS: (is_tiles ? tiles_piece : block_piece)(product, piece, row, rows); break;
+        case INT4_BLOCKS:
+        case INT8_ROWS: few_bits_piece(product, piece, row, rows); break;
+        case BFLOAT16_BLOCKS: (is_for_tiles(product->weight) ? tiles_piece : block_piece)(product, piece, row, rows); break;
 #if HAS_AMX
         case BFLOAT12_BLOCKS: short_tiles_piece(product, piece, row, rows); break;
 #elif HAS_BF16_DOT
@@ -210,8 +226,7 @@ INLINE void some_rows(const Product *product, int64_t piece, int64_t row, int64_
 }
 
 void product_piece(const Product *product, int64_t piece) {
-    const Matrix *matrix = product->weight;
-    int64_t most = rows_at_once(matrix), groups = parts_of(product->num_rows, most);
+    int64_t most = rows_at_once(product), groups = parts_of(product->num_rows, most);
     for (int64_t group = 0; group < groups; group++) { /* equally large: 8 rows are 4 and 4, not 6 and 2 */
         int64_t row = group * product->num_rows / groups, rows = (group + 1) * product->num_rows / groups - row;
         some_rows(product, piece, row, rows);

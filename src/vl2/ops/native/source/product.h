@@ -30,10 +30,18 @@ typedef struct {
     float *floats;
     float *pairs; /* NULL: no weight is bfloat16 */
     int64_t stride;
+    int8_t *bytes; /* the rows for weights in few bits (bytes.h), operand_bytes apart; NULL: there are none */
 } Operand;
 
 /* Floats that an operand's row of `width` numbers takes: it may be filled up to 64 numbers. */
 INLINE int64_t operand_stride(int64_t width) { return up(width, 64); }
+
+enum { OPERAND_BLOCK = 128 };
+
+/* Bytes that a row takes in `bytes`: two a number, of each block 16 sums and a step, and more sums. */
+INLINE int64_t operand_bytes(int64_t stride) {
+    return 2 * stride + up(stride / 8 + 68 * parts_of(stride, OPERAND_BLOCK), 64);
+}
 
 void operand_store(const Operand *operand, int64_t row, const float *values, int64_t width);
 

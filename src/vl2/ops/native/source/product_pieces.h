@@ -2,6 +2,7 @@
 #pragma once
 
 #include "amx.h"
+#include "bytes.h"
 #include "product.h"
 
 enum {
@@ -18,9 +19,12 @@ INLINE void store_sums(const Product *product, int64_t row, int64_t column, cons
 /* Whether matrix units multiply it, whatever the number of rows: in a bfloat16 model, where it lies as they need it. */
 INLINE int is_for_tiles(const Matrix *matrix) {
     if (!HAS_AMX) return 0;
-    if (matrix->layout == BFLOAT16_BLOCKS || matrix->layout == BFLOAT12_BLOCKS) return matrix->padded_in % 32 == 0;
-    return matrix->layout == INT4_BLOCKS && matrix->has_bfloat16_scales && matrix->block == 64 &&
-           matrix->group % 32 == 0 && matrix->group <= NUMBERS_AT_ONCE;
+    return (matrix->layout == BFLOAT16_BLOCKS || matrix->layout == BFLOAT12_BLOCKS) && matrix->padded_in % 32 == 0;
+}
+
+/* Matrix units multiply 4-bit weights of more rows than bytes take at once. */
+INLINE int is_for_int4_tiles(const Product *product) {
+    return HAS_AMX && product->num_rows > 4 && product->weight->layout == INT4_BLOCKS && is_for_bytes(product->weight);
 }
 
 INLINE const float *operand_row(const Product *product, int64_t row) {
@@ -62,15 +66,21 @@ INLINE Floats load_scales(const Matrix *matrix, int64_t first) {
     return scales;
 }
 
-/* product_bits.c: weights in few bits, on exact rows, four at once. */
+/* product_bits.c: weights in few bits that are not for bytes, on exact rows, four at once. */
 void int4_piece(const Product *product, int64_t piece, int64_t first_row, int64_t rows);
 void int8_piece(const Product *product, int64_t piece, int64_t first_row, int64_t rows);
+
+/* product_bytes.c, where HAS_BYTE_DOT: weights in few bits that are for bytes; three rows at once, of int8 four. */
+void bytes_store(const Operand *operand, int64_t row, const float *values, int64_t width);
+void int4_bytes_piece(const Product *product, int64_t piece, int64_t first_row, int64_t rows);
+void int8_bytes_piece(const Product *product, int64_t piece, int64_t first_row, int64_t rows);
 
 /* product_short.c, where the processor multiplies bfloat16 without matrix units: BFLOAT12_BLOCKS, four rows at once. */
 void short_piece(const Product *product, int64_t piece, int64_t first_row, int64_t rows);
 
 /* product_tiles.c, where HAS_AMX: BFLOAT16_BLOCKS, 32 rows at once;
- * product_tiles_short.c: BFLOAT12_BLOCKS, 32 rows at once; product_tiles_int4.c: INT4_BLOCKS, 16 rows at once. */
+ * product_tiles_short.c: BFLOAT12_BLOCKS, 32 rows at once; product_tiles_int4.c: INT4_BLOCKS that are for
+ * bytes, 16 rows at once. */
 void tiles_piece(const Product *product, int64_t piece, int64_t first_row, int64_t rows);
 void short_tiles_piece(const Product *product, int64_t piece, int64_t first_row, int64_t rows);
 void int4_tiles_piece(const Product *product, int64_t piece, int64_t first_row, int64_t rows);

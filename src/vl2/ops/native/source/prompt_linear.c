@@ -104,7 +104,7 @@ static Operand take_operand(const LinearJob *own, float *room) {
         memcpy(to, own->x + row * own->x_row, (size_t)width * sizeof *to);
         memset(to + width, 0, (size_t)(stride - width) * sizeof *to);
     }
-    return (Operand){NULL, room, stride};
+    return (Operand){.pairs = room, .stride = stride};
 }
 
 /* Without GELU. Returns 0, or -1 without memory. */
