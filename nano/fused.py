@@ -12,6 +12,7 @@ from typing import Any
 import passes
 import torch
 import torch.nn.functional as F
+from forward import text_mask
 from torch import Tensor
 
 from model import MLA, Decoder, Layer, MoE
@@ -262,7 +263,7 @@ def _try(decoder: Decoder, rows: int, prefix: int, text: int, pad: int | None) -
     draw = torch.Generator().manual_seed(1)
     x, to = (torch.randn(rows, prefix + text, weight.shape[1], generator=draw).to(weight) for _ in range(2))
     positions = torch.arange(prefix + text, device=x.device).expand(rows, -1)
-    mask = torch.ones(text, prefix + text, dtype=torch.bool, device=x.device).tril(prefix).expand(rows, 1, -1, -1)
+    mask = text_mask(torch.ones(rows, text, dtype=torch.long, device=x.device), prefix)
     try:
         decoder.fast = None if pad is None else Fast(pad)
         for p, _ in kept:
