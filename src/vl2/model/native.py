@@ -23,7 +23,7 @@ from vl2.ops.gate.native import set_choice
 from vl2.ops.native import structures
 from vl2.ops.native.builds import load
 from vl2.ops.native.linear import NativeLinear
-from vl2.ops.native.matrices import describe, describe_quantized
+from vl2.ops.native.matrices import STRIP, describe, describe_quantized
 from vl2.ops.native.prompts import workers
 from vl2.ops.native.structures import BFLOAT12_BLOCKS
 from vl2.ops.quantized_weight.weight import QuantizedWeight
@@ -90,7 +90,11 @@ class NativeDecoder:
         dense = [layer.mlp for layer in self._decoder.layers if isinstance(layer.mlp, MLP)]
         widths = [described.hidden, *(2 * mlp.inner for mlp in dense)]  # as experts' are (source/prompt.h)
         is_known = described.is_bfloat16 and all(width % 64 == 0 for width in widths) and described.page_size % 16 == 0
-        return bool(own is not None and own.decodes and is_known and multiplies_natively(self._decoder))
+        if own is None or not own.decodes or not is_known or not multiplies_natively(self._decoder):
+            return False
+        natives = [module.native for module in self._decoder.modules() if isinstance(module, Linear)]
+        natives += [module.expand for module in self._decoder.modules() if isinstance(module, MLA)]
+        return all(native is None or native.matrix.in_width % STRIP == 0 for native in natives)
 
     # ---- describing
 

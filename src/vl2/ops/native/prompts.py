@@ -112,7 +112,7 @@ class Workers:
         if len(x):
             matrices = (ctypes.addressof(experts.gate_up), ctypes.addressof(experts.down))
             own = ExpertsJob(*(tensor.data_ptr() for tensor in given), *matrices, out.data_ptr())
-            own.tokens, own.width, own.choices = *x.shape, ids.shape[1]
+            own.tokens, own.width, own.x_row, own.choices = *x.shape, x.shape[1], ids.shape[1]
             own.num_experts, own.has_shared = experts.num_experts, experts.has_shared
             self._call("vl2_mix_experts", own)
         return out
@@ -176,7 +176,8 @@ class Workers:
         floats = [None if part is None else part.float() for part in (weight, bias)]  # kept until the call is done
         own = NormJob(x=x.data_ptr(), sums=sums.data_ptr(), out=out.data_ptr(), eps=eps)
         own.weights, own.bias = (None if part is None else part.data_ptr() for part in floats)
-        own.rows, own.width, own.x_row, own.is_bfloat16 = *x.shape, x.stride(0), x.dtype == torch.bfloat16
+        own.rows, own.width, own.x_row, own.out_row = *x.shape, x.stride(0), x.shape[1]
+        own.is_bfloat16 = x.dtype == torch.bfloat16
         if delta is not None:
             own.delta, own.delta_row = delta.data_ptr(), delta.stride(0)
         assert all(part is None or part.stride(1) == 1 for part in (x, delta))

@@ -76,7 +76,7 @@ class RowsJob(Structure):
 class NormJob(Structure):
     _fields_ = [
         *_fields(c_void_p, "x delta weights bias sums out"),
-        *_fields(c_int64, "rows width x_row delta_row is_bfloat16"),
+        *_fields(c_int64, "rows width x_row delta_row out_row is_bfloat16"),
         *_fields(c_double, "eps"),
     ]
 
@@ -91,7 +91,7 @@ class HeadsJob(Structure):
 class ExpertsJob(Structure):
     _fields_ = [
         *_fields(c_void_p, "x ids weights gate_up down out"),
-        *_fields(c_int64, "tokens width choices num_experts has_shared"),
+        *_fields(c_int64, "tokens width x_row choices num_experts has_shared"),
     ]
 
 

@@ -22,7 +22,7 @@ typedef struct {
 } Thread;
 
 /* `loop` says it all in one word, so that a piece can only be taken of the loop that is running: which loop (upper 32
- * bits), its number of pieces and the next piece to be taken (16 bits each). `first` is what piece 0 of it is to the caller,
+ * bits), where the pieces that nobody has taken end, and where they begin (16 bits each). `first` is what piece 0 of it is to the caller,
  * of whose pieces one loop takes MOST_PIECES. */
 struct Pool {
     _Alignas(64) _Atomic uint64_t loop;
@@ -56,16 +56,19 @@ static long share_of(const Pool *pool, uint64_t loop) {
     return share > 1 ? share : 1;
 }
 
-/* Take pieces until none is left. What the task is was written before the loop was announced, and is written again
+/* Take pieces until none is left: half of the threads from the end, so that of two loops over the same rows a thread mostly
+ * does the same ones, which are in its cache. What the task is was written before the loop was announced, and is written again
  * only when all pieces are done: read between a look at the loop and a piece taken of it, it belongs to it. */
 static void work(Pool *pool, int thread) {
+    bool is_from_end = thread % 2 != 0;
     uint64_t loop = atomic_load(&pool->loop);
     while (has_piece(loop)) {
         Task task = atomic_load_explicit(&pool->task, memory_order_relaxed);
         void *context = atomic_load_explicit(&pool->context, memory_order_relaxed);
-        long first = atomic_load_explicit(&pool->first, memory_order_relaxed) + (long)(loop & 0xffff);
-        long share = share_of(pool, loop);
-        if (atomic_compare_exchange_weak(&pool->loop, &loop, loop + (uint64_t)share)) {
+        long share = share_of(pool, loop), from_end = (long)(loop >> 16 & 0xffff) - share;
+        long first = atomic_load_explicit(&pool->first, memory_order_relaxed) + (is_from_end ? from_end : (long)(loop & 0xffff));
+        uint64_t taken = (uint64_t)share << (is_from_end ? 16 : 0);
+        if (atomic_compare_exchange_weak(&pool->loop, &loop, is_from_end ? loop - taken : loop + taken)) {
             for (long piece = first; piece < first + share; piece++) task(context, piece, thread);
             atomic_fetch_add(&pool->num_done, share);
             loop = atomic_load(&pool->loop);

@@ -24,7 +24,7 @@ INLINE int is_for_tiles(const Matrix *matrix) {
 
 /* Matrix units multiply 4-bit weights of more rows than bytes take at once. */
 INLINE int is_for_int4_tiles(const Product *product) {
-    return HAS_AMX && product->num_rows > 4 && product->weight->layout == INT4_BLOCKS && is_for_bytes(product->weight);
+    return HAS_AMX && product->num_rows > 3 && product->weight->layout == INT4_BLOCKS && is_for_bytes(product->weight);
 }
 
 INLINE const float *operand_row(const Product *product, int64_t row) {

@@ -30,6 +30,9 @@ INLINE void *take(uintptr_t *at, int64_t bytes) {
     return (void *)taken;
 }
 
+/* Numbers between rows that products read, or those of a tile would want the same few lines of a cache: 5 to 10 % of it. */
+enum { SPARE = 32 };
+
 /* Distances are in numbers. vl2_attend_prompt is only there where the processor multiplies bfloat16. */
 typedef struct {
     const uint16_t *q, *keys, *values;
@@ -56,8 +59,8 @@ typedef struct {
 typedef struct {
     const void *x, *delta; /* [rows, width], rows x_row and delta_row numbers apart; delta may be NULL, sums is left alone then */
     const float *weights, *bias; /* [width]; without a bias it is an RMS norm */
-    void *sums, *out;            /* [rows, width] */
-    int64_t rows, width, x_row, delta_row, is_bfloat16;
+    void *sums, *out;            /* [rows, width]; rows of out are out_row numbers apart */
+    int64_t rows, width, x_row, delta_row, out_row, is_bfloat16;
     double eps;
 } NormJob;
 
@@ -86,12 +89,12 @@ typedef struct {
 /* A MoE layer on bfloat16 rows. Weights lie in BFLOAT16_BLOCKS or BFLOAT12_BLOCKS of 32 or 64 columns; inputs are multiples of
  * 32, outputs of 64. vl2_mix_experts is only there where the processor multiplies bfloat16. */
 typedef struct {
-    const uint16_t *x;    /* [tokens, width] */
+    const uint16_t *x;    /* [tokens, width], a row every x_row numbers */
     const int64_t *ids;   /* [tokens, choices]: experts */
     const float *weights; /* [tokens, choices] */
     const Matrix *gate_up, *down; /* [num_experts], then of the shared ones, as one expert that all tokens take */
     uint16_t *out;        /* [tokens, width] */
-    int64_t tokens, width, choices, num_experts, has_shared;
+    int64_t tokens, width, x_row, choices, num_experts, has_shared;
 } ExpertsJob;
 
 /* The router of a MoE layer: of `choice` it reads what is about experts. */
@@ -122,7 +125,7 @@ typedef struct {
     int64_t start, rows, context;
 } Chunk;
 
-/* All layers of a decoder on a prompt's rows, in bfloat16 and on matrix units. The last layer computes results of some rows alone. */
+/* All layers of a decoder on a prompt's rows, in bfloat16 and on matrix units. The last one computes results of some rows alone. */
 typedef struct {
     const Model *model;
     uint16_t *x; /* [rows, hidden]: embeddings; then anything */

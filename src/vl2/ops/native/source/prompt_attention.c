@@ -75,8 +75,8 @@ static void shift_to_largest(Block *block, int is_first) {
 INLINE void weigh_row(Block *block, int64_t row, const float *scores, int64_t seen, uint16_t *weights) {
     __m512 a = _mm512_fmsub_ps(_mm512_load_ps(scores), block->scale, block->shift[row]);
     __m512 b = _mm512_fmsub_ps(_mm512_load_ps(scores + LANES), block->scale, block->shift[row]);
-    a = _mm512_maskz_mov_ps(first_lanes(seen), power_of_two(a));
-    b = _mm512_maskz_mov_ps(first_lanes(seen - LANES), power_of_two(b));
+    a = _mm512_maskz_mov_ps(first_lanes(seen), rough_power_of_two(a));
+    b = _mm512_maskz_mov_ps(first_lanes(seen - LANES), rough_power_of_two(b));
     block->sums[row] = _mm512_add_ps(block->sums[row], _mm512_add_ps(a, b));
     _mm512_store_si512(weights, (__m512i)_mm512_cvtne2ps_pbh(b, a));
 }

@@ -13,9 +13,10 @@
 
 enum {
     PIECES_OF_THREAD = 8, /* at least; fewer rows each read weights more often */
+    PIECES_OF_SHARED = 2, /* of a thread, of the shared experts: those of others come after them, if there are any */
+    ENOUGH_PIECE_ROWS = 128,
     MOST_PIECE_ROWS = 256,
     MIXED_ROWS = 16, /* of a piece of the last loop */
-    SPARE = 32,      /* numbers between rows, or those of a tile would want the same few lines of a cache */
 };
 
 /* Some rows of one expert, or of the shared ones, which all tokens take. */
@@ -45,8 +46,8 @@ INLINE __m512 swiglu_of(__m512 gate, __m512 up) { return _mm512_mul_ps(times_sig
 /* sums [rows, WIDE]: a strip of gates and one of ups → out [rows, STRIP] */
 static void store_swiglu(const float *sums, int64_t rows, uint16_t *out, int64_t stride) {
     for (int64_t row = 0; row < rows; row++, sums += WIDE, out += stride)
-        UNROLL for (int i = 0; i < STRIP; i += LANES)
-            store_rounded(out + i, swiglu_of(_mm512_loadu_ps(sums + i), _mm512_loadu_ps(sums + STRIP + i)));
+        store_both_rounded(out, swiglu_of(_mm512_loadu_ps(sums), _mm512_loadu_ps(sums + STRIP)),
+                           swiglu_of(_mm512_loadu_ps(sums + LANES), _mm512_loadu_ps(sums + STRIP + LANES)));
 }
 
 static void store_results(const float *sums, int64_t rows, uint16_t *out, int64_t stride) {
@@ -58,7 +59,7 @@ static void gather(const Job *job, const Piece *piece, uint16_t *x) {
     int64_t width = job->own->width;
     for (int64_t row = 0; row < piece->rows; row++) {
         int64_t token = piece->tokens == NULL ? piece->first + row : piece->tokens[row];
-        memcpy(x + row * job->x_stride, job->own->x + token * width, (size_t)width * sizeof *x);
+        memcpy(x + row * job->x_stride, job->own->x + token * job->own->x_row, (size_t)width * sizeof *x);
     }
 }
 
@@ -152,7 +153,9 @@ static size_t lay_out(Job *job, uintptr_t begin, int64_t threads) {
     int64_t pairs = own->tokens * own->choices, shared_rows = own->has_shared ? own->tokens : 0, rows = pairs + shared_rows;
     int64_t inner = inner_width(own->gate_up), groups = own->num_experts + own->has_shared;
     if (own->has_shared) inner = larger(inner, inner_width(&own->gate_up[own->num_experts]));
+    int64_t least = smaller(up(parts_of(shared_rows, threads * PIECES_OF_SHARED), MOST_ROWS), ENOUGH_PIECE_ROWS);
     job->piece_rows = smaller(parts_of(rows, threads * PIECES_OF_THREAD * MOST_ROWS) * MOST_ROWS, MOST_PIECE_ROWS);
+    job->piece_rows = larger(job->piece_rows, least);
     job->x_stride = own->width + SPARE, job->inner_stride = inner + SPARE;
     int64_t room = 2 * strip_room(larger(own->width, inner)); /* numbers are half as wide as words */
     job->scratch_numbers = job->piece_rows * (job->x_stride + job->inner_stride) + room;

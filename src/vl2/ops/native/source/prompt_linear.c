@@ -11,7 +11,7 @@ enum { PIECE_ROWS = 256 }; /* of x, which stay in a core's second cache from one
 
 typedef struct {
     const LinearJob *own;
-    int64_t wide; /* pieces side by side */
+    int64_t wide, parts; /* pieces side by side, and one below the other: of equally many rows */
 } Job;
 
 /* gelu(x), the tanh form: x / (1 + e^(-2 √(2/π) (x + 0.044715 x³))) */
@@ -21,7 +21,8 @@ INLINE __m512 gelu_of(__m512 x) {
     return times_sigmoid(x, inner, -1.5957691216057308f);
 }
 
-/* x (1 + erf(x / √2)) / 2; erf to 2e-7 (Abramowitz and Stegun, 7.1.26): 1 - (a1 t + … + a5 t⁵) e^(-x² / 2), t = 1 / (1 + p |x|) */
+/* x (1 + erf(x / √2)) / 2; erf to 2e-7 (Abramowitz and Stegun, 7.1.26):
+ * 1 - (a1 t + … + a5 t⁵) e^(-x² / 2), t = 1 / (1 + p |x|) */
 INLINE __m512 erf_gelu_of(__m512 x) {
     __m512 size = _mm512_abs_ps(x), t = _mm512_fmadd_ps(size, _mm512_set1_ps(0.3275911f * 0.70710678f), _mm512_set1_ps(1.0f));
     t = _mm512_div_ps(_mm512_set1_ps(1.0f), t);
@@ -51,6 +52,13 @@ INLINE void store_rows(const LinearJob *own, const float *sums, int64_t row, int
                                            : _mm512_maskz_loadu_ps(masks[v], own->weight.bias + column + v * LANES);
     }
     uint16_t *out = (uint16_t *)own->out + row * own->out_row + column;
+    if (left >= WIDE) {
+        for (; rows > 0; rows--, sums += WIDE, out += own->out_row)
+            UNROLL for (int v = 0; v < WIDE / LANES; v += 2)
+                store_both_rounded(out + v * LANES, finished(_mm512_loadu_ps(sums + v * LANES), bias[v], gelu),
+                                   finished(_mm512_loadu_ps(sums + (v + 1) * LANES), bias[v + 1], gelu));
+        return;
+    }
     for (; rows > 0; rows--, sums += WIDE, out += own->out_row)
         UNROLL for (int v = 0; v < WIDE / LANES; v++) {
             __m512 value = finished(_mm512_loadu_ps(sums + v * LANES), bias[v], gelu);
@@ -66,12 +74,13 @@ static void linear_piece(void *context, long idx, int thread) {
     const Job *job = context;
     const LinearJob *own = job->own;
     (void)thread;
-    int64_t column = idx % job->wide * WIDE, begin = idx / job->wide * PIECE_ROWS;
+    int64_t column = idx % job->wide * WIDE, part_idx = idx / job->wide;
+    int64_t begin = part_idx * own->rows / job->parts, end = (part_idx + 1) * own->rows / job->parts;
     float sums[PIECE_ROWS / MOST_ROWS][MOST_ROWS * WIDE];
     StripProduct product = {.x = own->x + begin * own->x_row, .stride = own->x_row, .width = up(own->weight.in_width, TILE_NUMBERS),
                             .strips = strips_of(own, column), .sums = sums};
     product.next = column + WIDE < own->weight.out_width ? strips_of(own, column + WIDE) : product.strips;
-    cut_rows(&product, smaller(own->rows - begin, PIECE_ROWS));
+    cut_rows(&product, end - begin);
     strips_begin(product.rows);
     multiply_strips(&product);
     strips_end();
@@ -84,8 +93,9 @@ static void linear_piece(void *context, long idx, int thread) {
 }
 
 EXPORT int32_t vl2_linear_rows(Workers *workers, const LinearJob *own) {
-    Job job = {.own = own, .wide = parts_of(own->weight.out_width, WIDE)};
-    pool_run(workers->pool, linear_piece, &job, (long)(parts_of(own->rows, PIECE_ROWS) * job.wide));
+    int64_t parts = parts_of(own->rows, PIECE_ROWS);
+    Job job = {.own = own, .wide = parts_of(own->weight.out_width, WIDE), .parts = parts > 1 ? up(parts, 2) : parts};
+    pool_run(workers->pool, linear_piece, &job, (long)(job.parts * job.wide));
     return 0;
 }
 

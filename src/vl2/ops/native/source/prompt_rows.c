@@ -1,4 +1,6 @@
 /* What lies between a prompt's products, in one pass each: numbers are read once, computed in float32, rounded once. */
+#include <math.h>
+
 #include "counts.h"
 #include "engine.h"
 #include "pointwise.h"
@@ -72,10 +74,66 @@ INLINE const void *row_at(const void *rows, int64_t number, int64_t is_bfloat16)
     return (const char *)rows + number * (is_bfloat16 ? 2 : 4);
 }
 
+#if HAS_BF16_DOT
+
+/* The same in vectors of bfloat16, whose conversions the processor knows; widths are whole pairs of vectors. */
+INLINE __m512 halves_at(const uint16_t *from, int64_t first) { return (__m512)values_at(from, first, 1); }
+
+INLINE __m512 take_sum(const uint16_t *x, const uint16_t *delta, uint16_t *sums, int64_t i, float *room) {
+    __m512 value = halves_at(x, i);
+    if (delta != NULL) {
+        store_rounded(sums + i, _mm512_add_ps(value, halves_at(delta, i)));
+        value = halves_at(sums, i);
+    }
+    _mm512_store_ps(room + i, value);
+    return value;
+}
+
+INLINE float sum_both(__m512 one, __m512 other) { return sum_floats((Floats)_mm512_add_ps(one, other)); }
+
+static void norm_halves(const NormJob *own, int64_t row, float *room) {
+    int64_t width = own->width;
+    const uint16_t *x = (const uint16_t *)own->x + row * own->x_row;
+    const uint16_t *delta = own->delta == NULL ? NULL : (const uint16_t *)own->delta + row * own->delta_row;
+    uint16_t *sums = (uint16_t *)own->sums + row * width, *out = (uint16_t *)own->out + row * own->out_row;
+    __m512 totals[2] = {_mm512_setzero_ps(), _mm512_setzero_ps()}, squares[2] = {_mm512_setzero_ps(), _mm512_setzero_ps()};
+    for (int64_t i = 0; i < width; i += 2 * LANES)
+        UNROLL for (int v = 0; v < 2; v++) {
+            __m512 value = take_sum(x, delta, sums, i + v * LANES, room);
+            totals[v] = _mm512_add_ps(totals[v], value);
+            squares[v] = _mm512_fmadd_ps(value, value, squares[v]);
+        }
+    __m512 mean = _mm512_setzero_ps();
+    if (own->bias != NULL) {
+        mean = _mm512_set1_ps(sum_both(totals[0], totals[1]) / (float)width);
+        squares[0] = squares[1] = _mm512_setzero_ps();
+        for (int64_t i = 0; i < width; i += 2 * LANES)
+            UNROLL for (int v = 0; v < 2; v++) {
+                __m512 value = _mm512_sub_ps(_mm512_load_ps(room + i + v * LANES), mean);
+                squares[v] = _mm512_fmadd_ps(value, value, squares[v]);
+            }
+    }
+    __m512 factor = _mm512_set1_ps(1.0f / sqrtf(sum_both(squares[0], squares[1]) / (float)width + (float)own->eps));
+    for (int64_t i = 0; i < width; i += LANES) {
+        __m512 value = _mm512_mul_ps(_mm512_sub_ps(_mm512_load_ps(room + i), mean), factor);
+        __m512 weight = _mm512_loadu_ps(own->weights + i);
+        __m512 bias = own->bias == NULL ? _mm512_setzero_ps() : _mm512_loadu_ps(own->bias + i);
+        store_rounded(out + i, _mm512_fmadd_ps(value, weight, bias));
+    }
+}
+
+#endif
+
 static void norm_row(const void *job, int64_t row, float *x) {
     const NormJob *own = job;
     int64_t width = own->width;
     int is_bfloat16 = (int)own->is_bfloat16;
+#if HAS_BF16_DOT
+    if (is_bfloat16 && width % (2 * LANES) == 0) {
+        norm_halves(own, row, x);
+        return;
+    }
+#endif
     read_row(own->x, row * own->x_row, width, is_bfloat16, x);
     if (own->delta != NULL) {
         add_row(x, 1.0f, row_at(own->delta, row * own->delta_row, is_bfloat16), width, is_bfloat16);
@@ -84,15 +142,44 @@ static void norm_row(const void *job, int64_t row, float *x) {
     }
     if (own->bias == NULL) rms_norm(x, own->weights, (float)own->eps, width, x);
     else layer_norm(x, own->weights, own->bias, (float)own->eps, width, x);
-    write_row(x, width, is_bfloat16, own->out, row * width);
+    write_row(x, width, is_bfloat16, own->out, row * own->out_row);
 }
 
 EXPORT int32_t vl2_norm_rows(Workers *workers, const NormJob *own) {
     return run_rows(workers, own, norm_row, own->rows, own->width);
 }
 
+#if HAS_BF16_DOT
+
+/* A head of bfloat16, whose halves are whole vectors. */
+INLINE void rotate_head(const uint16_t *from, const float *cos, const float *sin, int64_t dim, uint16_t *to) {
+    for (int64_t i = 0; i < dim / 2; i += LANES) {
+        __m512 a = halves_at(from, i), b = halves_at(from, dim / 2 + i), c = _mm512_loadu_ps(cos + i), s = _mm512_loadu_ps(sin + i);
+        store_rounded(to + i, _mm512_fmsub_ps(a, c, _mm512_mul_ps(b, s)));
+        store_rounded(to + dim / 2 + i, _mm512_fmadd_ps(b, c, _mm512_mul_ps(a, s)));
+    }
+}
+
+static void heads_halves(const HeadsJob *own, int64_t row) {
+    int64_t dim = own->dim, kv_width = own->kv_heads * dim, q_width = own->heads * dim, slot = own->slots[row];
+    const float *cos = own->cos + own->positions[row] * (dim / 2), *sin = own->sin + own->positions[row] * (dim / 2);
+    const uint16_t *from = (const uint16_t *)own->qkv + row * own->qkv_row;
+    uint16_t *q = (uint16_t *)own->q + row * q_width, *keys = (uint16_t *)own->pool + slot * kv_width;
+    for (int64_t at = 0; at < q_width; at += dim) rotate_head(from + at, cos, sin, dim, q + at);
+    for (int64_t at = 0; at < kv_width; at += dim) rotate_head(from + q_width + at, cos, sin, dim, keys + at);
+    memcpy(keys + own->num_slots * kv_width, from + q_width + kv_width, (size_t)kv_width * sizeof *keys);
+}
+
+#endif
+
 static void heads_row(const void *job, int64_t row, float *x) {
     const HeadsJob *own = job;
+#if HAS_BF16_DOT
+    if (own->is_bfloat16 && own->dim % (2 * LANES) == 0) {
+        heads_halves(own, row);
+        return;
+    }
+#endif
     int64_t dim = own->dim, kv_width = own->kv_heads * dim, q_width = own->heads * dim, slot = own->slots[row];
     const float *cos = own->cos + own->positions[row] * (dim / 2), *sin = own->sin + own->positions[row] * (dim / 2);
     read_row(own->qkv, row * own->qkv_row, q_width + 2 * kv_width, own->is_bfloat16, x);
@@ -119,9 +206,43 @@ EXPORT int32_t vl2_write_latent(Workers *workers, const LatentJob *own) {
     return run_rows(workers, own, latent_row, own->rows, own->rank + own->rope_dim);
 }
 
+#if HAS_BF16_DOT
+
+/* Pairs of bfloat16, in one word each. */
+INLINE void rotate_words(const uint16_t *from, const float *cos, const float *sin, int64_t count, uint16_t *to) {
+    for (int64_t i = 0; i < count; i += LANES) {
+        __mmask16 given = first_lanes(count - i);
+        Words words = (Words)_mm512_maskz_loadu_epi32(given, from + 2 * i);
+        __m512 a = (__m512)first_of_pairs(words), b = (__m512)second_of_pairs(words);
+        __m512 c = _mm512_maskz_loadu_ps(given, cos + i), s = _mm512_maskz_loadu_ps(given, sin + i);
+        __m256i first = (__m256i)_mm512_cvtneps_pbh(_mm512_fmsub_ps(a, c, _mm512_mul_ps(b, s)));
+        __m256i second = (__m256i)_mm512_cvtneps_pbh(_mm512_fmadd_ps(b, c, _mm512_mul_ps(a, s)));
+        __m512i both = _mm512_or_si512(_mm512_cvtepu16_epi32(first), _mm512_slli_epi32(_mm512_cvtepu16_epi32(second), 16));
+        _mm512_mask_storeu_epi32(to + 2 * i, given, both);
+    }
+}
+
+static void queries_halves(const LatentJob *own, int64_t row) {
+    int64_t half = own->rope_dim / 2, width = own->heads * own->head_width, position = own->positions[row];
+    const uint16_t *from = (const uint16_t *)own->x + row * own->x_row;
+    uint16_t *to = (uint16_t *)own->out + row * width;
+    if (from != to) memcpy(to, from, (size_t)width * sizeof *to);
+    for (int64_t end = own->head_width; end <= width; end += own->head_width)
+        rotate_words(from + end - own->rope_dim, own->cos + position * half, own->sin + position * half, half,
+                     to + end - own->rope_dim);
+}
+
+#endif
+
 static void queries_row(const void *job, int64_t row, float *x) {
     const LatentJob *own = job;
     int64_t half = own->rope_dim / 2, width = own->heads * own->head_width, position = own->positions[row];
+#if HAS_BF16_DOT
+    if (own->is_bfloat16) {
+        queries_halves(own, row);
+        return;
+    }
+#endif
     read_row(own->x, row * own->x_row, width, (int)own->is_bfloat16, x);
     for (int64_t head = 1; head <= own->heads; head++)
         rotate_pairs(x + head * own->head_width - own->rope_dim, own->cos + position * half, own->sin + position * half,

@@ -9,7 +9,8 @@
 typedef struct {
     const TowerJob *own;
     Workers *workers;
-    int64_t patches, rows, patch_row, inner_row; /* of a tile, of all; numbers of a filled up row */
+    int64_t patches, rows;                      /* of a tile, of all */
+    int64_t patch_row, width_row, inner_row;   /* numbers from one to the next */
     uint16_t *pixels, *x, *normed, *qkv, *attended, *delta, *inner;
     int32_t failed;
 } Tower;
@@ -39,7 +40,8 @@ static void patches_piece(void *context, long piece, int thread) {
 
 /* ---- a block */
 
-static void linear(Tower *tower, const uint16_t *x, int64_t x_row, const Matrix *weight, Gelu gelu, uint16_t *out, int64_t out_row) {
+static void linear(Tower *tower, const uint16_t *x, int64_t x_row, const Matrix *weight, Gelu gelu, uint16_t *out,
+                   int64_t out_row) {
     tower->failed |= call_linear(tower->workers, x, x_row, tower->rows, weight, gelu, out, out_row);
 }
 
@@ -48,8 +50,9 @@ static void norm(Tower *tower, int64_t row, int64_t rows, const uint16_t *delta,
                  uint16_t *out) {
     int64_t width = tower->own->width;
     uint16_t *x = tower->x + row * width;
-    NormJob job = {.x = x, .delta = delta, .weights = weights, .bias = bias, .sums = x, .out = out + row * width, .rows = rows,
-                   .width = width, .x_row = width, .delta_row = width, .is_bfloat16 = 1, .eps = tower->own->eps};
+    NormJob job = {.x = x, .delta = delta, .weights = weights, .bias = bias, .sums = x, .out = out + row * tower->width_row,
+                   .rows = rows, .width = width, .x_row = width, .delta_row = width, .out_row = tower->width_row,
+                   .is_bfloat16 = 1, .eps = tower->own->eps};
     tower->failed |= vl2_norm_rows(tower->workers, &job);
 }
 
@@ -58,10 +61,11 @@ static void attend(Tower *tower) {
     int64_t width = own->width, dim = width / own->heads, patches = tower->patches;
     for (int64_t tile = 0; tile < own->tiles; tile++) {
         const uint16_t *q = tower->qkv + tile * patches * 3 * width;
-        PromptAttention job = {.q = q, .keys = q + width, .values = q + 2 * width, .out = tower->attended + tile * patches * width,
+        PromptAttention job = {.q = q, .keys = q + width, .values = q + 2 * width,
+                               .out = tower->attended + tile * patches * tower->width_row,
                                .rows = patches, .context = patches, .heads = own->heads, .kv_heads = own->heads, .dim = dim,
                                .value_dim = dim, .q_row = 3 * width, .q_head = dim, .key_row = 3 * width, .key_head = dim,
-                               .value_row = 3 * width, .value_head = dim, .out_row = width, .out_head = dim,
+                               .value_row = 3 * width, .value_head = dim, .out_row = tower->width_row, .out_head = dim,
                                .scale = 1.0f / __builtin_sqrtf((float)dim)};
         tower->failed |= vl2_attend_prompt(tower->workers, &job);
     }
@@ -74,11 +78,11 @@ static void compute_block(Tower *tower, const TowerBlock *block, int is_first) {
             norm(tower, row, patches, tower->own->places, block->norm1, block->norm1_bias, tower->normed);
     else
         norm(tower, 0, rows, tower->delta, block->norm1, block->norm1_bias, tower->normed);
-    linear(tower, tower->normed, width, &block->qkv, NO_GELU, tower->qkv, 3 * width);
+    linear(tower, tower->normed, tower->width_row, &block->qkv, NO_GELU, tower->qkv, 3 * width);
     attend(tower);
-    linear(tower, tower->attended, width, &block->proj, NO_GELU, tower->delta, width);
+    linear(tower, tower->attended, tower->width_row, &block->proj, NO_GELU, tower->delta, width);
     norm(tower, 0, rows, tower->delta, block->norm2, block->norm2_bias, tower->normed);
-    linear(tower, tower->normed, width, &block->fc1, TANH_GELU, tower->inner, tower->inner_row);
+    linear(tower, tower->normed, tower->width_row, &block->fc1, TANH_GELU, tower->inner, tower->inner_row);
     linear(tower, tower->inner, tower->inner_row, &block->fc2, NO_GELU, tower->delta, width);
 }
 
@@ -90,31 +94,38 @@ static size_t lay_out(Tower *tower, uintptr_t begin) {
     uintptr_t at = begin;
     tower->pixels = take(&at, row * tower->patch_row);
     tower->x = take(&at, row * width);
-    tower->normed = take(&at, row * width);
+    tower->normed = take(&at, row * tower->width_row);
     tower->qkv = take(&at, row * 3 * width);
-    tower->attended = take(&at, row * width);
+    tower->attended = take(&at, row * tower->width_row);
     tower->delta = take(&at, row * width);
     tower->inner = take(&at, row * tower->inner_row);
     return (size_t)(at - begin);
+}
+
+/* What no call writes, but products read. */
+static void fill_up(uint16_t *rows, int64_t count, int64_t width, int64_t stride) {
+    for (int64_t row = 0; row < count; row++) memset(rows + row * stride + width, 0, (size_t)(stride - width) * sizeof *rows);
 }
 
 /* At least one block. Returns 0, or -1 without memory. */
 EXPORT int32_t vl2_encode_tiles(Workers *workers, const TowerJob *own) {
     Tower tower = {.own = own, .workers = workers, .patches = own->grid * own->grid};
     tower.rows = own->tiles * tower.patches;
-    tower.patch_row = up(3 * own->patch * own->patch, TILE_NUMBERS), tower.inner_row = up(own->inner, TILE_NUMBERS);
+    tower.patch_row = up(3 * own->patch * own->patch, TILE_NUMBERS) + SPARE;
+    tower.width_row = own->width + SPARE, tower.inner_row = up(own->inner, TILE_NUMBERS) + SPARE;
     void *room = room_of(&workers->of_layers, lay_out(&tower, 0));
     if (room == NULL) return -1;
     lay_out(&tower, (uintptr_t)room);
     pool_run(workers->pool, patches_piece, &tower, (long)(own->tiles * own->grid));
-    for (int64_t row = 0; row < tower.rows; row++)
-        memset(tower.inner + row * tower.inner_row + own->inner, 0, (size_t)(tower.inner_row - own->inner) * 2);
+    fill_up(tower.normed, tower.rows, own->width, tower.width_row);
+    fill_up(tower.attended, tower.rows, own->width, tower.width_row);
+    fill_up(tower.inner, tower.rows, own->inner, tower.inner_row);
     linear(&tower, tower.pixels, tower.patch_row, &own->embed, 0, tower.x, own->width);
     for (int64_t block = 0; block < own->num_blocks && !tower.failed; block++)
         compute_block(&tower, &own->blocks[block], block == 0);
     NormJob last = {.x = tower.x, .delta = tower.delta, .weights = own->norm, .bias = own->norm_bias, .sums = tower.x,
                     .out = own->out, .rows = tower.rows, .width = own->width, .x_row = own->width, .delta_row = own->width,
-                    .is_bfloat16 = 1, .eps = own->eps};
+                    .out_row = own->width, .is_bfloat16 = 1, .eps = own->eps};
     return tower.failed | vl2_norm_rows(workers, &last);
 }
 

@@ -43,13 +43,10 @@ INLINE int64_t first_of_part(const StripProduct *own, int64_t part) {
     return smaller(part * own->rows, own->count - own->rows);
 }
 
-INLINE void store_rounded(uint16_t *to, __m512 values) {
-    _mm256_storeu_si256((void *)to, (__m256i)_mm512_cvtneps_pbh(values));
-}
-
 /* Sums of a row, WIDE of them. */
 INLINE void store_wide(uint16_t *to, const float *sums) {
-    UNROLL for (int i = 0; i < WIDE; i += LANES) store_rounded(to + i, _mm512_loadu_ps(sums + i));
+    UNROLL for (int i = 0; i < WIDE; i += 2 * LANES)
+        store_both_rounded(to + i, _mm512_loadu_ps(sums + i), _mm512_loadu_ps(sums + i + LANES));
 }
 
 #if HAS_AMX
