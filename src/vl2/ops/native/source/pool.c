@@ -32,7 +32,7 @@ struct Pool {
     _Atomic long first;
     _Alignas(64) _Atomic uint32_t wakes; /* threads sleep on it */
     _Atomic int sleepers;
-    atomic_bool is_closing;
+    atomic_bool is_closing, has_both_ends;
     int num_threads;
     Thread threads[];
 };
@@ -56,11 +56,10 @@ static long share_of(const Pool *pool, uint64_t loop) {
     return share > 1 ? share : 1;
 }
 
-/* Take pieces until none is left: half of the threads from the end, so that of two loops over the same rows a thread mostly
- * does the same ones, which are in its cache. What the task is was written before the loop was announced, and is written again
+/* Take pieces until none is left. What the task is was written before the loop was announced, and is written again
  * only when all pieces are done: read between a look at the loop and a piece taken of it, it belongs to it. */
 static void work(Pool *pool, int thread) {
-    bool is_from_end = thread % 2 != 0;
+    bool is_from_end = pool->has_both_ends && thread % 2 != 0;
     uint64_t loop = atomic_load(&pool->loop);
     while (has_piece(loop)) {
         Task task = atomic_load_explicit(&pool->task, memory_order_relaxed);
@@ -125,6 +124,8 @@ void pool_free(Pool *pool) {
     for (int idx = 1; idx < pool->num_threads; idx++) pthread_join(pool->threads[idx].handle, NULL);
     free(pool);
 }
+
+void pool_take_from_both_ends(Pool *pool) { atomic_store(&pool->has_both_ends, true); }
 
 int pool_threads(const Pool *pool) { return pool->num_threads; }
 

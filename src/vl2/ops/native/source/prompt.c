@@ -19,6 +19,7 @@ EXPORT Workers *vl2_workers_new(int32_t threads) {
         free(workers);
         return NULL;
     }
+    if (workers != NULL) pool_take_from_both_ends(workers->pool);
     return workers;
 }
 
