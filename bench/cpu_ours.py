@@ -60,9 +60,13 @@ def main() -> None:
         return {"seconds": drain(engine)}
 
     def status(command: dict) -> dict:
-        language, moe = model.language, model.language.moe
+        language, moe, own = model.language, model.language.moe, engine.runner.model
         picture_tokens = len(picture_prompt(model.tile_geometry, IMAGE_ID, 32, 0).token_ids)
+        weights = decode_bytes(engine.runner, 1, 0, moe.num_experts if moe else 0)
+        picture = weights + sum(p.nbytes for part in (own.vision, own.projector) for p in part.parameters())
         return {
+            "text_bytes": weights,
+            "picture_bytes": picture,
             "resident_bytes": resident_bytes(),
             "decode_bytes": {
                 streams: decode_bytes(engine.runner, streams, 64, expected_experts(moe, streams)) for streams in (1, 8)
