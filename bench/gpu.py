@@ -99,10 +99,10 @@ class Bench:
             def __getattr__(self, name: str):
                 return getattr(backend, name)
 
-            def route(self, *args):
-                ids, weights = backend.route(*args)
+            def norm_and_route(self, *args):
+                x, normed, ids, weights = backend.norm_and_route(*args)
                 counts.append(len(ids.unique()))
-                return ids, weights
+                return x, normed, ids, weights
 
         runner = self.engine.runner
         graphs, runner.decode_graphs = runner.decode_graphs, None

@@ -23,6 +23,7 @@ from kernels_attention import error, line, microseconds, report
 
 from vl2.core.quantization import WeightScheme
 from vl2.ops.experts import kernel as dense_experts
+from vl2.ops.experts.mixture import add_up
 from vl2.ops.experts.weights import ExpertWeights
 from vl2.ops.quantized_experts import kernel as experts_kernel
 from vl2.ops.quantized_experts import kernel_few as few_experts
@@ -115,8 +116,8 @@ def check_experts(name: str, tokens: int) -> str:
         gate, up = (x[token].double() @ gate_up[expert].double().T).chunk(2, -1)
         result = (F.silu(gate) * up) @ down[expert].double().T
         expected.index_add_(0, token, result * all_weights[token, choice].double()[:, None])
-    dense = dense_experts.mix_experts(x, all_ids, all_weights, ExpertWeights(gate_up, down, None, None))
-    out, again = (experts_kernel.mix_quantized_experts(x, ids, weights, experts) for _ in range(2))
+    dense = add_up(dense_experts.mix_experts(x, all_ids, all_weights, ExpertWeights(gate_up, down, None, None)))
+    out, again = (add_up(experts_kernel.mix_quantized_experts(x, ids, weights, experts)) for _ in range(2))
     told = f"{error(out, expected):.2e} / {error(dense, expected):.2e}"
     return told + ("" if torch.equal(out, again) else "  NOT REPEATABLE")
 
@@ -267,7 +268,7 @@ def tune_linear(label: str, counts: tuple[int, ...], tile: linear_kernel.Tile | 
 
 def multiply(weight: QuantizedWeight, x, bias, out, tile: linear_kernel.Tile | few_linear.Tile) -> None:
     if isinstance(tile, few_linear.Tile):
-        few_linear.multiply_few(x, weight, bias, out, tile, has_asm=True)
+        few_linear.multiply_few(x, bias, [(weight, out)], tile, has_asm=True)
     else:
         linear_kernel.multiply(x, weight, bias, out, tile)
 

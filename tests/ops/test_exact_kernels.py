@@ -14,6 +14,7 @@ from vl2.ops.attention.kernel_mla import attend_mla
 from vl2.ops.exact_linear import kernel
 from vl2.ops.experts import exact, kernel_common, reference
 from vl2.ops.experts import kernel as experts_kernel
+from vl2.ops.experts.mixture import add_up
 from vl2.ops.experts.weights import ExpertWeights
 from vl2.ops.gate import kernel as gate_kernel
 from vl2.ops.gate import reference as gate_reference
@@ -102,7 +103,7 @@ def test_experts_take_a_tile_that_agrees(device: torch.device, num_tokens: int, 
     experts = ExpertWeights(draw(4, 32, 24), draw(4, 24, 16), draw(64, 24), draw(24, 32))
     ids = torch.stack([torch.randperm(4)[:2] for _ in range(num_tokens)]).int().to(device)
     x, weights = draw(num_tokens, 24), torch.rand(num_tokens, 2, device=device)
-    out = exact.mix_experts(x, ids, weights, experts)
+    out = add_up(exact.mix_experts(x, ids, weights, experts))
     assert used == [small]
     torch.testing.assert_close(out, reference.mix_experts(x, ids.long(), weights, experts), atol=2e-3, rtol=2e-3)
 
@@ -132,7 +133,7 @@ def test_on_a_gpu_a_row_of_router_and_experts_has_the_same_bits_in_any_number(de
 
     def compute(count: int) -> tuple[torch.Tensor, ...]:
         ids, weights = gate_kernel.exact_route(x[:count], router, None, config)
-        return ids, weights, exact.mix_experts(x[:count], ids, weights, experts)
+        return ids, weights, add_up(exact.mix_experts(x[:count], ids, weights, experts))
 
     rows_agree(compute, len(x))
 

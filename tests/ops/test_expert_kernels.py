@@ -5,6 +5,7 @@ import torch
 
 from vl2.ops.experts import align as align_module
 from vl2.ops.experts import kernel, kernel_common, kernel_many, reference
+from vl2.ops.experts.mixture import add_up
 from vl2.ops.experts.weights import ExpertWeights
 
 WIDTH, INNER, EXPERTS, ACTIVE = 40, 24, 6, 2
@@ -30,7 +31,7 @@ def test_float32_equals_the_reference(device: torch.device, num_tokens: int, num
     x, experts = torch.randn(num_tokens, WIDTH, device=device), weights_of(device, torch.float32, num_shared)
     ids, weights = routes(num_tokens, device)
     torch.testing.assert_close(
-        kernel.mix_experts(x, ids, weights, experts),
+        add_up(kernel.mix_experts(x, ids, weights, experts)),
         reference.mix_experts(x, ids.long(), weights, experts),
         atol=1e-5,
         rtol=1e-5,
@@ -64,17 +65,17 @@ def test_rows_laid_out_in_blocks_give_the_same(device: torch.device, num_tokens:
     experts, (ids, weights) = weights_of(device, torch.float16, num_shared), routes(num_tokens, device)
     assert kernel_many.can_lay_out(x, experts)
     tile = kernel_common.Tile(16, 16, 16, 32, 16, 4, 2)
-    out = kernel_many.mix_many(x, ids, weights, experts, tile)
+    out = add_up(kernel_many.mix_many(x, ids, weights, experts, tile))
     torch.testing.assert_close(out, reference.mix_experts(x, ids.long(), weights, experts), atol=2e-3, rtol=2e-3)
 
 
 def test_a_row_does_not_depend_on_the_others(device: torch.device):
     x, experts = torch.randn(9, WIDTH, device=device), weights_of(device, torch.float32, 2)
     ids, weights = routes(9, device)
-    whole = kernel.mix_experts(x, ids, weights, experts)
+    whole = add_up(kernel.mix_experts(x, ids, weights, experts))
     for row in range(9):
         part = slice(row, row + 1)
-        alone = kernel.mix_experts(x[part], ids[part], weights[part], experts)
+        alone = add_up(kernel.mix_experts(x[part], ids[part], weights[part], experts))
         if device.type == "cuda":
             assert torch.equal(alone, whole[part])
         else:  # NumPy's products, which the interpreter takes, do depend on the row
@@ -84,7 +85,7 @@ def test_a_row_does_not_depend_on_the_others(device: torch.device):
 def test_float16_stays_finite(device: torch.device):
     x, experts = torch.full((3, WIDTH), 6e4, device=device).half(), weights_of(device, torch.float16, 1)
     ids, weights = routes(3, device)
-    assert bool(torch.isfinite(kernel.mix_experts(x, ids, weights * 100, experts)).all())
+    assert bool(torch.isfinite(add_up(kernel.mix_experts(x, ids, weights * 100, experts))).all())
     assert bool(torch.isfinite(kernel_common.swiglu(torch.full((2, 16), 6e4, device=device).half())).all())
 
 

@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from tests.ops.test_ops import moe_config
+from vl2.ops.experts.mixture import Mixture
 from vl2.ops.gate import kernel, reference
+from vl2.ops.norm.reference import add_rms_norm
 
 
 @pytest.mark.parametrize("num_tokens", [1, 5, 40])
@@ -25,6 +27,25 @@ def test_ids_and_weights(device: torch.device, num_tokens: int, scoring: str, ha
     expected_ids, expected = reference.route(x, weight, bias, config)
     assert ids.tolist() == expected_ids.tolist()
     torch.testing.assert_close(weights, expected, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("num_tokens", [1, 5, 17])
+@pytest.mark.parametrize("is_mixture", [False, True])
+def test_the_norm_before_the_router_in_one_launch(device: torch.device, num_tokens: int, is_mixture: bool):
+    """Of up to 16 tokens; what comes to them may be experts' results that nobody has added up."""
+    torch.manual_seed(num_tokens)
+    config = moe_config(num_experts=11, num_active=3, topk_method="noaux_tc")
+    x, norm_weight = torch.randn(num_tokens, 48, device=device), torch.randn(48, device=device)
+    router, bias = torch.randn(11, 48, device=device), torch.randn(11, device=device)
+    delta = torch.randn(num_tokens, 48, device=device)
+    if is_mixture:
+        delta = Mixture(torch.randn(num_tokens * 2, 48, device=device), torch.rand(num_tokens, 2, device=device))
+    total, normed, ids, weights = kernel.norm_and_route(x, delta, norm_weight, 1e-6, router, bias, config)
+    expected_total, expected = add_rms_norm(x, delta, norm_weight, 1e-6)
+    expected_ids, expected_weights = reference.route(expected, router, bias, config)
+    assert ids.tolist() == expected_ids.tolist()
+    for own, theirs in ((total, expected_total), (normed, expected), (weights, expected_weights)):
+        torch.testing.assert_close(own, theirs, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("num_tokens", [1, 17, 300])

@@ -7,6 +7,7 @@ from vl2.core.quantization import WeightScheme
 from vl2.ops.experts import reference as dense_experts
 from vl2.ops.experts.kernel_common import Tile
 from vl2.ops.experts.kernel_many import mix_many_float8
+from vl2.ops.experts.mixture import add_up
 from vl2.ops.float8 import reference as float8_reference
 from vl2.ops.float8.kernel import round_rows
 from vl2.ops.quantized_experts import kernel as experts_kernel
@@ -113,11 +114,21 @@ def test_few_rows_whose_inputs_the_warps_of_a_program_share_out(device: torch.de
     for tile in (kernel_few.Tile(8, 16, 8, 2), kernel_few.Tile(16, 32, 4, 2)):
         outs = torch.full((2, 11, 70), float("nan"), device=device, dtype=dtype)
         for out in outs:
-            kernel_few.multiply_few(x, weight, bias, out, tile, kernel.has_asm(device))
+            kernel_few.multiply_few(x, bias, [(weight, out)], tile, kernel.has_asm(device))
         assert torch.equal(*outs)
         assert error(outs[0], x.double() @ exact.T + bias.double()) < TOLERANCE[dtype]
     alone = kernel.quantized_linear(x[3:4], weight, bias)
     assert torch.equal(alone, kernel.quantized_linear(x[:8], weight, bias)[3:4])
+
+
+@pytest.mark.parametrize("scheme", [INT4, INT8_128], ids=str)
+@pytest.mark.parametrize("num_rows", [1, 8, 9])
+def test_two_matrices_at_once_give_the_bits_of_one_after_the_other(device, num_rows: int, scheme: WeightScheme):
+    dtype = DTYPES[-1]
+    weights = [quantize(torch.randn(width, 256), scheme, triton_layout, dtype, device)[0] for width in (70, 40)]
+    x = torch.randn(num_rows, 256, device=device).to(dtype)
+    for both, weight in zip(kernel.quantized_linear_both(x, *weights), weights, strict=True):
+        assert torch.equal(both, kernel.quantized_linear(x, weight))
 
 
 def rounded(x: torch.Tensor) -> torch.Tensor:
@@ -244,7 +255,7 @@ def test_experts_kernel(device: torch.device, num_tokens: int, scheme: WeightSch
     torch.manual_seed(num_tokens)
     experts, *exact = experts_of(scheme, triton_layout, dtype, device, num_shared)
     x, (ids, weights) = torch.randn(num_tokens, WIDTH, device=device).to(dtype), routes(num_tokens, device)
-    out = experts_kernel.mix_quantized_experts(x, ids.int(), weights, experts)
+    out = add_up(experts_kernel.mix_quantized_experts(x, ids.int(), weights, experts))
     assert error(out, mix_exactly(x, ids, weights, *exact, num_shared)) < limit_of(dtype)
 
 
@@ -255,7 +266,7 @@ def test_experts_whose_inputs_the_warps_of_a_program_share_out(device: torch.dev
     experts, *exact = experts_of(scheme, triton_layout, dtype, device, 1, 384, 128)
     wide, (ids, weights) = torch.randn(9, 400, device=device).to(dtype), routes(9, device)
     x = wide[:, :384]
-    out = mix_few(x, ids.int(), weights, experts, FewTile(8, 64, 256, 4, 2))
+    out = add_up(mix_few(x, ids.int(), weights, experts, FewTile(8, 64, 256, 4, 2)))
     assert error(out, mix_exactly(x, ids, weights, *exact, 1)) < limit_of(dtype)
 
 
@@ -264,17 +275,20 @@ def test_experts_kernel_with_tiles_of_many_rows(device: torch.device, tile: str)
     dtype = DTYPES[-1]
     experts, *exact = experts_of(INT4, triton_layout, dtype, device, 1)
     x, (ids, weights) = torch.randn(20, WIDTH, device=device).to(dtype), routes(20, device)
-    out = experts_kernel.mix_with_tile(x, ids.int(), weights, experts, getattr(experts_kernel, tile))
+    out = add_up(experts_kernel.mix_with_tile(x, ids.int(), weights, experts, getattr(experts_kernel, tile)))
     assert error(out, mix_exactly(x, ids, weights, *exact, 1)) < limit_of(dtype)
 
 
 def mix_rounded(x, ids, weights, gate_up, down, span: int) -> torch.Tensor:
-    """float64, but rows are rounded to float8 before either product, inner rows in parts of `span` numbers."""
+    """float64, but rows are rounded to float8 before either product, inner rows in parts of `span` numbers.
+
+    Before that they are rounded to the dtype, operation by operation: it decides how some are rounded to float8.
+    """
     expected = torch.zeros(len(x), down.shape[1], dtype=torch.float64, device=x.device)
     for token, row in enumerate(rounded(x)):
         for expert, share in zip(ids[token].tolist(), weights[token].double(), strict=True):
-            gate, up = (gate_up[expert] @ row).chunk(2)
-            hidden = (torch.nn.functional.silu(gate) * up).to(x.dtype)
+            gate, up = (gate_up[expert] @ row).to(x.dtype).chunk(2)
+            hidden = (torch.nn.functional.silu(gate.double()).to(x.dtype).double() * up.double()).to(x.dtype)
             parts = [rounded(part.unsqueeze(0))[0] for part in hidden.split(span)]
             expected[token] += share * (down[expert] @ torch.cat(parts))
     return expected
@@ -289,7 +303,7 @@ def test_experts_of_many_tokens_are_multiplied_in_float8(device: torch.device, n
     dtype = DTYPES[-1]
     experts, *exact = experts_of(FP8, triton_layout, dtype, device, num_shared)
     x, (ids, weights) = torch.randn(20, WIDTH, device=device).to(dtype), routes(20, device)
-    out = mix_many_float8(x, ids.int(), weights, experts, Tile(32, 64, 128, 64, 128, 4, 2))
+    out = add_up(mix_many_float8(x, ids.int(), weights, experts, Tile(32, 64, 128, 64, 128, 4, 2)))
     expected = mix_rounded(x, *experts.with_shared(ids, weights), *exact, span=INNER)
     assert error(out, expected) < LAST_BIT
 
@@ -302,10 +316,8 @@ def test_experts_of_few_tokens_are_multiplied_in_float8(device: torch.device, nu
     wide, (ids, weights) = torch.randn(num_tokens, 300, device=device).to(dtype), routes(num_tokens, device)
     x = wide[:, :width]
     expected = mix_rounded(x, *experts.with_shared(ids, weights), *exact, span=128)
-    out, again = (
-        kernel_float8.mix_few_float8(x, ids.int(), weights, experts, kernel_float8.Tile(16, 128, 128, 64, 4, 2))
-        for _ in range(2)
-    )
+    tile = kernel_float8.Tile(16, 128, 128, 64, 4, 2)
+    out, again = (add_up(kernel_float8.mix_few_float8(x, ids.int(), weights, experts, tile)) for _ in range(2))
     assert torch.equal(out, again)
     assert error(out, expected) < LAST_BIT
 
@@ -317,12 +329,12 @@ def test_a_tile_of_few_float8_rows_is_chosen_by_their_number(device: torch.devic
     experts, *exact = experts_of(FP8, triton_layout, dtype, device, 1)
     x, (ids, weights) = torch.randn(20, WIDTH, device=device).to(dtype), routes(20, device)
     whole = [
-        kernel_float8.mix_few_float8(x, ids.int(), weights, experts, tile)
+        add_up(kernel_float8.mix_few_float8(x, ids.int(), weights, experts, tile))
         for tile in (kernel_float8.FEW, kernel_float8.SOME, kernel_float8.MORE)
     ]
     assert kernel_float8.SOME.up_n == kernel_float8.MORE.up_n and error(whole[1], whole[2].double()) < LAST_BIT
     assert all(error(out, mix_exactly(x, ids, weights, *exact, 1)) < 0.05 for out in whole)
-    chosen = experts_kernel.mix_quantized_experts(x, ids.int(), weights, experts)
+    chosen = add_up(experts_kernel.mix_quantized_experts(x, ids.int(), weights, experts))
     assert torch.equal(chosen, whole[1]) and kernel_float8.choose_tile(20, 3, 5) is kernel_float8.SOME
 
 
@@ -331,7 +343,7 @@ def test_experts_written_out_for_many_tokens(device: torch.device, monkeypatch: 
     dtype = DTYPES[-1]
     experts, *exact = experts_of(INT4, triton_layout, dtype, device, 2)
     x, (ids, weights) = torch.randn(6, WIDTH, device=device).to(dtype), routes(6, device)
-    out = experts_kernel.mix_quantized_experts(x, ids.int(), weights, experts)
+    out = add_up(experts_kernel.mix_quantized_experts(x, ids.int(), weights, experts))
     assert error(out, mix_exactly(x, ids, weights, *exact, 2)) < limit_of(dtype)
 
 

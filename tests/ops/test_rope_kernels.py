@@ -88,6 +88,22 @@ def test_absorb_queries_and_expand_values_equal_the_reference(rows, dtype, devic
     assert_close(kernel.expand_values(latent, values), reference.expand_values(latent, values))
 
 
+@DTYPES
+@pytest.mark.parametrize("rows", [1, 16, ROWS])
+def test_cache_rows_and_absorbed_queries_of_few_tokens_in_one_launch(rows, dtype, device):
+    heads, nope, rope, rank = 3, 12, 6, 40
+    table, (positions, slots) = rope_table(rope, 1000, 1e4, None, device), step_of(rows, device)
+    keys = torch.randn(heads, nope, rank, device=device).to(dtype)
+    latent, weight = torch.randn(rows, rank + rope, device=device).to(dtype), torch.ones(rank, device=device).to(dtype)
+    q = torch.randn(rows, heads, nope + rope, device=device).to(dtype)
+    pools = [poisoned(NUM_PAGES, PAGE_SIZE, rank + rope, dtype=dtype, device=device) for _ in range(2)]
+    own, other = ((latent, weight, 1e-6, table, positions, slots, pool) for pool in pools)
+    absorbed = kernel.write_and_absorb(*own, q, keys, False)
+    kernel.write_latent(*other)
+    assert_close(*pools)
+    assert torch.equal(absorbed, kernel.absorb_queries(q, keys))
+
+
 def test_float16_results_saturate(device):
     table, positions = rope_table(8, 10, 1e4, None, device), torch.ones(2, dtype=torch.int64, device=device)
     large = torch.full((2, 3 * 8), 6e4, dtype=torch.float16, device=device)

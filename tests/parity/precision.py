@@ -29,6 +29,7 @@ from vl2.model.step import QueryRows, StepInputs
 from vl2.model.vl2 import DeepseekVL2
 from vl2.ops import torch_backend
 from vl2.ops.attention.batch import AttentionBatch, ChunkShape, count_decodes
+from vl2.ops.backend import NormAndRoute
 from vl2.ops.gate import reference as gate
 from vl2.ops.rows import RowRounding
 
@@ -70,6 +71,13 @@ class Forced:
         bonus = torch.zeros_like(scores).scatter_(1, ids, first.expand(ids.shape))
         ids, weights = gate.choose(scores, bonus, replace(config, topk_method="noaux_tc", num_groups=1))
         return ids.int().contiguous(), weights.contiguous()
+
+    @property
+    def norm_and_route(self) -> NormAndRoute | None:
+        """`Backend.norm_and_route` (ops/backend.py): its norm and sum, and the experts as `route` is told."""
+        if self.ops.norm_and_route is None:
+            return None
+        return lambda *given: (*(out := self.ops.norm_and_route(*given))[:2], *self.route(out[1], *given[4:]))
 
     def _scores(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         """[T, E] float32, raw."""

@@ -9,7 +9,7 @@ from torch import nn
 
 from vl2.core.model_config import LanguageConfig
 from vl2.core.yarn import yarn_scale
-from vl2.model.linear import Linear, Place, RMSNorm, is_plain
+from vl2.model.linear import Linear, Place, QuantizedLinear, RMSNorm, is_plain
 from vl2.model.step import QueryRows, StepInputs
 from vl2.ops.attention.reference import attend_mla
 from vl2.ops.backend import Backend
@@ -99,7 +99,11 @@ class MLA(nn.Module):
     ) -> torch.Tensor:
         """x [T, C], pool [pages, page size, R + Dr] → [Q, C]."""
         latent, q = self._project(x, queries)
-        self.ops.write_latent(latent, self.kv_norm.weight, INNER_NORM_EPS, rope, step.positions, step.kv_slots, pool)
+        norm = self.kv_norm.weight, INNER_NORM_EPS
+        if self.ops.decode_mla is not None and queries.rows is None and queries.sequences.max_query_rows <= 1:
+            own, places = (latent, *norm, q, self.kv_b.weight), (step.positions, step.kv_slots)
+            return self.o_proj(self.ops.decode_mla(*own, pool, rope, *places, queries.sequences, self.scale))
+        self.ops.write_latent(latent, *norm, rope, step.positions, step.kv_slots, pool)
         attend = self.ops.attend_mla if self.expand is None else functools.partial(attend_mla, expand=self.expand)
         out = attend(q, self.kv_b.weight, pool, rope, queries.take(step.positions), queries.sequences, self.scale)
         return self.o_proj(out)
@@ -110,6 +114,11 @@ class MLA(nn.Module):
         if shares_rows and is_plain(self.kv_a) and is_plain(self.q_proj):
             latent, q = self.ops.linear_both(x, self.kv_a.weight, self.q_proj.weight)
             return saturate(latent), saturate(q).unflatten(-1, (self.heads, -1))
+        if shares_rows and isinstance(self.kv_a, QuantizedLinear) and isinstance(self.q_proj, QuantizedLinear):
+            weights = self.kv_a.weight, self.q_proj.weight
+            if self.kv_a.bias is None:
+                latent, q = self.ops.quantized_linear_both(x, *weights, self.kv_a.rounding)
+                return latent, q.unflatten(-1, (self.heads, -1))
         return self.kv_a(x), self.queries(queries.take(x))
 
     def queries(self, x: torch.Tensor) -> torch.Tensor:

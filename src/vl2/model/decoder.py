@@ -13,6 +13,7 @@ from vl2.model.moe import MLP, MoE, make_moe
 from vl2.model.native_prompts import NativePrompts
 from vl2.model.step import QueryRows, StepInputs
 from vl2.ops.backend import Backend
+from vl2.ops.experts.mixture import Mixture, add_up
 from vl2.ops.native.linear import NativeLinear
 from vl2.ops.rope.table import RopeTable, rope_table
 from vl2.ops.rows import pad_rows
@@ -50,20 +51,23 @@ class DecoderLayer(nn.Module):
     def forward(
         self,
         x: torch.Tensor,
-        delta: torch.Tensor | None,
+        delta: torch.Tensor | Mixture | None,
         step: StepInputs,
         queries: QueryRows,
         rope: RopeTable,
         pool: torch.Tensor,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    ) -> tuple[torch.Tensor, torch.Tensor | Mixture]:
         """x and delta [T, C] → the same [Q, C]."""
         x, normed = self.attention_norm.add(x, delta)
         attended = self.attention(normed, step, queries, rope, pool)
-        x, normed = self.mlp_norm.add(queries.take(x), attended)
+        x = queries.take(x)
         if not isinstance(self.mlp, MoE):
+            x, normed = self.mlp_norm.add(x, attended)
             return x, self.mlp(normed)
-        own = normed[: queries.sequences.num_rows]  # rows that only fill up a step would choose experts too
-        return x, pad_rows(self.mlp(own, step.rounding), len(x))
+        num_rows = queries.sequences.num_rows
+        x, own, ids, weights = self.mlp.norm_and_route(self.mlp_norm, x, attended, num_rows, step.rounding)
+        out = self.mlp.mix(own, ids, weights, step.rounding)
+        return x, out if len(out) == len(x) else pad_rows(add_up(out), len(x))
 
 
 class Decoder(nn.Module):
@@ -105,7 +109,7 @@ class Decoder(nn.Module):
         if self.native_prompts is not None:
             return self.native_prompts.run(embeds, step)
         x = embeds.float() if embeds.dtype == torch.float16 else embeds
-        delta = None
+        delta: torch.Tensor | Mixture | None = None
         for layer, layer_pool in zip(self.layers, pool.layers, strict=True):
             queries = step.last_queries if layer is self.layers[-1] else step.queries
             x, delta = layer(x, delta, step, queries, self.rope, layer_pool)

@@ -14,6 +14,7 @@ from torch import nn
 from vl2.core.quantization import Quantization, WeightScheme
 from vl2.ops.activation import gelu_tanh
 from vl2.ops.backend import Backend
+from vl2.ops.experts.mixture import Mixture
 from vl2.ops.linear import multiply
 from vl2.ops.native.linear import NativeLinear
 from vl2.ops.quantized_weight.weight import QuantizedWeight
@@ -163,7 +164,7 @@ class RMSNorm(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.ops.rms_norm(x, self.weight, self.eps)
 
-    def add(self, x: torch.Tensor, delta: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+    def add(self, x: torch.Tensor, delta: torch.Tensor | Mixture | None) -> tuple[torch.Tensor, torch.Tensor]:
         """(x + delta, normed); no delta is zero."""
         if delta is None:
             return x, self(x)

@@ -9,8 +9,9 @@ from torch import nn
 
 from vl2.core.model_config import MoEConfig
 from vl2.core.quantization import WeightScheme
-from vl2.model.linear import Linear, Place, empty, empty_quantized
+from vl2.model.linear import Linear, Place, RMSNorm, empty, empty_quantized
 from vl2.ops.backend import Backend
+from vl2.ops.experts.mixture import Mixture, add_up
 from vl2.ops.experts.weights import ExpertWeights
 from vl2.ops.native.matrices import ExpertMatrices
 from vl2.ops.quantized_experts.weights import QuantizedExperts
@@ -74,10 +75,27 @@ class MoE(nn.Module):
 
     def forward(self, x: torch.Tensor, rounding: RowRounding = RowRounding()) -> torch.Tensor:
         """[T, C] → [T, C]."""
-        ids, weights = self.route(x, rounding)
-        shared, is_apart = self.expert_weights
-        out = self.ops.mix_experts(x, ids, weights, shared, rounding)
-        return saturate(out + self.shared(x)) if is_apart and self.shared is not None else out
+        return add_up(self.mix(x, *self.route(x, rounding), rounding))
+
+    def mix(
+        self, x: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor, rounding: RowRounding
+    ) -> torch.Tensor | Mixture:
+        """What the chosen experts say, and the shared ones; added up or not."""
+        experts, is_apart = self.expert_weights
+        out = self.ops.mix_experts(x, ids, weights, experts, rounding)
+        return saturate(add_up(out) + self.shared(x)) if is_apart and self.shared is not None else out
+
+    def norm_and_route(
+        self, norm: RMSNorm, x: torch.Tensor, delta: torch.Tensor, num_rows: int | None, rounding: RowRounding
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """x + delta; of its first `num_rows` rows the norm, and which experts they take. Rows that only fill up a step
+        would choose some, too."""
+        if self.ops.norm_and_route is not None:
+            router = self.router, self.router_bias, self.config
+            x, normed, ids, weights = self.ops.norm_and_route(x, delta, norm.weight, norm.eps, *router)
+            return x, normed[:num_rows], ids[:num_rows], weights[:num_rows]
+        x, normed = norm.add(x, delta)
+        return x, normed[:num_rows], *self.route(normed[:num_rows], rounding)
 
     def route(self, x: torch.Tensor, rounding: RowRounding) -> tuple[torch.Tensor, torch.Tensor]:
         """As `Backend.route`, in as many rows as its product with the router must have."""
@@ -125,11 +143,12 @@ class QuantizedMoE(MoE):
         self.down_codes, self.down_scales = empty_quantized(down_shape, schemes[1], ops, dtype=dtype, device=device)
         self.width = width
 
-    def forward(self, x: torch.Tensor, rounding: RowRounding = RowRounding()) -> torch.Tensor:
-        """[T, C] → [T, C]."""
-        ids, weights = self.route(x, rounding)
+    def mix(
+        self, x: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor, rounding: RowRounding
+    ) -> torch.Tensor | Mixture:
+        """As of a `MoE`."""
         out = self.ops.mix_quantized_experts(x, ids, weights, self.experts, rounding)
-        return out if self.shared is None else saturate(out + self.shared(x))
+        return out if self.shared is None else saturate(add_up(out) + self.shared(x))
 
     @property
     def num_weights(self) -> int:

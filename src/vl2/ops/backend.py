@@ -6,12 +6,14 @@ A backend is chosen once, at the start, and handed to the model; nothing falls b
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Callable
+from typing import Protocol, TypeAlias
 
 import torch
 
 from vl2.core.model_config import MoEConfig
 from vl2.ops.attention.batch import AttentionBatch
+from vl2.ops.experts.mixture import Mixture
 from vl2.ops.experts.weights import ExpertWeights
 from vl2.ops.native import builds
 from vl2.ops.quantized_experts.weights import QuantizedExperts
@@ -20,6 +22,22 @@ from vl2.ops.rope.table import RopeTable
 from vl2.ops.rows import RowRounding
 from vl2.ops.sampling.rows import SamplingRows
 from vl2.ops.step.rows import DecodeRows, DecodeStart
+
+NormAndRoute: TypeAlias = Callable[
+    [torch.Tensor, torch.Tensor | Mixture, torch.Tensor, float, torch.Tensor, torch.Tensor | None, MoEConfig],
+    tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor],
+]
+"""(x, delta, the norm's weight and eps, the router's weight and bias, config) → as it says below."""
+
+
+DecodeMLA: TypeAlias = Callable[
+    [
+        torch.Tensor, torch.Tensor, float, torch.Tensor, torch.Tensor, torch.Tensor, RopeTable, torch.Tensor,
+        torch.Tensor, AttentionBatch, float,
+    ],
+    torch.Tensor,
+]  # fmt: skip
+"""(latent_and_key, norm_weight, eps, q, kv_b, pool, rope, positions, slots, batch, scale) → as of `attend_mla`."""
 
 
 class Backend(Protocol):
@@ -43,12 +61,12 @@ class Backend(Protocol):
         ...
 
     def add_rms_norm(
-        self, x: torch.Tensor, delta: torch.Tensor, weight: torch.Tensor, eps: float
+        self, x: torch.Tensor, delta: torch.Tensor | Mixture, weight: torch.Tensor, eps: float
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """(x + delta, its rms_norm): what follows each block of a pre-norm decoder.
 
         x       [T, C]  the residual stream: the model's dtype, float32 where that is float16
-        delta   [T, C]  the model's dtype
+        delta   [T, C]  the model's dtype; or what this backend's `mix_experts` left to be added up
         Returns ([T, C] x's dtype, rounded to it before the norm; [T, C] weight's dtype)
         """
         ...
@@ -153,6 +171,11 @@ class Backend(Protocol):
         """
         ...
 
+    @property
+    def decode_mla(self) -> DecodeMLA | None:
+        """`write_latent` and `attend_mla` of rows that decode, where that is more than one after the other."""
+        ...
+
     def route(
         self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, config: MoEConfig
     ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -165,6 +188,12 @@ class Backend(Protocol):
         """
         ...
 
+    @property
+    def norm_and_route(self) -> NormAndRoute | None:
+        """`add_rms_norm` and `route` of the normed rows, where that is more than one after the other: (x + delta, its
+        norm, ids, weights)."""
+        ...
+
     def mix_experts(
         self,
         x: torch.Tensor,
@@ -172,13 +201,14 @@ class Backend(Protocol):
         weights: torch.Tensor,
         experts: ExpertWeights,
         rounding: RowRounding = RowRounding(),
-    ) -> torch.Tensor:
+    ) -> torch.Tensor | Mixture:
         """Σ_a weights[t, a] · down_e(swiglu(gate_up_e(x))) with e = ids[t, a], plus the shared experts' result.
 
         x         [T, C]
         ids       [T, A] as route gives them; weights [T, A] float32
         rounding  of the row count of each GEMM (ops/rows.py); the reference's alone
-        Returns   [T, C] x's dtype; summed in float32, each expert's result rounded to the dtype before
+        Returns   [T, C] x's dtype; summed in float32, each expert's result rounded to the dtype before. Kernels leave
+                  the sum to `add_rms_norm` or `add_up`
         """
         ...
 
@@ -199,6 +229,12 @@ class Backend(Protocol):
         """
         ...
 
+    def quantized_linear_both(
+        self, x: torch.Tensor, first: QuantizedWeight, second: QuantizedWeight, rounding: RowRounding = RowRounding()
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """quantized_linear of the same rows with two matrices: [..., K] → [..., N], [..., N']."""
+        ...
+
     def quantized_logits(self, hidden: torch.Tensor, weight: QuantizedWeight, is_exact: bool = True) -> torch.Tensor:
         """hidden [L, C] → [L, V] float32, not rounded to hidden's dtype. The weight's scales are float32.
 
@@ -213,7 +249,7 @@ class Backend(Protocol):
         weights: torch.Tensor,
         experts: QuantizedExperts,
         rounding: RowRounding = RowRounding(),
-    ) -> torch.Tensor:
+    ) -> torch.Tensor | Mixture:
         """mix_experts with quantised weights; each shared expert's result is rounded by itself.
 
         x         [T, C]

@@ -5,7 +5,7 @@ others in the place of cuBLAS and of choices by the number of rows. Attention do
 import triton
 
 from vl2.ops.attention.kernel import attend_heads
-from vl2.ops.attention.kernel_mla import attend_mla
+from vl2.ops.attention.kernel_mla import attend_mla, decode_mla
 from vl2.ops.exact_linear.kernel import linear, linear_both, linear_gelu, logits
 from vl2.ops.experts.exact import mix_experts
 from vl2.ops.experts.kernel_common import swiglu
@@ -13,17 +13,18 @@ from vl2.ops.gate.kernel import exact_route as route
 from vl2.ops.norm.kernel import add_rms_norm, rms_norm
 from vl2.ops.norm.layer_kernel import add_layer_norm
 from vl2.ops.quantized_experts.kernel import mix_quantized_experts
-from vl2.ops.quantized_linear.kernel import quantized_linear, quantized_logits
+from vl2.ops.quantized_linear.kernel import quantized_linear, quantized_linear_both, quantized_logits
 from vl2.ops.quantized_weight import triton_layout as quantized_layout
 from vl2.ops.rope.kernel import write_heads, write_latent
 from vl2.ops.sampling.kernel import sample
 from vl2.ops.step.kernel import begin_decode
 
 NAME = f"triton {triton.__version__}, exact"
+norm_and_route = None
 
 __all__ = [
     "NAME", "add_layer_norm", "add_rms_norm", "attend_heads", "attend_mla",
-    "begin_decode", "linear", "linear_both", "linear_gelu", "logits", "mix_experts", "mix_quantized_experts",
-    "quantized_layout", "quantized_linear", "quantized_logits", "rms_norm", "route", "sample", "swiglu", "write_heads",
-    "write_latent",
+    "begin_decode", "decode_mla", "linear", "linear_both", "linear_gelu", "logits", "mix_experts",
+    "mix_quantized_experts", "norm_and_route", "quantized_layout", "quantized_linear", "quantized_linear_both",
+    "quantized_logits", "rms_norm", "route", "sample", "swiglu", "write_heads", "write_latent",
 ]  # fmt: skip

@@ -9,17 +9,18 @@ from vl2.ops.linear import multiply_both as linear_both
 from vl2.ops.logits import project_logits as logits
 from vl2.ops.norm.native import add_layer_norm, add_rms_norm, rms_norm
 from vl2.ops.quantized_experts.reference import mix_quantized_experts
-from vl2.ops.quantized_linear.reference import quantized_linear, quantized_logits
+from vl2.ops.quantized_linear.reference import quantized_linear, quantized_linear_both, quantized_logits
 from vl2.ops.quantized_weight import torch_layout as quantized_layout
 from vl2.ops.rope.native import write_heads, write_latent
 from vl2.ops.sampling.reference import sample
 from vl2.ops.step.reference import begin_decode
 
 NAME = "torch and native"
+decode_mla = norm_and_route = None
 
 __all__ = [
     "NAME", "add_layer_norm", "add_rms_norm", "attend_heads", "attend_mla",
-    "begin_decode", "linear", "linear_both", "linear_gelu", "logits", "mix_experts", "mix_quantized_experts",
-    "quantized_layout", "quantized_linear", "quantized_logits", "rms_norm", "route", "sample", "swiglu", "write_heads",
-    "write_latent",
+    "begin_decode", "decode_mla", "linear", "linear_both", "linear_gelu", "logits", "mix_experts",
+    "mix_quantized_experts", "norm_and_route", "quantized_layout", "quantized_linear", "quantized_linear_both",
+    "quantized_logits", "rms_norm", "route", "sample", "swiglu", "write_heads", "write_latent",
 ]  # fmt: skip

@@ -15,7 +15,7 @@ from vl2.ops.attention.kernel_expanded import gather_rows, prefill_expanded
 from vl2.ops.attention.kernel_latent import decode_latent, expand_splits, prefill_latent
 from vl2.ops.chain import chained
 from vl2.ops.exact_linear.kernel import linear as exact_linear
-from vl2.ops.rope.kernel import absorb_queries, expand_values
+from vl2.ops.rope.kernel import absorb_queries, expand_values, write_and_absorb
 from vl2.ops.rope.table import RopeTable
 from vl2.ops.saturate import saturate
 
@@ -46,7 +46,7 @@ def attend_mla(
     if not num_rows:
         return out
     if batch.max_query_rows <= 1:
-        _decode(q, layer, batch, out)
+        _decode(q, absorb_queries(q, layer.keys, batch.has_fixed_splits), layer, batch, out)
         return out
     if batch.has_fixed_splits:  # one form for all prompts, however long their chunks are
         for part, num_keys in _parts(num_rows, batch):
@@ -58,7 +58,30 @@ def attend_mla(
     else:
         _prefill_absorbed(q, layer, rest, out)
     if num:  # last: prefill leaves anything in these rows
-        _decode(q[:num], layer, decodes, out[:num])
+        _decode(q[:num], absorb_queries(q[:num], layer.keys), layer, decodes, out[:num])
+    return out
+
+
+def decode_mla(
+    latent_and_key: torch.Tensor,
+    norm_weight: torch.Tensor,
+    eps: float,
+    q: torch.Tensor,
+    kv_b: torch.Tensor,
+    pool: torch.Tensor,
+    rope: RopeTable,
+    positions: torch.Tensor,
+    slots: torch.Tensor,
+    batch: AttentionBatch,
+    scale: float,
+) -> torch.Tensor:
+    """`Backend.decode_mla` (ops/backend.py)."""
+    layer, is_exact = Layer.of(q, kv_b, pool, rope, scale), batch.has_fixed_splits
+    written = latent_and_key, norm_weight, eps, rope, positions, slots, pool
+    absorbed = write_and_absorb(*written, q, layer.keys, is_exact)
+    out = torch.empty(len(q), layer.heads * layer.value, dtype=q.dtype, device=q.device)
+    if len(q):
+        _decode(q, absorbed, layer, batch, out)
     return out
 
 
@@ -103,7 +126,7 @@ class Layer:
         return sizes | dict(BLOCK_R=block(self.rank), BLOCK_P=block(rope))
 
 
-def _decode(q: torch.Tensor, layer: Layer, batch: AttentionBatch, out: torch.Tensor) -> None:
+def _decode(q: torch.Tensor, absorbed: torch.Tensor, layer: Layer, batch: AttentionBatch, out: torch.Tensor) -> None:
     num_rows, heads, rank = len(q), layer.heads, layer.rank
     block_h, is_exact = min(block(heads), 32), batch.has_fixed_splits
     head_blocks, tile = triton.cdiv(heads, block_h), tile_for("decode_latent", q.dtype)
@@ -113,10 +136,9 @@ def _decode(q: torch.Tensor, layer: Layer, batch: AttentionBatch, out: torch.Ten
     has_adder = num_rows <= FEW_ROWS and splits.count > 1 and not is_exact
     attended = q.new_empty(0 if has_adder else num_rows, heads, rank)
     decode_latent[head_blocks, splits.count, num_rows](
-        absorb_queries(q, layer.keys, is_exact), q, layer.rope.cos, layer.rope.sin, layer.pool, attended,
-        *splits.arguments(batch), layer.scale, *counts(batch, splits), **layer.sizes, BLOCK_H=block_h,
-        SPLIT=splits.size, LAST_ADDS=splits.last_adds and not has_adder, HAS_ADDER=has_adder, **tile.options,
-        **chained(q.device),
+        absorbed, q, layer.rope.cos, layer.rope.sin, layer.pool, attended, *splits.arguments(batch), layer.scale,
+        *counts(batch, splits), **layer.sizes, BLOCK_H=block_h, SPLIT=splits.size,
+        LAST_ADDS=splits.last_adds and not has_adder, HAS_ADDER=has_adder, **tile.options, **chained(q.device),
     )  # fmt: skip
     values = layer.values
     if not has_adder:

@@ -14,6 +14,7 @@ import torch
 
 from vl2.ops.experts.kernel import FEW, MANY, SOME, choose_tile, count_shared, mix_sorted
 from vl2.ops.experts.kernel_common import Tile
+from vl2.ops.experts.mixture import Mixture
 from vl2.ops.experts.weights import ExpertWeights
 from vl2.ops.rows import RowRounding
 
@@ -26,7 +27,7 @@ def mix_experts(
     weights: torch.Tensor,
     experts: ExpertWeights,
     rounding: RowRounding = RowRounding(),
-) -> torch.Tensor:
+) -> Mixture:
     """`Backend.mix_experts` (ops/backend.py)."""
     num_experts = len(experts.gate_up) + count_shared(experts)
     tile = choose_tile(len(x) * (ids.shape[1] + count_shared(experts)), num_experts, x.dtype)
@@ -50,7 +51,7 @@ def agreeing_tiles(device: torch.device, dtype: torch.dtype) -> tuple[Tile, ...]
     expected = mix_sorted(x, ids, weights, experts, SOME)
     agreeing = [SOME]
     for tile in (FEW, MANY):
-        if torch.equal(mix_sorted(x, ids, weights, experts, tile), expected):
+        if torch.equal(mix_sorted(x, ids, weights, experts, tile).results, expected.results):
             agreeing.append(tile)
         else:
             log.warning("deterministic: this GPU adds up otherwise in experts' tiles of %s, which are not used", tile)

@@ -21,9 +21,9 @@ from vl2.ops.experts.kernel_common import (
     precision,
     rows_of_block,
     swish,
-    weighted_sum,
 )
 from vl2.ops.experts.kernel_many import can_lay_out, mix_many
+from vl2.ops.experts.mixture import Mixture
 from vl2.ops.experts.weights import ExpertWeights
 from vl2.ops.rows import RowRounding
 from vl2.ops.saturate_kernel import to_dtype
@@ -47,7 +47,7 @@ def mix_experts(
     weights: torch.Tensor,
     experts: ExpertWeights,
     rounding: RowRounding = RowRounding(),
-) -> torch.Tensor:
+) -> Mixture:
     """`Backend.mix_experts` (ops/backend.py)."""
     num_routed, num_shared = len(experts.gate_up), count_shared(experts)
     tile = choose_tile(len(x) * (ids.shape[1] + num_shared), num_routed + num_shared, x.dtype)
@@ -63,7 +63,7 @@ def count_shared(experts: ExpertWeights) -> int:
 
 def mix_sorted(
     x: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor, experts: ExpertWeights, tile: Tile
-) -> torch.Tensor:
+) -> Mixture:
     """`Backend.mix_experts` with tiles of this size."""
     num_tokens, width = x.shape
     num_routed, inner = experts.gate_up.shape[0], experts.gate_up.shape[1] // 2
@@ -89,7 +89,7 @@ def mix_sorted(
         NUM_CHOSEN=num_chosen, BLOCK_M=tile.block_m, BLOCK_N=tile.down_n, BLOCK_K=tile.down_k, GROUP=GROUP_BLOCKS,
         PRECISION=precision(x), num_warps=tile.num_warps, num_stages=tile.num_stages, **chained(x.device),
     )  # fmt: skip
-    return weighted_sum(results, weights, None)
+    return Mixture(results, weights)
 
 
 @triton.jit(do_not_specialize=["num_blocks", "num_pairs"])

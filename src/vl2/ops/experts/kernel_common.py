@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 
 from vl2.ops.chain import chained, wait_for_last
+from vl2.ops.experts.mixture import Mixture
 from vl2.ops.saturate_kernel import to_dtype
 
 
@@ -43,18 +44,14 @@ def precision(x: torch.Tensor) -> str:
     return "ieee" if x.dtype == torch.float32 else "tf32"  # of 16-bit types it says nothing
 
 
-def weighted_sum(results: torch.Tensor, weights: torch.Tensor, shared: torch.Tensor | None) -> torch.Tensor:
-    """results [T · (A + S), C] of each token's pairs, weights [T, A] float32, shared [T, C] → [T, C].
-
-    Σ weight · result in the router's order, then the S results of weight 1, then `shared`; added up in float32.
-    """
-    num_tokens, num_routed = weights.shape
-    width = results.shape[1]
-    out = torch.empty(num_tokens, width, dtype=results.dtype, device=results.device)
+def weighted_sum(mixture: Mixture) -> torch.Tensor:
+    """[T, C]"""
+    (num_tokens, num_routed), width = mixture.weights.shape, mixture.results.shape[1]
+    out = torch.empty(num_tokens, width, dtype=mixture.results.dtype, device=mixture.results.device)
     block_c = 1024 if num_tokens > 64 else 256
     _weighted_sum[(num_tokens, triton.cdiv(width, block_c))](
-        results, weights, results if shared is None else shared, out, width, NUM_ROUTED=num_routed,
-        NUM_ACTIVE=len(results) // num_tokens, HAS_SHARED=shared is not None, BLOCK_C=block_c,
+        mixture.results, mixture.weights, mixture.results if mixture.shared is None else mixture.shared, out, width,
+        NUM_ROUTED=num_routed, NUM_ACTIVE=mixture.num_active, HAS_SHARED=mixture.shared is not None, BLOCK_C=block_c,
         **chained(out.device),
     )  # fmt: skip
     return out
@@ -100,7 +97,17 @@ def _weighted_sum(
     token = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     inside = column < width
-    total = tl.zeros((BLOCK_C,), tl.float32)
+    total = add_results(results, weights, shared, token, column, inside, width, NUM_ROUTED, NUM_ACTIVE, HAS_SHARED)
+    tl.store(out + token * width + column, total, mask=inside)
+
+
+@triton.jit
+def add_results(
+    results, weights, shared, token, column, inside, width,
+    NUM_ROUTED: tl.constexpr, NUM_ACTIVE: tl.constexpr, HAS_SHARED: tl.constexpr,
+):  # fmt: skip
+    """These columns of a token's `Mixture`, rounded to the results' dtype."""
+    total = tl.zeros(column.shape, tl.float32)
     for k in tl.static_range(NUM_ACTIVE):
         result = tl.load(results + (token * NUM_ACTIVE + k) * width + column, mask=inside, other=0.0).to(tl.float32)
         if k < NUM_ROUTED:
@@ -109,7 +116,7 @@ def _weighted_sum(
             total += result
     if HAS_SHARED:
         total += tl.load(shared + token * width + column, mask=inside, other=0.0).to(tl.float32)
-    tl.store(out + token * width + column, to_dtype(total, out.dtype.element_ty), mask=inside)
+    return to_dtype(total, results.dtype.element_ty)
 
 
 @triton.jit

@@ -19,7 +19,8 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from vl2.ops.chain import is_before_hopper
 from vl2.ops.experts.align import align
-from vl2.ops.experts.kernel_common import GROUP_BLOCKS, Tile, block_and_tile, swiglu, swish, weighted_sum
+from vl2.ops.experts.kernel_common import GROUP_BLOCKS, Tile, block_and_tile, swiglu, swish
+from vl2.ops.experts.mixture import Mixture
 from vl2.ops.experts.weights import ExpertWeights
 from vl2.ops.float8.kernel import round_rows
 from vl2.ops.quantized_experts.weights import QuantizedExperts
@@ -42,18 +43,18 @@ def can_lay_out(x: torch.Tensor, experts: ExpertWeights) -> bool:
 
 def mix_many(
     x: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor, experts: ExpertWeights, tile: Tile = TILE
-) -> torch.Tensor:
+) -> Mixture:
     """`Backend.mix_experts` (ops/backend.py) of 16-bit rows."""
     results = _results(x, ids, (experts.gate_up, None), (experts.down, None), 0, tile)
-    return weighted_sum(results, weights, _shared(x, experts))
+    return Mixture(results, weights, _shared(x, experts))
 
 
 def mix_many_float8(
     x: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor, experts: QuantizedExperts, tile: Tile = FLOAT8_TILE
-) -> torch.Tensor:
+) -> Mixture:
     """`Backend.mix_quantized_experts` (ops/backend.py) of float8 weights; 16-bit rows are rounded to it."""
     gate_up, down = ((weight.codes, weight.scales) for weight in (experts.gate_up, experts.down))
-    return weighted_sum(_results(x, ids, gate_up, down, experts.num_shared, tile), weights, None)
+    return Mixture(_results(x, ids, gate_up, down, experts.num_shared, tile), weights)
 
 
 def _results(

@@ -1,4 +1,4 @@
-"""The router in two launches: logits, then the choice."""
+"""The router in two launches: logits, of few tokens with the norm before them, then the choice."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from vl2.core.model_config import MoEConfig
 from vl2.ops.chain import chained, wait_for_last
 from vl2.ops.exact_linear.kernel import linear as exact_linear
+from vl2.ops.experts.mixture import Mixture
 from vl2.ops.gate import reference
+from vl2.ops.norm.kernel import add_delta, add_rms_norm, kinds_of, norm, parts_of_delta
 
 FEW_TOKENS, SOME_TOKENS = 16, 256
 """Up to here a program multiplies one token with one expert, or a few with a few; beyond, tensor cores do."""
@@ -27,6 +29,29 @@ def route(
         ids, weights = reference.route(x, weight, bias, config)
         return ids.contiguous(), weights.contiguous()
     return choose(router_logits(x, weight), bias, config)
+
+
+def norm_and_route(
+    x: torch.Tensor,
+    delta: torch.Tensor | Mixture,
+    norm_weight: torch.Tensor,
+    eps: float,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    config: MoEConfig,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """`Backend.norm_and_route` (ops/backend.py)."""
+    if len(x) > FEW_TOKENS or (config.num_groups > 1 and config.topk_method != "greedy"):
+        total, normed = add_rms_norm(x, delta, norm_weight, eps)
+        return total, normed, *route(normed, weight, bias, config)
+    (num_tokens, width), num_experts = x.shape, len(weight)
+    total, normed = torch.empty_like(x), torch.empty(x.shape, dtype=norm_weight.dtype, device=x.device)
+    logits = torch.empty(num_tokens, num_experts, dtype=torch.float32, device=x.device)
+    _norm_and_logits[num_tokens, num_experts](
+        x, *parts_of_delta(delta, x), norm_weight, weight, total, normed, logits, eps, num_experts, WIDTH=width,
+        **kinds_of(delta), BLOCK=triton.next_power_of_2(width), num_warps=4, **chained(x.device),
+    )  # fmt: skip
+    return total, normed, *choose(logits, bias, config)
 
 
 def exact_route(
@@ -91,6 +116,29 @@ def _multiply_few(x: torch.Tensor, weight: torch.Tensor, block: int, block_c: in
         BLOCK_T=block, BLOCK_E=block, BLOCK_C=block_c, num_warps=4, **chained(x.device),
     )  # fmt: skip
     return logits
+
+
+@triton.jit(do_not_specialize=["eps"])
+def _norm_and_logits(
+    x, delta, results, shares, norm_weight, weight, total, normed, logits, eps, num_experts, WIDTH: tl.constexpr,
+    HAS_DELTA: tl.constexpr, NUM_ROUTED: tl.constexpr, NUM_ACTIVE: tl.constexpr, BLOCK: tl.constexpr,
+    CHAINED: tl.constexpr,
+):  # fmt: skip
+    """A token at an expert. All experts' programs norm the token, which takes less time than to wait for one that does;
+    the first expert's writes it down."""
+    token, expert, columns = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.arange(0, BLOCK)
+    inside = columns < WIDTH
+    own = tl.load(weight + expert * WIDTH + columns, mask=inside, other=0.0)
+    scale = tl.load(norm_weight + columns, mask=inside, other=0.0).to(tl.float32)
+    wait_for_last(CHAINED)  # only the weights are there before
+    at = token * WIDTH + columns
+    value = tl.load(x + at, mask=inside, other=0.0)
+    value = add_delta(value, delta, results, shares, token, columns, inside, WIDTH, HAS_DELTA, NUM_ROUTED, NUM_ACTIVE)
+    row = norm(value, scale, WIDTH, eps, normed.dtype.element_ty)
+    if expert == 0:
+        tl.store(total + at, value, mask=inside)
+        tl.store(normed + at, row, mask=inside)
+    tl.store(logits + token * num_experts + expert, tl.sum(row.to(tl.float32) * own, 0))
 
 
 @triton.jit(do_not_specialize=["num_tokens"])

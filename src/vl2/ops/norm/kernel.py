@@ -7,6 +7,8 @@ import triton
 import triton.language as tl
 
 from vl2.ops.chain import chained, wait_for_last
+from vl2.ops.experts.kernel_common import add_results
+from vl2.ops.experts.mixture import Mixture
 from vl2.ops.saturate_kernel import to_dtype
 
 
@@ -21,10 +23,10 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
 
 
 def add_rms_norm(
-    x: torch.Tensor, delta: torch.Tensor, weight: torch.Tensor, eps: float
+    x: torch.Tensor, delta: torch.Tensor | Mixture, weight: torch.Tensor, eps: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """`Backend.add_rms_norm` (ops/backend.py)."""
-    x, delta = x.contiguous(), delta.contiguous()
+    x, delta = x.contiguous(), delta.contiguous() if isinstance(delta, torch.Tensor) else delta
     total, normed = torch.empty_like(x), torch.empty(x.shape, dtype=weight.dtype, device=x.device)
     if len(x):
         _launch(x, delta, weight, eps, total, normed)
@@ -33,7 +35,7 @@ def add_rms_norm(
 
 def _launch(
     x: torch.Tensor,
-    delta: torch.Tensor | None,
+    delta: torch.Tensor | Mixture | None,
     weight: torch.Tensor,
     eps: float,
     total: torch.Tensor,
@@ -41,26 +43,30 @@ def _launch(
 ) -> None:
     block = triton.next_power_of_2(x.shape[1])
     _rms_norm[(len(x),)](
-        x, x if delta is None else delta, weight, total, normed, x.stride(0), eps,
-        WIDTH=x.shape[1], HAS_DELTA=delta is not None, BLOCK=block, num_warps=max(1, min(8, block // 256)),
-        **chained(x.device),
+        x, *parts_of_delta(delta, x), weight, total, normed, x.stride(0), eps, WIDTH=x.shape[1], **kinds_of(delta),
+        BLOCK=block, num_warps=max(1, min(8, block // 256)), **chained(x.device),
     )  # fmt: skip
+
+
+def parts_of_delta(delta: torch.Tensor | Mixture | None, nothing: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """delta, results and their weights, as `load_delta` takes them."""
+    if isinstance(delta, Mixture):
+        return nothing if delta.shared is None else delta.shared, delta.results, delta.weights
+    return (nothing if delta is None else delta), nothing, nothing
+
+
+def kinds_of(delta: torch.Tensor | Mixture | None) -> dict[str, object]:
+    if isinstance(delta, Mixture):
+        active = dict(NUM_ROUTED=delta.weights.shape[1], NUM_ACTIVE=delta.num_active)
+        return dict(HAS_DELTA=delta.shared is not None, **active)
+    return dict(HAS_DELTA=delta is not None, NUM_ROUTED=0, NUM_ACTIVE=0)
 
 
 @triton.jit(do_not_specialize=["eps"])
 def _rms_norm(
-    x,
-    delta,
-    weight,
-    total,
-    normed,
-    stride,
-    eps,
-    WIDTH: tl.constexpr,
-    HAS_DELTA: tl.constexpr,
-    BLOCK: tl.constexpr,
-    CHAINED: tl.constexpr,
-):
+    x, delta, results, shares, weight, total, normed, stride, eps, WIDTH: tl.constexpr, HAS_DELTA: tl.constexpr,
+    NUM_ROUTED: tl.constexpr, NUM_ACTIVE: tl.constexpr, BLOCK: tl.constexpr, CHAINED: tl.constexpr,
+):  # fmt: skip
     """One row a program."""
     columns = tl.arange(0, BLOCK)
     inside = columns < WIDTH
@@ -68,10 +74,29 @@ def _rms_norm(
     w = tl.load(weight + columns, mask=inside, other=0.0).to(tl.float32)
     wait_for_last(CHAINED)
     value = tl.load(x + row * stride + columns, mask=inside, other=0.0)
-    if HAS_DELTA:
+    value = add_delta(value, delta, results, shares, row, columns, inside, WIDTH, HAS_DELTA, NUM_ROUTED, NUM_ACTIVE)
+    if HAS_DELTA or NUM_ACTIVE > 0:
+        tl.store(total + row * WIDTH + columns, value, mask=inside)
+    tl.store(normed + row * WIDTH + columns, norm(value, w, WIDTH, eps, normed.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def add_delta(
+    value, delta, results, shares, row, columns, inside, WIDTH: tl.constexpr, HAS_DELTA: tl.constexpr,
+    NUM_ROUTED: tl.constexpr, NUM_ACTIVE: tl.constexpr,
+):  # fmt: skip
+    """A row of the residual stream and what comes to it: `delta`, or a `Mixture` that `delta` is part of."""
+    if NUM_ACTIVE > 0:
+        added = add_results(results, shares, delta, row, columns, inside, WIDTH, NUM_ROUTED, NUM_ACTIVE, HAS_DELTA)
+        value = to_dtype(value.to(tl.float32) + added.to(tl.float32), value.dtype)
+    elif HAS_DELTA:
         added = tl.load(delta + row * WIDTH + columns, mask=inside, other=0.0).to(tl.float32)
         value = to_dtype(value.to(tl.float32) + added, value.dtype)
-        tl.store(total + row * WIDTH + columns, value, mask=inside)
+    return value
+
+
+@triton.jit
+def norm(value, weight, WIDTH: tl.constexpr, eps, dtype: tl.constexpr):
+    """A whole row, normed; zero beyond WIDTH."""
     wide = value.to(tl.float32)
-    scale = tl.rsqrt(tl.sum(wide * wide, 0) / WIDTH + eps)
-    tl.store(normed + row * WIDTH + columns, to_dtype(wide * scale * w, normed.dtype.element_ty), mask=inside)
+    return to_dtype(wide * tl.rsqrt(tl.sum(wide * wide, 0) / WIDTH + eps) * weight, dtype)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from vl2.ops.experts.mixture import Mixture, add_up
 from vl2.ops.native.prompts import row_workers
 from vl2.ops.norm import reference
 
@@ -17,10 +18,11 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
 
 
 def add_rms_norm(
-    x: torch.Tensor, delta: torch.Tensor, weight: torch.Tensor, eps: float
+    x: torch.Tensor, delta: torch.Tensor | Mixture, weight: torch.Tensor, eps: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """`Backend.add_rms_norm` (ops/backend.py)."""
     workers = row_workers(x)
+    delta = add_up(delta)
     if workers is None or not x.dtype == delta.dtype == weight.dtype:
         return reference.add_rms_norm(x, delta, weight, eps)
     return workers.add_norm(x, delta, weight, eps)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
+from vl2.ops.experts.mixture import Mixture, add_up
 from vl2.ops.saturate import to_dtype
 
 
@@ -19,10 +20,10 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
 
 
 def add_rms_norm(
-    x: torch.Tensor, delta: torch.Tensor, weight: torch.Tensor, eps: float
+    x: torch.Tensor, delta: torch.Tensor | Mixture, weight: torch.Tensor, eps: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """`Backend.add_rms_norm` (ops/backend.py)."""
-    x = x + delta
+    x = x + add_up(delta)
     return x, rms_norm(x, weight, eps)
 
 

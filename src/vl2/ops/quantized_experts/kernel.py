@@ -14,8 +14,9 @@ import triton.language as tl
 from vl2.ops.chain import chained, wait_for_last
 from vl2.ops.experts.align import align_few
 from vl2.ops.experts.kernel import mix_experts
-from vl2.ops.experts.kernel_common import GROUP_BLOCKS, block_and_tile, precision, rows_of_block, swish, weighted_sum
+from vl2.ops.experts.kernel_common import GROUP_BLOCKS, block_and_tile, precision, rows_of_block, swish
 from vl2.ops.experts.kernel_many import mix_many_float8
+from vl2.ops.experts.mixture import Mixture
 from vl2.ops.experts.weights import ExpertWeights
 from vl2.ops.quantized_experts.kernel_few import FEW_TOKENS, mix_few
 from vl2.ops.quantized_experts.kernel_float8 import mix_few_float8
@@ -66,7 +67,7 @@ def mix_quantized_experts(
     weights: torch.Tensor,
     experts: QuantizedExperts,
     rounding: RowRounding = RowRounding(),
-) -> torch.Tensor:
+) -> Mixture:
     """`Backend.mix_quantized_experts` (ops/backend.py)."""
     num_experts = len(experts.gate_up.codes)
     tile = choose_tile(len(x) * (ids.shape[1] + experts.num_shared), num_experts, x.dtype)
@@ -79,9 +80,7 @@ def mix_quantized_experts(
     return mix_with_tile(x, ids, weights, experts, tile)
 
 
-def mix_written_out(
-    x: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor, experts: QuantizedExperts
-) -> torch.Tensor:
+def mix_written_out(x: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor, experts: QuantizedExperts) -> Mixture:
     """By the kernels of 16-bit weights; shared experts are further choices of weight 1."""
     written = (dequantize(weight, x.dtype) for weight in (experts.gate_up, experts.down))
     return mix_experts(x, *experts.with_shared(ids, weights), ExpertWeights(*written, None, None))
@@ -89,7 +88,7 @@ def mix_written_out(
 
 def mix_with_tile(
     x: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor, experts: QuantizedExperts, tile: Tile
-) -> torch.Tensor:
+) -> Mixture:
     num_tokens, width = x.shape
     num_routed = len(experts.gate_up.codes) - experts.num_shared
     num_active = ids.shape[1] + experts.num_shared
@@ -108,7 +107,7 @@ def mix_with_tile(
         hidden, experts.down.codes, experts.down.scales, results, *shared, width, inner, experts.down.codes.stride(-2),
         NUM_CHOSEN=num_chosen, BLOCK_N=tile.down_n, **_settings(experts.down, x, tile),
     )  # fmt: skip
-    return weighted_sum(results, weights, None)
+    return Mixture(results, weights)
 
 
 def _settings(weight: QuantizedWeight, x: torch.Tensor, tile: Tile) -> dict[str, object]:

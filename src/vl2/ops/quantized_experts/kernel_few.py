@@ -15,7 +15,8 @@ import triton.language as tl
 
 from vl2.ops.chain import chained, wait_for_last
 from vl2.ops.experts.align import align_few
-from vl2.ops.experts.kernel_common import GROUP_BLOCKS, block_and_tile, precision, rows_of_block, swish, weighted_sum
+from vl2.ops.experts.kernel_common import GROUP_BLOCKS, block_and_tile, precision, rows_of_block, swish
+from vl2.ops.experts.mixture import Mixture
 from vl2.ops.quantized_experts.weights import QuantizedExperts
 from vl2.ops.quantized_linear.kernel import has_asm
 from vl2.ops.quantized_weight.kernel_common import add_steps
@@ -43,7 +44,7 @@ FEW_TOKENS = 8
 
 def mix_few(
     x: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor, experts: QuantizedExperts, tile: Tile | None = None
-) -> torch.Tensor:
+) -> Mixture:
     """`Backend.mix_quantized_experts` (ops/backend.py) of rows of 16 bits."""
     (num_tokens, width), inner = x.shape, experts.down.in_width
     tile = tile or (FEWEST if num_tokens <= FEWEST_TOKENS else FEW)
@@ -63,7 +64,7 @@ def mix_few(
         hidden, experts.down.codes, experts.down.scales, results, *shared, experts.down.codes.stride(-2),
         NUM_CHOSEN=num_chosen, BLOCK_N=tile.down_n, **_settings(experts.down, x, tile),
     )  # fmt: skip
-    return weighted_sum(results, weights, None)
+    return Mixture(results, weights)
 
 
 def _settings(weight: QuantizedWeight, x: torch.Tensor, tile: Tile) -> dict[str, object]:

@@ -17,7 +17,8 @@ import triton.language as tl
 
 from vl2.ops.chain import chained, wait_for_last
 from vl2.ops.experts.align import align_few
-from vl2.ops.experts.kernel_common import GROUP_BLOCKS, block_and_tile, rows_of_block, swish, weighted_sum
+from vl2.ops.experts.kernel_common import GROUP_BLOCKS, block_and_tile, rows_of_block, swish
+from vl2.ops.experts.mixture import Mixture
 from vl2.ops.float8.kernel import round_rows
 from vl2.ops.float8.reference import SMALLEST
 from vl2.ops.quantized_experts.weights import QuantizedExperts
@@ -50,7 +51,7 @@ def choose_tile(num_tokens: int, num_active: int, num_experts: int) -> Tile:
 
 def mix_few_float8(
     x: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor, experts: QuantizedExperts, tile: Tile | None = None
-) -> torch.Tensor:
+) -> Mixture:
     """`Backend.mix_quantized_experts` (ops/backend.py) of float8 weights; 16-bit rows are rounded to it."""
     (num_tokens, width), inner = x.shape, experts.down.in_width
     num_experts, num_active = len(experts.gate_up.codes), ids.shape[1] + experts.num_shared
@@ -77,7 +78,7 @@ def mix_few_float8(
         hidden, hidden_scales, experts.down.codes, experts.down.scales, results, *shared,
         BLOCK_N=tile.down_n, BLOCK_K=tile.up_n, **options,
     )  # fmt: skip
-    return weighted_sum(results, weights, None)
+    return Mixture(results, weights)
 
 
 @triton.jit(do_not_specialize=["num_blocks", "num_pairs"])

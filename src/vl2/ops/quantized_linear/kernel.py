@@ -76,10 +76,23 @@ def quantized_linear(
         return saturate(F.linear(x, dequantize(weight, x.dtype), bias))
     out = torch.empty(len(rows), weight.out_width, dtype=x.dtype, device=x.device)
     if len(rows) <= kernel_few.ROWS and x.dtype != torch.float32:
-        kernel_few.multiply_few(rows, weight, bias, out, kernel_few.TILE, has_asm(x.device))
+        kernel_few.multiply_few(rows, bias, [(weight, out)], kernel_few.TILE, has_asm(x.device))
     else:
         multiply(rows, weight, bias, out, choose_tile(len(rows), x.dtype))
     return out.view(*x.shape[:-1], weight.out_width)
+
+
+def quantized_linear_both(
+    x: torch.Tensor, first: QuantizedWeight, second: QuantizedWeight, rounding: RowRounding = RowRounding()
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`Backend.quantized_linear_both` (ops/backend.py): of few rows in one launch."""
+    rows, is_alike = x.flatten(0, -2), (first.scheme, first.in_width) == (second.scheme, second.in_width)
+    if not is_alike or len(rows) > kernel_few.ROWS or x.dtype == torch.float32:
+        return quantized_linear(x, first), quantized_linear(x, second)
+    outs = [torch.empty(*x.shape[:-1], weight.out_width, dtype=x.dtype, device=x.device) for weight in (first, second)]
+    pairs = zip((first, second), (out.flatten(0, -2) for out in outs), strict=True)
+    kernel_few.multiply_few(rows, None, list(pairs), kernel_few.TILE, has_asm(x.device))
+    return outs[0], outs[1]
 
 
 def quantized_logits(hidden: torch.Tensor, weight: QuantizedWeight, is_exact: bool = True) -> torch.Tensor:

@@ -35,14 +35,20 @@ TILE = Tile(ROWS, 16, 4, 3)
 
 
 def multiply_few(
-    rows: torch.Tensor, weight: QuantizedWeight, bias: torch.Tensor | None, out: torch.Tensor, tile: Tile, has_asm: bool
+    rows: torch.Tensor,
+    bias: torch.Tensor | None,
+    products: list[tuple[QuantizedWeight, torch.Tensor]],
+    tile: Tile,
+    has_asm: bool,
 ) -> None:
-    """out [M, N] = rows [M, K] Wᵀ + b, of rows of 16 bits."""
-    step = step_of(weight.scheme, weight.in_width)
-    num_tiles = triton.cdiv(weight.out_width, tile.block_n)
-    _linear[num_tiles, triton.cdiv(len(rows), tile.block_m)](
-        rows, weight.codes, weight.scales, out if bias is None else bias, out, len(rows), weight.codes.stride(-2),
-        weight.out_width, rows.stride(0), weight.in_width // step, HAS_BIAS=bias is not None,
+    """out [M, N] = rows [M, K] Wᵀ + b, of rows of 16 bits, for one or two (W, out), which are alike but in width."""
+    (weight, out), (second, second_out) = products[0], products[-1]
+    step, num_tiles = step_of(weight.scheme, weight.in_width), triton.cdiv(weight.out_width, tile.block_n)
+    num_others = triton.cdiv(second.out_width, tile.block_n) if len(products) > 1 else 0
+    _linear[num_tiles + num_others, triton.cdiv(len(rows), tile.block_m)](
+        rows, weight.codes, weight.scales, out if bias is None else bias, out, second.codes, second.scales, second_out,
+        len(rows), weight.codes.stride(-2), weight.out_width, second.out_width, num_tiles, rows.stride(0),
+        weight.in_width // step, HAS_BIAS=bias is not None,
         GROUP_STEPS=(weight.scheme.group_size or weight.in_width) // step, STEP=step, BITS=weight.scheme.bits,
         LINES=lines_of_share(weight, num_tiles), SPLITS=tile.num_warps, BLOCK_M=tile.block_m, BLOCK_N=tile.block_n,
         HAS_ASM=has_asm, PRECISION=precision(rows), num_warps=tile.num_warps, num_stages=tile.num_stages,
@@ -50,22 +56,24 @@ def multiply_few(
     )  # fmt: skip
 
 
-@triton.jit(do_not_specialize=["num_rows"])
+@triton.jit(do_not_specialize=["num_rows", "num_tiles"])
 def _linear(
-    x, codes, scales, bias, out, num_rows, row_words, out_width, row_stride, num_steps, HAS_BIAS: tl.constexpr,
-    GROUP_STEPS: tl.constexpr, STEP: tl.constexpr, BITS: tl.constexpr, LINES: tl.constexpr,
-    SPLITS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, HAS_ASM: tl.constexpr,
-    PRECISION: tl.constexpr, CHAINED: tl.constexpr,
+    x, codes, scales, bias, out, second_codes, second_scales, second_out, num_rows, row_words, out_width, second_width,
+    num_tiles, row_stride, num_steps, HAS_BIAS: tl.constexpr, GROUP_STEPS: tl.constexpr, STEP: tl.constexpr,
+    BITS: tl.constexpr, LINES: tl.constexpr, SPLITS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    HAS_ASM: tl.constexpr, PRECISION: tl.constexpr, CHAINED: tl.constexpr,
 ):  # fmt: skip
+    """Of the first matrix `num_tiles` programs, of the second the rest."""
+    tile = tl.program_id(0)
+    if tile >= num_tiles:
+        tile -= num_tiles
+        codes, scales, out, out_width = second_codes, second_scales, second_out, second_width
     if CHAINED:  # the weight is there before the rows are
-        own = tl.program_id(0).to(tl.int64) * BLOCK_N * row_words
+        own = tile.to(tl.int64) * BLOCK_N * row_words
         prefetch(codes, own, min(own + BLOCK_N * row_words, out_width.to(tl.int64) * row_words), LINES)
     wait_for_last(CHAINED)
     WORDS: tl.constexpr = STEP // (4 if BITS == 4 else 1)
-    column, row = (
-        tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N),
-        tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M),
-    )
+    column, row = tile * BLOCK_N + tl.arange(0, BLOCK_N), tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
     is_column, is_row = column < out_width, row < num_rows
     split, j = tl.arange(0, SPLITS), tl.arange(0, WORDS)
     words_at = codes + column.to(tl.int64)[None, :, None] * row_words + (split[:, None] * WORDS + j)[:, None, :]

@@ -33,6 +33,13 @@ def quantized_linear(
     return out.view(*x.shape[:-1], weight.out_width)
 
 
+def quantized_linear_both(
+    x: torch.Tensor, first: QuantizedWeight, second: QuantizedWeight, rounding: RowRounding = RowRounding()
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`Backend.quantized_linear_both` (ops/backend.py)."""
+    return quantized_linear(x, first, None, rounding), quantized_linear(x, second, None, rounding)
+
+
 def quantized_logits(hidden: torch.Tensor, weight: QuantizedWeight, is_exact: bool = True) -> torch.Tensor:
     """`Backend.quantized_logits` (ops/backend.py)."""
     rows = hidden.float()

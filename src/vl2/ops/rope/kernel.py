@@ -13,6 +13,8 @@ from vl2.ops.saturate_kernel import to_dtype
 
 FEW_ROWS = 16
 """As many queries are absorbed by a kernel that reads the weights with many programs; more by cuBLAS."""
+ABSORBED_RANKS = 32
+"""Of a program there."""
 
 
 @triton.jit
@@ -87,9 +89,19 @@ def _write_latent(
     latent_and_key, stride, weight, eps, cos, sin, positions, slots, pool,
     RANK: tl.constexpr, PAIRS: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_PAIRS: tl.constexpr, CHAINED: tl.constexpr,
 ):  # fmt: skip
-    """One token: norm its latent, rotate its key, write both as one row."""
     wait_for_last(CHAINED)
     token = tl.program_id(0).to(tl.int64)
+    _write_row(
+        token, latent_and_key, stride, weight, eps, cos, sin, positions, slots, pool, RANK, PAIRS, BLOCK_R, BLOCK_PAIRS
+    )
+
+
+@triton.jit
+def _write_row(
+    token, latent_and_key, stride, weight, eps, cos, sin, positions, slots, pool,
+    RANK: tl.constexpr, PAIRS: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_PAIRS: tl.constexpr,
+):  # fmt: skip
+    """One token: norm its latent, rotate its key, write both as one row."""
     source = latent_and_key + token * stride
     target = pool + tl.load(slots + token) * (RANK + 2 * PAIRS)
     pairs = tl.arange(0, BLOCK_PAIRS)
@@ -128,10 +140,21 @@ def _absorb_queries(
     HEADS: tl.constexpr, DIM: tl.constexpr, WIDTH: tl.constexpr, RANK: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_R: tl.constexpr, CHAINED: tl.constexpr,
 ):  # fmt: skip
+    _absorb(
+        q, keys, out, num_rows, head_stride, dim_stride, tl.program_id(0), tl.program_id(1), tl.program_id(2), HEADS,
+        DIM, WIDTH, RANK, BLOCK_M, BLOCK_D, BLOCK_R, CHAINED,
+    )  # fmt: skip
+
+
+@triton.jit
+def _absorb(
+    q, keys, out, num_rows, head_stride, dim_stride, rank_block, head, row_block,
+    HEADS: tl.constexpr, DIM: tl.constexpr, WIDTH: tl.constexpr, RANK: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_R: tl.constexpr, CHAINED: tl.constexpr,
+):  # fmt: skip
     """BLOCK_M queries of one head times BLOCK_R columns of its key matrix."""
-    head = tl.program_id(1)
-    rows, dims = tl.program_id(2) * BLOCK_M + tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_D)
-    ranks = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
+    rows, dims = row_block * BLOCK_M + tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_D)
+    ranks = rank_block * BLOCK_R + tl.arange(0, BLOCK_R)
     is_row, row_heads = (rows < num_rows)[:, None], (rows * HEADS + head)[:, None]
     in_keys = (dims < DIM)[:, None] & (ranks < RANK)[None, :]
     key = tl.load(keys + head * head_stride + dims[:, None] * dim_stride + ranks[None, :], mask=in_keys, other=0.0)
@@ -150,16 +173,70 @@ def absorb_queries(q: torch.Tensor, keys: torch.Tensor, is_exact: bool = False) 
     Returns   [Q, H, R]
     """
     assert q.is_contiguous() and keys.stride(2) == 1
-    (num_rows, heads, width), (dim, rank) = q.shape, keys.shape[1:]
+    (num_rows, heads, _), (dim, rank) = q.shape, keys.shape[1:]
     out = torch.empty(num_rows, heads, rank, dtype=q.dtype, device=q.device)
     if num_rows > FEW_ROWS and not is_exact:
         torch.bmm(q[:, :, :dim].transpose(0, 1), keys, out=out.transpose(0, 1))
         return saturate(out)
-    block_r = 32
-    _absorb_queries[triton.cdiv(rank, block_r), heads, triton.cdiv(num_rows, FEW_ROWS)](
-        q, keys, out, num_rows, keys.stride(0), keys.stride(1),
-        HEADS=heads, DIM=dim, WIDTH=width, RANK=rank, BLOCK_M=FEW_ROWS, BLOCK_D=max(16, triton.next_power_of_2(dim)),
-        BLOCK_R=block_r, num_warps=4, **chained(q.device),
+    _absorb_queries[triton.cdiv(rank, ABSORBED_RANKS), heads, triton.cdiv(num_rows, FEW_ROWS)](
+        q, keys, out, num_rows, keys.stride(0), keys.stride(1), **_sizes(q, keys), num_warps=4, **chained(q.device)
+    )
+    return out
+
+
+def _sizes(q: torch.Tensor, keys: torch.Tensor) -> dict[str, int]:
+    """Of `_absorb`."""
+    (_, heads, width), (dim, rank) = q.shape, keys.shape[1:]
+    blocks = dict(BLOCK_M=FEW_ROWS, BLOCK_D=max(16, triton.next_power_of_2(dim)), BLOCK_R=ABSORBED_RANKS)
+    return dict(HEADS=heads, DIM=dim, WIDTH=width, RANK=rank) | blocks
+
+
+@triton.jit(do_not_specialize=["stride", "num_rows"])
+def _write_and_absorb(
+    latent_and_key, stride, weight, eps, cos, sin, positions, slots, pool, q, keys, out, num_rows, head_stride,
+    dim_stride, PAIRS: tl.constexpr, BLOCK_LATENT: tl.constexpr, BLOCK_PAIRS: tl.constexpr,
+    HEADS: tl.constexpr, DIM: tl.constexpr, WIDTH: tl.constexpr, RANK: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_R: tl.constexpr, CHAINED: tl.constexpr,
+):  # fmt: skip
+    """The first programs write a row each, the others absorb queries: neither needs the other."""
+    token = tl.program_id(0).to(tl.int64)
+    if token < num_rows:
+        wait_for_last(CHAINED)
+        _write_row(
+            token, latent_and_key, stride, weight, eps, cos, sin, positions, slots, pool, RANK, PAIRS, BLOCK_LATENT,
+            BLOCK_PAIRS,
+        )  # fmt: skip
+    else:
+        number, num_blocks = tl.program_id(0) - num_rows, tl.cdiv(RANK, BLOCK_R)
+        _absorb(
+            q, keys, out, num_rows, head_stride, dim_stride, number % num_blocks, number // num_blocks, 0, HEADS, DIM,
+            WIDTH, RANK, BLOCK_M, BLOCK_D, BLOCK_R, CHAINED,
+        )  # fmt: skip
+
+
+def write_and_absorb(
+    latent_and_key: torch.Tensor,
+    norm_weight: torch.Tensor,
+    eps: float,
+    rope: RopeTable,
+    positions: torch.Tensor,
+    slots: torch.Tensor,
+    pool: torch.Tensor,
+    q: torch.Tensor,
+    keys: torch.Tensor,
+    is_exact: bool,
+) -> torch.Tensor:
+    """`write_latent` and `absorb_queries` of the same tokens, a few in one launch; returns [T, H, R]."""
+    assert latent_and_key.stride(1) == 1 and pool.is_contiguous() and q.is_contiguous() and keys.stride(2) == 1
+    (num_rows, heads, _), rank, pairs = q.shape, len(norm_weight), rope.cos.shape[1]
+    if not 0 < num_rows <= FEW_ROWS:
+        write_latent(latent_and_key, norm_weight, eps, rope, positions, slots, pool)
+        return absorb_queries(q, keys, is_exact)
+    out = torch.empty(num_rows, heads, rank, dtype=q.dtype, device=q.device)
+    _write_and_absorb[(num_rows + triton.cdiv(rank, ABSORBED_RANKS) * heads,)](
+        latent_and_key, latent_and_key.stride(0), norm_weight, eps, rope.cos, rope.sin, positions, slots, pool, q, keys,
+        out, num_rows, keys.stride(0), keys.stride(1), PAIRS=pairs, BLOCK_LATENT=triton.next_power_of_2(rank),
+        BLOCK_PAIRS=triton.next_power_of_2(pairs), **_sizes(q, keys), num_warps=4, **chained(q.device),
     )  # fmt: skip
     return out
 
