@@ -21,9 +21,9 @@ from vl2.ops.quantized_linear import kernel_few as few_linear
 
 what, codes, scales = sys.argv[1:]
 POINTERS = dict(codes=codes, scales=scales, partial="*fp32", arrivals="*i32", pairs="*i32", block_experts="*i32",
-                rows=codes, row_scales="*fp32", hidden_scales="*fp32")
-FLOATS = ("x", "bias", "out", "hidden", "results")
-ALIGNED = (*POINTERS, *FLOATS, "row_words", "out_width", "row_stride", "width", "inner")
+                rows=codes, row_scales="*fp32", hidden_scales="*fp32", second_codes=codes, second_scales=scales)
+FLOATS = ("x", "bias", "out", "second_out", "hidden", "results")
+ALIGNED = (*POINTERS, *FLOATS, "row_words", "out_width", "second_width", "row_stride", "width", "inner")
 WORDS = ("ldmatrix", "mma.sync", "lop3", "prmt", "shfl", "cp.async.cg", "k32.f32.e4m3.e4m3", ".e4m3x2",
          "prefetch.global.L2")
 found = {}

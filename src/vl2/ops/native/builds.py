@@ -79,14 +79,17 @@ def _usable(path: Path, variant: str) -> tuple[Path | None, str]:
     return path, variant
 
 
+MOST_STRUCTURES = 64
+
+
 @functools.cache
 def load(path: Path) -> ctypes.CDLL:
     """Raises: OSError, AttributeError where it cannot be loaded, or belongs to another version of these files."""
     library = ctypes.CDLL(str(path))
     library.vl2_sizes.argtypes, library.vl2_sizes.restype = (c_void_p,), None
-    sizes = (c_int64 * len(STRUCTURES))()
+    sizes = (c_int64 * MOST_STRUCTURES)()  # a later version may have more of them than this one
     library.vl2_sizes(sizes)
-    if list(sizes) != [ctypes.sizeof(structure) for structure in STRUCTURES]:
+    if [size for size in sizes if size] != [ctypes.sizeof(structure) for structure in STRUCTURES]:
         raise OSError(f"{path} is of another version")
     library.vl2_engine_new.argtypes, library.vl2_engine_new.restype = (c_void_p, c_int32), c_void_p
     library.vl2_engine_free.argtypes, library.vl2_engine_free.restype = (c_void_p,), None
