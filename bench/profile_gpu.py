@@ -7,33 +7,42 @@ from __future__ import annotations
 
 import argparse
 import tempfile
+from collections import defaultdict
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import shapes
 import torch
 from common import drain
 from gpu import CONTEXT, begin_answers, decode_graph
+from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from vl2.core.config import EngineConfig
 from vl2.engine.engine import Engine
 
+IDLE_US = 20
+"""A gap as long as this is between two runs."""
+
 
 def kernels(what: str, run: Callable[[], object], repeat: int, top: int) -> None:
+    """A kernel's time is from the end of the one before to its own end: chained ones begin early and wait inside."""
     run()
     torch.cuda.synchronize()
     with profile(activities=[ProfilerActivity.CUDA]) as profiler:
         for _ in range(repeat):
             run()
         torch.cuda.synchronize()
-    events = [event for event in profiler.key_averages() if event.device_time_total > 0]
-    total_us = sum(event.device_time_total for event in events) / repeat
-    count = sum(event.count for event in events) / repeat
+    ranges = ((event.time_range, event.name) for event in profiler.events() if event.device_type == DeviceType.CUDA)
+    spans = sorted((span.end, span.start, name) for span, name in ranges)
+    added_us: dict[str, list[float]] = defaultdict(list)
+    for (last_end, _, _), (end, start, name) in pairwise([(0.0, 0.0, ""), *spans]):
+        added_us[name].append(end - max(last_end, start if start > last_end + IDLE_US else last_end))
+    total_us, count = sum(map(sum, added_us.values())) / repeat, len(spans) / repeat
     print(f"== {what}: {total_us:.0f} µs of kernels, {count:.0f} of them", flush=True)
-    for event in sorted(events, key=lambda event: -event.device_time_total)[:top]:
-        share_us, number = event.device_time_total / repeat, event.count / repeat
-        print(f"{share_us:9.1f} µs {number:6.0f} × {share_us / number:7.1f}  {event.key[:90]}")
+    for name, times in sorted(added_us.items(), key=lambda item: -sum(item[1]))[:top]:
+        print(f"{sum(times) / repeat:9.1f} µs {len(times) / repeat:6.0f} × {sum(times) / len(times):7.1f}  {name[:90]}")
 
 
 def main() -> None:

@@ -69,6 +69,13 @@ def test_equal_scores_go_to_the_lower_expert(device: torch.device):
     assert ids.tolist() == [[0, 1]] * 2
 
 
+def test_scores_that_are_no_numbers_choose_experts_that_exist(device: torch.device):
+    """Or a kernel would read weights where there are none."""
+    x = torch.tensor([[float("nan")] * 4, [1.0] * 4], device=device)
+    ids, _ = kernel.route(x, torch.ones(6, 4, device=device), None, moe_config())
+    assert ids.tolist() == [[0, 1]] * 2
+
+
 def test_groups_give_rows_that_lie_side_by_side(device: torch.device):
     config = moe_config(topk_method="group_limited_greedy", num_groups=3, num_active_groups=1)
     x, weight = torch.randn(5, 8, device=device), torch.randn(6, 8, device=device)
