@@ -42,7 +42,7 @@ def align(ids: torch.Tensor, num_routed: int, num_shared: int, block_m: int) -> 
         _count_part[(num_parts,)](ids, counts, *numbers, **sizes)
         _place_part[(num_parts + num_experts + 1,)](
             ids, counts, pairs, experts, *numbers, num_parts, num_blocks, **sizes, BLOCK_M=block_m, BLOCK_G=64,
-            num_warps=8,
+            BLOCK_O=32, num_warps=8,
         )  # fmt: skip
         return Blocks(pairs, experts)
     _align[(num_experts + 1,)](
@@ -122,7 +122,7 @@ def _count_part(
 def _place_part(
     ids, counts, pairs, block_experts, num_pairs, num_routed, num_experts, num_parts, num_blocks,
     NUM_CHOSEN: tl.constexpr, NUM_ACTIVE: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_E: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_G: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_G: tl.constexpr, BLOCK_O: tl.constexpr,
 ):  # fmt: skip
     """A part's pairs go behind those of the parts before it. Programs beyond the parts name each expert's blocks and
     fill up its last one; the very last marks the blocks that nobody uses.
@@ -141,10 +141,14 @@ def _place_part(
     if program < num_parts:
         pair = program * BLOCK_P + tl.arange(0, BLOCK_P)
         expert = _experts_of(ids, pair, num_pairs, num_routed, num_experts, NUM_CHOSEN, NUM_ACTIVE)
-        is_own = (expert[:, None] == e[None, :]).to(tl.int16)  # counted in 16 bits: threads pass all of it around
-        place = firsts[None, :] * BLOCK_M + before[None, :] + tl.cumsum(is_own, 0, dtype=tl.int16) - 1
-        place = tl.sum(tl.where(is_own == 1, place, 0), 1)
-        tl.store(pairs + place, pair, mask=pair < num_pairs)
+        own_first = tl.sum(tl.where(expert[:, None] == e[None, :], (firsts * BLOCK_M + before)[None, :], 0), 1)
+        rank = tl.zeros((BLOCK_P,), tl.int32)  # by comparing: a running count would pass from thread to thread
+        for start in range(program * BLOCK_P, (program + 1) * BLOCK_P, BLOCK_O):
+            other = start + tl.arange(0, BLOCK_O)
+            its_expert = _experts_of(ids, other, num_pairs, num_routed, num_experts, NUM_CHOSEN, NUM_ACTIVE)
+            is_earlier = (its_expert[None, :] == expert[:, None]) & (other[None, :] < pair[:, None])
+            rank += tl.sum(is_earlier.to(tl.int32), 1)
+        tl.store(pairs + own_first + rank, pair, mask=pair < num_pairs)
     elif program < num_parts + num_experts:
         own = program - num_parts
         first, count = tl.sum(tl.where(e == own, firsts, 0), 0), tl.sum(tl.where(e == own, total, 0), 0)
