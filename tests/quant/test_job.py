@@ -86,6 +86,11 @@ def test_gptq_takes_inputs_that_are_always_zero_and_fewer_tokens_than_inputs():
     assert bool(torch.isfinite(scales).all()) and codes.abs().max() <= 8
 
 
+def test_a_linear_that_nobody_watched_is_no_reason_to_round_blindly():
+    with pytest.raises(RuntimeError, match="nobody saw"):
+        Hessian(4, "cpu").curvature()
+
+
 def test_a_hessian_weighs_rows():
     x, weights = torch.randn(7, 4), torch.rand(7)
     hessian = Hessian(4, "cpu")

@@ -85,8 +85,10 @@ class QuantizedLinear(nn.Module):
 
 
 def is_plain(linear: Linear | QuantizedLinear) -> TypeGuard[Linear]:
-    """Whether it is the product with a weight that lies there as it is, and no more."""
+    """Whether it is the product with a weight that lies there as it is, and no more. Who watches it must be told."""
     if isinstance(linear, QuantizedLinear) or linear.native is not None or linear.bias is not None:
+        return False
+    if linear._forward_pre_hooks:
         return False
     return linear.row_multiple == 1 and not linear.weight.is_mkldnn
 

@@ -1,6 +1,7 @@
 """GPTQ (arXiv:2210.17323) of one matrix: inputs are rounded one after the other, later ones make up for the error.
 
-Symmetric, without act-order, with a scale for each group that is searched when the group is reached.
+Symmetric. The inputs that matter most go first (act-order), while there is most left to make up for their errors.
+Groups are of neighbours all the same, and their scales are searched before: the format knows nothing of the order.
 """
 
 from __future__ import annotations
@@ -34,8 +35,13 @@ class Hessian:
         self.total += float(weights.sum())
 
     def curvature(self) -> Curvature:
-        mean = self.sum / max(self.total, 1e-12)
-        return Curvature(mean.diagonal().clamp(min=1e-12), _inverse_factor(mean))
+        """Raises: RuntimeError where nothing was added."""
+        if not self.total > 0:
+            raise RuntimeError("nobody saw what this linear is given")
+        mean = self.sum / self.total
+        importance = mean.diagonal().clamp(min=1e-12)
+        order = importance.argsort(descending=True, stable=True)
+        return Curvature(importance, order, _inverse_factor(mean[order][:, order]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,36 +49,33 @@ class Curvature:
     """What the inputs of a linear say about its weights."""
 
     importance: torch.Tensor  # [K]: the Hessian's diagonal
-    factor: torch.Tensor  # [K, K]: the upper Cholesky factor of its inverse
+    order: torch.Tensor  # [K] int64: inputs by it, the largest first
+    factor: torch.Tensor  # [K, K]: the upper Cholesky factor of its inverse, in this order
 
 
 def quantize_matrix(
     weight: torch.Tensor, curvature: Curvature, scheme: WeightScheme, dtype: torch.dtype
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """weight [N, K] → codes [N, K] int8, scales [N, G] `dtype`."""
-    rest, importance, factor = weight.float().clone(), curvature.importance, curvature.factor
-    width, limit = rest.shape[1], 1 << (scheme.bits - 1)
+    wide, (importance, order) = weight.float(), (curvature.importance, curvature.order)
+    width, limit = wide.shape[1], 1 << (scheme.bits - 1)
     size = scheme.group_size or width
-    codes = torch.empty_like(rest, dtype=torch.int8)
-    scales = torch.empty(len(rest), scheme.num_groups(width), dtype=dtype, device=rest.device)
-    block = min(BLOCK, size)
-    for start in range(0, width, block):
-        stop = start + block
-        errors = torch.empty(len(rest), block, device=rest.device)
-        own = rest[:, start:stop].clone()
-        if start % size == 0:
-            columns = slice(start, start + size)
-            group = start // size
-            scales[:, group : group + 1] = search_scales(rest[:, columns], importance[columns], scheme, dtype)
-        scale = scales[:, start // size].float()
-        for i in range(block):
-            row = factor[start + i, start:stop]
+    groups = zip(wide.split(size, 1), importance.split(size), strict=True)
+    scales = torch.cat([search_scales(group, own, scheme, dtype) for group, own in groups], 1)
+    rest, scale_of = wide[:, order], scales.float()[:, order // size]
+    codes = torch.empty_like(rest)
+    for start in range(0, width, BLOCK):
+        factor = curvature.factor[start : start + BLOCK]
+        stop = start + len(factor)
+        own, errors = rest[:, start:stop].clone(), torch.empty(len(rest), len(factor), device=rest.device)
+        for i, row in enumerate(factor[:, start:stop]):
+            scale = scale_of[:, start + i]
             code = (own[:, i] / scale).round_().clamp_(-limit, limit - 1)
-            codes[:, start + i] = code.to(torch.int8)
+            codes[:, start + i] = code
             errors[:, i] = (own[:, i] - code * scale) / row[i]
             own[:, i:] -= errors[:, i : i + 1] * row[i:]
-        rest[:, stop:] -= errors @ factor[start:stop, stop:]
-    return codes, scales
+        rest[:, stop:] -= errors @ factor[:, stop:]
+    return codes[:, order.argsort()].to(torch.int8), scales
 
 
 def search_scales(
