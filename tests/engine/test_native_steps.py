@@ -39,7 +39,7 @@ def test_generated_tokens_are_decoded_natively(name: str, monkeypatch: pytest.Mo
     sizes, run = [], steps.run
     monkeypatch.setattr(steps, "run", lambda chunks: sizes.append(len(chunks)) or run(chunks))
     assert tokens(greedy(engine, prompts)) == expected
-    assert max(sizes) >= 4 and len(sizes) >= 14, "all but first tokens, and those beside other prompts"
+    assert max(sizes) >= 2 and len(sizes) >= 14, "answers together, as many as the pace lets begin"
 
 
 @needs_library
