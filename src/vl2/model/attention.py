@@ -116,7 +116,7 @@ class MLA(nn.Module):
             return saturate(latent), saturate(q).unflatten(-1, (self.heads, -1))
         if shares_rows and isinstance(self.kv_a, QuantizedLinear) and isinstance(self.q_proj, QuantizedLinear):
             weights = self.kv_a.weight, self.q_proj.weight
-            if self.kv_a.bias is None:
+            if self.kv_a.bias is None and self.q_proj.bias is None:
                 latent, q = self.ops.quantized_linear_both(x, *weights, self.kv_a.rounding)
                 return latent, q.unflatten(-1, (self.heads, -1))
         return self.kv_a(x), self.queries(queries.take(x))

@@ -5,7 +5,7 @@ others in the place of cuBLAS and of choices by the number of rows. Attention do
 import triton
 
 from vl2.ops.attention.kernel import attend_heads
-from vl2.ops.attention.kernel_mla import attend_mla, decode_mla
+from vl2.ops.attention.kernel_mla import attend_mla
 from vl2.ops.exact_linear.kernel import linear, linear_both, linear_gelu, logits
 from vl2.ops.experts.exact import mix_experts
 from vl2.ops.experts.kernel_common import swiglu
@@ -20,7 +20,7 @@ from vl2.ops.sampling.kernel import sample
 from vl2.ops.step.kernel import begin_decode
 
 NAME = f"triton {triton.__version__}, exact"
-norm_and_route = None
+decode_mla = norm_and_route = None  # a cache row of few tokens would be normed in another order
 
 __all__ = [
     "NAME", "add_layer_norm", "add_rms_norm", "attend_heads", "attend_mla",

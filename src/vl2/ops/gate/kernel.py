@@ -41,9 +41,10 @@ def norm_and_route(
     config: MoEConfig,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """`Backend.norm_and_route` (ops/backend.py)."""
-    if len(x) > FEW_TOKENS or (config.num_groups > 1 and config.topk_method != "greedy"):
+    if not 0 < len(x) <= FEW_TOKENS or (config.num_groups > 1 and config.topk_method != "greedy"):
         total, normed = add_rms_norm(x, delta, norm_weight, eps)
         return total, normed, *route(normed, weight, bias, config)
+    assert x.is_contiguous() and (not isinstance(delta, torch.Tensor) or delta.is_contiguous())
     (num_tokens, width), num_experts = x.shape, len(weight)
     total, normed = torch.empty_like(x), torch.empty(x.shape, dtype=norm_weight.dtype, device=x.device)
     logits = torch.empty(num_tokens, num_experts, dtype=torch.float32, device=x.device)

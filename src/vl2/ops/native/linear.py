@@ -24,7 +24,8 @@ class NativeLinear:
 
     def multiply(self, x: torch.Tensor, is_gelu: bool = False) -> torch.Tensor:
         """x [..., In] → x Wᵀ + b [..., Out], or its gelu in the tanh form, rounded once."""
-        rows = F.pad(x, (0, -x.shape[-1] % STRIP)).flatten(0, -2)
+        missing = -x.shape[-1] % STRIP
+        rows = (F.pad(x, (0, missing)) if missing else x).flatten(0, -2)  # it copies in any case
         return self._workers.linear(rows, self.matrix, is_gelu).view(*x.shape[:-1], self.matrix.out_width)
 
     def project(self, x: torch.Tensor) -> torch.Tensor:

@@ -49,7 +49,7 @@ def _launch(
 
 
 def parts_of_delta(delta: torch.Tensor | Mixture | None, nothing: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """delta, results and their weights, as `load_delta` takes them."""
+    """delta, results and their weights, as `add_delta` takes them."""
     if isinstance(delta, Mixture):
         return nothing if delta.shared is None else delta.shared, delta.results, delta.weights
     return (nothing if delta is None else delta), nothing, nothing

@@ -88,7 +88,7 @@ def quantized_linear_both(
     """`Backend.quantized_linear_both` (ops/backend.py): of few rows in one launch."""
     rows, is_alike = x.flatten(0, -2), (first.scheme, first.in_width) == (second.scheme, second.in_width)
     if not is_alike or len(rows) > kernel_few.ROWS or x.dtype == torch.float32:
-        return quantized_linear(x, first), quantized_linear(x, second)
+        return quantized_linear(x, first, None, rounding), quantized_linear(x, second, None, rounding)
     outs = [torch.empty(*x.shape[:-1], weight.out_width, dtype=x.dtype, device=x.device) for weight in (first, second)]
     pairs = zip((first, second), (out.flatten(0, -2) for out in outs), strict=True)
     kernel_few.multiply_few(rows, None, list(pairs), kernel_few.TILE, has_asm(x.device))
