@@ -76,7 +76,7 @@ def choose(logits: torch.Tensor, bias: torch.Tensor | None, config: MoEConfig) -
         logits, bias if bias is not None else logits, ids, weights, num_experts, config.routed_scaling_factor,
         NUM_ACTIVE=num_active, HAS_BIAS=bias is not None, IS_SOFTMAX=config.scoring_func == "softmax",
         NORMS=config.norm_topk_prob and num_active > 1, HAS_PARTS=logits.shape[1] > num_experts,
-        BLOCK_E=triton.next_power_of_2(num_experts), num_warps=4, **chained(logits.device),
+        BLOCK_E=triton.next_power_of_2(num_experts), num_warps=1, **chained(logits.device),
     )  # fmt: skip
     return ids, weights
 
@@ -171,12 +171,12 @@ def _choose(
     NUM_ACTIVE: tl.constexpr, HAS_BIAS: tl.constexpr, IS_SOFTMAX: tl.constexpr, NORMS: tl.constexpr,
     HAS_PARTS: tl.constexpr, BLOCK_E: tl.constexpr, CHAINED: tl.constexpr,
 ):  # fmt: skip
-    """One token a program. An expert's rank is how many are better: of equals the lower id is."""
+    """One token a program: the best expert, NUM_ACTIVE times. argmax takes the lower id of equals."""
     wait_for_last(CHAINED)
-    token = tl.program_id(0).to(tl.int64)
+    token = tl.program_id(0)
     experts = tl.arange(0, BLOCK_E)
     known = experts < num_experts
-    logits += token * num_experts * (3 if HAS_PARTS else 1) + experts
+    logits += token.to(tl.int64) * num_experts * (3 if HAS_PARTS else 1) + experts
     scores = tl.load(logits, mask=known, other=float("-inf"))
     if HAS_PARTS:  # the small ones are added up first
         second = tl.load(logits + num_experts, mask=known, other=0.0)
@@ -189,12 +189,17 @@ def _choose(
     choice = scores
     if HAS_BIAS:
         choice += tl.load(bias + experts, mask=known, other=0.0)
-    choice = tl.where(known & (choice == choice), choice, float("-inf"))  # what is no number has a rank all the same
-    own, other = choice[:, None], choice[None, :]
-    is_better = (other > own) | ((other == own) & (experts[None, :] < experts[:, None]))
-    rank = tl.sum(is_better.to(tl.int32), 1)
-    is_chosen = rank < NUM_ACTIVE
+    choice = tl.where(known & (choice == choice), choice, float("-inf"))  # what is no number comes last
+    total, left = 1e-20, choice
+    for _ in tl.static_range(NUM_ACTIVE if NORMS else 0):
+        best = tl.argmax(left, 0, tie_break_left=True)
+        total += tl.sum(tl.where(experts == best, scores, 0.0), 0)
+        left = tl.where(experts == best, float("-inf"), left)
     if NORMS:
-        scores = scores / (tl.sum(tl.where(is_chosen, scores, 0.0), 0) + 1e-20)
-    tl.store(ids + token * NUM_ACTIVE + rank, experts, mask=is_chosen)
-    tl.store(weights + token * NUM_ACTIVE + rank, scores * scaling, mask=is_chosen)
+        scores = scores / total
+    for rank in tl.static_range(NUM_ACTIVE):
+        best = tl.argmax(choice, 0, tie_break_left=True)
+        weight = tl.sum(tl.where(experts == best, scores, 0.0), 0) * scaling
+        tl.store(ids + token * NUM_ACTIVE + rank, best)
+        tl.store(weights + token * NUM_ACTIVE + rank, weight)
+        choice = tl.where(experts == best, float("-inf"), choice)
