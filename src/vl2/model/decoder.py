@@ -107,7 +107,7 @@ class Decoder(nn.Module):
         The residual stream has the model's dtype; for float16 it is float32, whose range it needs.
         """
         if self.native_prompts is not None:
-            return self.native_prompts.run(embeds, step)
+            return self.native_prompts.run(embeds, step, pool)
         x = embeds.float() if embeds.dtype == torch.float16 else embeds
         delta: torch.Tensor | Mixture | None = None
         for layer, layer_pool in zip(self.layers, pool.layers, strict=True):

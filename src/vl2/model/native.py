@@ -45,8 +45,8 @@ class NativeDecoder:
     ) -> None:
         """Raises: UnknownLayout."""
         self._library = load(library)
-        self._decoder = decoder
-        self._kept: list[object] = [pool]
+        self._decoder, self._pool = decoder, pool
+        self._kept: list[object] = [pool]  # not the decoder, which holds this by way of its prompts
         self._engine: int | None = None
         self.max_rows, self.vocabulary = max_rows, config.vocab_size
         layers = [self._layer(layer, cache) for layer, cache in zip(decoder.layers, pool.layers, strict=True)]
@@ -83,7 +83,7 @@ class NativeDecoder:
 
     def prompts(self) -> NativePrompts | None:
         """The same layers for prompts; None: not with these weights, or on this processor."""
-        return NativePrompts(self._model, self) if self._takes_prompts() else None
+        return NativePrompts(self._model, self._kept, self._pool) if self._takes_prompts() else None
 
     def _takes_prompts(self) -> bool:
         own, described = workers(torch.get_num_threads()), self._model

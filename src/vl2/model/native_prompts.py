@@ -6,6 +6,7 @@ import ctypes
 
 import torch
 
+from vl2.model.kv_pool import KVPool
 from vl2.model.step import QueryRows, StepInputs
 from vl2.ops.attention.batch import AttentionBatch
 from vl2.ops.native.prompts import Workers, workers
@@ -13,15 +14,16 @@ from vl2.ops.native.structures import ChunkRows, DecoderJob, Model
 
 
 class NativePrompts:
-    def __init__(self, described: Model, kept: object) -> None:
-        """kept  what the description points to"""
-        self._model, self._kept = described, kept
+    def __init__(self, described: Model, kept: object, pool: KVPool) -> None:
+        """kept  what the description points to, beside the decoder's own weights"""
+        self._model, self._kept, self._pool = described, kept, pool
 
-    def run(self, embeds: torch.Tensor, step: StepInputs) -> torch.Tensor:
+    def run(self, embeds: torch.Tensor, step: StepInputs, pool: KVPool) -> torch.Tensor:
         """embeds [T, C] bfloat16, overwritten → normed hidden states [L, C] of the tokens whose next one is wanted.
 
         Rows that belong to no sequence are left out.
         """
+        assert pool is self._pool, "the description points to another"
         chunks, last = _chunk_rows(step.queries.sequences), _chunk_rows(step.last_queries.sequences)
         last_rows = _rows(step.last_queries)[: step.num_logits]
         out = embeds.new_empty(step.num_logits, embeds.shape[1])

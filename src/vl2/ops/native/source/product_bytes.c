@@ -1,4 +1,6 @@
 /* Products with weights in few bits on rows of 16-bit numbers (bytes.h), a few rows at once. */
+#include <math.h>
+
 #include "bytes.h"
 #include "product_pieces.h"
 #include "quads.h"
@@ -64,7 +66,7 @@ void bytes_store(const Operand *operand, int64_t row, const float *values, int64
         __m512i fours = store_numbers(&to, begin, numbers, factor);
         if (begin + 64 < width) fours = _mm512_add_epi32(fours, store_numbers(&to, begin + 64, numbers + 4, factor));
         _mm512_storeu_si512(to.lanes + block * LANES, _mm512_sub_epi32(_mm512_setzero_si512(), _mm512_slli_epi32(fours, 7)));
-        to.steps[block] = largest / LARGEST;
+        to.steps[block] = largest < INFINITY ? largest / LARGEST : NAN; /* beside an infinite number no other has a size */
     }
 }
 
