@@ -7,6 +7,7 @@ plain decoder is used.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import passes
@@ -74,12 +75,12 @@ def norm_back(x: Tensor, weight: Tensor, scale: Tensor, d_out: Tensor, d_total: 
 class Apart(torch.autograd.Function):
     """y [M, H·(Dn+Dr) + rank + Dr], the product of queries and latents; the latent's norm and product; the parts that attention takes.
 
-    Returns [B, H, L, D]: queries of prefix and text, keys of prefix and all, values of prefix and all (wider by `pad` zeros);
+    Returns [B, H, L, D]: queries of prefix and text, keys of prefix and all, values of prefix and all, which are narrower;
     then of the first `seen` heads the queries of the text and the keys of all, for `attention.pointing`.
     """
 
     @staticmethod
-    def forward(ctx: Any, y: Tensor, weight: Tensor, kv_b: Tensor, cos: Tensor, sin: Tensor, sizes: MLA, rows: int, prefix: int, pad: int) -> tuple[Tensor, ...]:  # fmt: skip
+    def forward(ctx: Any, y: Tensor, weight: Tensor, kv_b: Tensor, cos: Tensor, sin: Tensor, sizes: MLA, rows: int, prefix: int) -> tuple[Tensor, ...]:  # fmt: skip
         m, h, dn, dr, dv, rank = y.shape[0], sizes.h, sizes.dn, sizes.dr, sizes.dv, sizes.r
         latent, scale = y[:, h * (dn + dr) : h * (dn + dr) + rank], y.new_empty(m, dtype=torch.float32)
         normed = y.new_empty(m, rank)
@@ -87,8 +88,8 @@ class Apart(torch.autograd.Function):
                                m, y.stride(0), EPS, C=rank, R=ROWS, ADD=False, E=0)  # fmt: skip
         kv = normed @ kv_b.mT
         q, k = (y.new_empty(m, h, dn + dr) for _ in range(2))
-        v = y.new_empty(m, h, dv + pad) if pad else kv.view(m, h, dn + dv)[..., dn:]
-        passes.apart[_grid(m)](y, kv, cos, sin, q, k, v, m, H=h, DN=dn, DR=dr, DV=dv, DP=pad, LATENT=rank, R=ROWS)
+        v = kv.view(m, h, dn + dv)[..., dn:]
+        passes.apart[_grid(m)](y, kv, cos, sin, q, k, m, H=h, DN=dn, DR=dr, DV=dv, LATENT=rank, R=ROWS)
         ctx.save_for_backward(y, weight, scale, normed, kv_b, cos, sin)
         ctx.sizes, ctx.prefix = (h, dn, dr, dv, rank), prefix
         ctx.seen, ctx.length = sizes.probe, m // rows
@@ -114,7 +115,7 @@ class Apart(torch.autograd.Function):
                                      H=h, DN=dn, DR=dr, DV=dv, LATENT=rank, SEEN=seen, R=ROWS)  # fmt: skip
         part = slice(h * (dn + dr), h * (dn + dr) + rank)
         dw, _ = norm_back(y[:, part], weight, scale, dkv @ kv_b, None, dy[:, part], None, None)
-        return dy, dw, dkv.mT @ normed, None, None, None, None, None, None
+        return dy, dw, dkv.mT @ normed, None, None, None, None, None
 
 
 def _there(g: Tensor | None) -> Tensor:
@@ -124,30 +125,29 @@ def _there(g: Tensor | None) -> Tensor:
 
 
 class Together(torch.autograd.Function):
-    """Attended values of prefix and text [B, H, L, Dv + pad] to [M, H·Dv]."""
+    """Attended values of prefix and text [B, H, L, Dv] to [M, H·Dv]."""
 
     @staticmethod
-    def forward(ctx: Any, prefix: Tensor, text: Tensor, dv: int) -> Tensor:
-        b, h, p, wide = prefix.shape
+    def forward(ctx: Any, prefix: Tensor, text: Tensor) -> Tensor:
+        b, h, p, dv = prefix.shape
         n = p + text.shape[2]
         ctx.shapes = [(t.shape, t.stride()) for t in (prefix, text)]
-        ctx.pad, ctx.dv = wide - dv, dv
         out = prefix.new_empty(b * n, h * dv)
-        _together(prefix, text, out, dv, back=False)
+        _together(prefix, text, out, back=False)
         return out
 
     @staticmethod
     def backward(ctx: Any, d: Tensor) -> tuple[Tensor | None, ...]:
         prefix, text = (torch.empty_strided(*s, dtype=d.dtype, device=d.device) for s in ctx.shapes)
-        _together(prefix, text, d.contiguous(), ctx.dv, back=True)
-        return prefix, text, None
+        _together(prefix, text, d.contiguous(), back=True)
+        return prefix, text
 
 
-def _together(prefix: Tensor, text: Tensor, out: Tensor, dv: int, back: bool) -> None:
+def _together(prefix: Tensor, text: Tensor, out: Tensor, back: bool) -> None:
     p, n = prefix.shape[2], prefix.shape[2] + text.shape[2]
     strides = [s for t in (prefix, text) for s in (t.stride(0), t.stride(2), t.stride(1))]
     passes.together[_grid(len(out))](prefix, text, out, len(out), n, p, *strides,
-                                      H=prefix.shape[1], DV=dv, DP=prefix.shape[-1] - dv, R=ROWS, BACK=back)  # fmt: skip
+                                      H=prefix.shape[1], DV=prefix.shape[-1], R=ROWS, BACK=back)  # fmt: skip
 
 
 class Act(torch.autograd.Function):
@@ -172,22 +172,23 @@ class Act(torch.autograd.Function):
         return dz, d_weights, None
 
 
-def attend(a: MLA, normed: Tensor, cos: Tensor, sin: Tensor, rows: int, prefix: int, mask: Tensor, pad: int) -> Tensor:
+def attend(a: MLA, normed: Tensor, cos: Tensor, sin: Tensor, rows: int, prefix: int, mask: Tensor) -> Tensor:
     """`MLA.forward` on flat tokens [M, C]; what it returns is before the output's projection."""
     y = F.linear(normed, torch.cat((a.q_proj.weight, a.kv_a_proj_with_mqa.weight)))
-    parts = Apart.apply(y, a.kv_a_layernorm.weight, a.kv_b_proj.weight, cos, sin, a, rows, prefix, pad)
+    parts = Apart.apply(y, a.kv_a_layernorm.weight, a.kv_b_proj.weight, cos, sin, a, rows, prefix)
     q, q_text, k, k_all, v, v_all, *seen = parts
     if a.probe:
         a.seen = seen[0], seen[1]
     scale = (a.dn + a.dr) ** -0.5
     o = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale)
     o_text = F.scaled_dot_product_attention(q_text, k_all, v_all, attn_mask=mask, scale=scale)
-    return Together.apply(o, o_text, a.dv)
+    return Together.apply(o, o_text)
 
 
 def feed(mlp: torch.nn.Module, normed: Tensor, logits: Tensor) -> Tensor:
     """`MLP.forward` or `MoE.forward` on flat tokens; experts and the shared one are one product."""
     if not isinstance(mlp, MoE):
+        assert len(mlp.gate_proj.weight) % 128 == 0
         z = F.linear(normed, torch.cat((mlp.gate_proj.weight, mlp.up_proj.weight)))
         return F.linear(Act.apply(z, None, 128), mlp.down_proj.weight)
     e, shared = mlp.experts, mlp.shared_experts
@@ -199,19 +200,17 @@ def feed(mlp: torch.nn.Module, normed: Tensor, logits: Tensor) -> Tensor:
     return F.linear(Act.apply(F.linear(normed, wide), mlp.gate.choose(logits), f), down)
 
 
-def run_layer(layer: Layer, x: Tensor, more: Tensor | None, cos: Tensor, sin: Tensor, rows: int, prefix: int, mask: Tensor, pad: int) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+def run_layer(layer: Layer, x: Tensor, more: Tensor | None, cos: Tensor, sin: Tensor, rows: int, prefix: int, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """x + more is what goes in; so is what comes out after it."""
     total, normed, _ = AddNorm.apply(x, more, layer.input_layernorm.weight, None)
     came = x if more is None else total
-    attended = F.linear(
-        attend(layer.self_attn, normed, cos, sin, rows, prefix, mask, pad), layer.self_attn.o_proj.weight
-    )
+    attended = F.linear(attend(layer.self_attn, normed, cos, sin, rows, prefix, mask), layer.self_attn.o_proj.weight)
     router = layer.mlp.gate.weight if isinstance(layer.mlp, MoE) else None
     x, normed, logits = AddNorm.apply(came, attended, layer.post_attention_layernorm.weight, router)
     return came, x, feed(layer.mlp, normed, logits)
 
 
-def decode(decoder: Decoder, x: Tensor, cos: Tensor, sin: Tensor, prefix: int, mask: Tensor, pad: int) -> list[Tensor]:
+def decode(decoder: Decoder, x: Tensor, cos: Tensor, sin: Tensor, prefix: int, mask: Tensor) -> list[Tensor]:
     """`Decoder.forward`, from the tables on."""
     b, n, c = x.shape
     cos, sin = (t.to(x.dtype).reshape(b * n, -1) for t in (cos, sin))
@@ -219,44 +218,28 @@ def decode(decoder: Decoder, x: Tensor, cos: Tensor, sin: Tensor, prefix: int, m
     hidden = room.masked_fill_(~mask, -1e9)  # once, not in each layer
     flat, more, came = x.reshape(b * n, c), None, []
     for layer in decoder.model["layers"]:
-        start, flat, more = run_layer(layer, flat, more, cos, sin, b, prefix, hidden, pad)
+        start, flat, more = run_layer(layer, flat, more, cos, sin, b, prefix, hidden)
         came.append(start)
     _, last, _ = AddNorm.apply(flat, more, decoder.model["norm"].weight, None)
     return [t.view(b, n, c) for t in (*came[1:], last)]
 
 
 def install(decoder: Decoder) -> str:
-    """Let the decoder run by kernels if they compute the same on this GPU; returns which way of attending was faster, or why not."""
+    """Let the decoder run by kernels if they compute the same on this GPU; returns whether they do.
+
+    Values stay narrower than keys: padded to their width, as the plain decoder has them, cuDNN's backward leaves part of the
+    gradients unwritten behind these kernels (H100, torch 2.11), though not behind the plain decoder.
+    """
     try:
-        plain = _try(decoder, 2, 45, 28, None)
-        _compare(_try(decoder, 2, 45, 28, 128), plain)
+        for sizes in ((2, 45, 28), (4, 425, 288)):
+            _compare(_try(decoder, *sizes, decode), _try(decoder, *sizes, None))
     except Exception as error:
         return f"not fused: {type(error).__name__}: {error}"
-    pad = 128
-    try:  # values that are narrower than keys need no padding, if the attention at hand takes them
-        _compare(_try(decoder, 2, 45, 28, 0), plain)
-        attention = decoder.model["layers"][0].self_attn
-        (narrow, ours), (wide, theirs) = (_attended(attention, p) for p in (0, 128))
-        _compare(ours, theirs)
-        print(f"attention with narrow values {narrow:.2f} ms, padded {wide:.2f} ms", flush=True)
-        pad = 0 if narrow < wide else 128
-    except Exception as error:
-        print(f"values stay padded: {type(error).__name__}: {error}"[:300], flush=True)
-    decoder.fast = Fast(pad)
-    return f"fused, values padded by {pad}"
+    decoder.fast = decode
+    return "fused"
 
 
-class Fast:
-    """`decode` with a choice of padding that can be taken back."""
-
-    def __init__(self, pad: int) -> None:
-        self.pad = pad
-
-    def __call__(self, *inputs: Any) -> list[Tensor]:
-        return decode(*inputs, self.pad)
-
-
-def _try(decoder: Decoder, rows: int, prefix: int, text: int, pad: int | None) -> list[Tensor]:
+def _try(decoder: Decoder, rows: int, prefix: int, text: int, fast: Callable[..., list[Tensor]] | None) -> list[Tensor]:
     """States and gradients for drawn embeddings; the weights' gradients are put back as they were."""
     before, kept = decoder.fast, [(p, p.grad) for p in decoder.parameters()]
     weight = decoder.model["embed_tokens"].weight
@@ -265,7 +248,7 @@ def _try(decoder: Decoder, rows: int, prefix: int, text: int, pad: int | None) -
     positions = torch.arange(prefix + text, device=x.device).expand(rows, -1)
     mask = text_mask(torch.ones(rows, text, dtype=torch.long, device=x.device), prefix)
     try:
-        decoder.fast = None if pad is None else Fast(pad)
+        decoder.fast = fast
         for p, _ in kept:
             p.grad = None
         x.requires_grad_()
@@ -282,29 +265,7 @@ def _try(decoder: Decoder, rows: int, prefix: int, text: int, pad: int | None) -
 
 
 def _compare(ours: list[Tensor], plain: list[Tensor]) -> None:
-    """Equal but for rounding to bfloat16, in the mean: a token near a tie may choose another expert."""
+    """Near each other, most of them as near as bfloat16 rounds: a token near a tie may choose another expert."""
     off = torch.stack([(a - b).norm() / b.norm().clamp_min(1e-6) for a, b in zip(ours, plain, strict=True)])
-    if not (off.max() < 0.4 and off.median() < 0.08):
+    if not (off.max() < 0.3 and off.median() < 0.03):
         raise RuntimeError("results are off by " + " ".join(f"{x:.3f}" for x in off.tolist()))
-
-
-def _attended(a: MLA, pad: int, rows: int = 16, prefix: int = 1419, text: int = 576) -> tuple[float, list[Tensor]]:
-    """Milliseconds of a micro-batch's attention, forward and backward, and the results without padding."""
-    n, draw = prefix + text, torch.Generator("cuda").manual_seed(1)
-    widths = (a.dn + a.dr, a.dn + a.dr, a.dv)
-    q, k, v = (torch.randn(rows, n, a.h, d, generator=draw, device="cuda").bfloat16() for d in widths)
-    q, k, v = (t.transpose(1, 2).requires_grad_() for t in (q, k, F.pad(v, (0, pad))))
-    room = torch.zeros(rows, 1, text, -(-n // 16) * 16, dtype=torch.bfloat16, device="cuda")[..., :n]
-    mask = room.masked_fill_(torch.ones(text, n, dtype=torch.bool, device="cuda").triu(prefix + 1), -1e9)
-    times, results = [], []
-    for _ in range(5):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        o = F.scaled_dot_product_attention(*(t[:, :, :prefix] for t in (q, k, v)), is_causal=True)
-        o_text = F.scaled_dot_product_attention(q[:, :, prefix:], k, v, attn_mask=mask)
-        grads = torch.autograd.grad((o, o_text), (q, k, v), (o.detach(), o_text.detach()))
-        end.record()
-        end.synchronize()
-        times.append(start.elapsed_time(end))
-        results = [o[..., : a.dv], o_text[..., : a.dv], *grads[:2], grads[2][..., : a.dv]]
-    return min(times), [t.detach().float() for t in results]

@@ -35,6 +35,7 @@ def norm(x, more, weight, total, out, scale, router, logits, m, x_stride, eps, C
 @triton.jit(do_not_specialize=["m", "blocks"])
 def norm_back(x, weight, scale, d_out, d_total, router, d_logits, dx, d_weight, d_router, m, blocks, x_stride, dx_stride, C: tl.constexpr, R: tl.constexpr, ADD: tl.constexpr, E: tl.constexpr):  # fmt: skip
     """Gradients of `norm`; x is its total, E is 0 or 4. Each program walks through the rows and leaves its own sums for the weights."""
+    tl.static_assert((E == 0) | (E == 4))
     columns = tl.arange(0, C)
     w = tl.load(weight + columns).to(tl.float32)
     sums = tl.zeros((R, C), tl.float32)  # summed over rows at the end: threads need not wait for each other until then
@@ -79,11 +80,10 @@ def norm_back(x, weight, scale, d_out, d_total, router, d_logits, dx, d_weight, 
 
 
 @triton.jit(do_not_specialize=["m"])
-def apart(y, kv, cos, sin, q, k, v, m, H: tl.constexpr, DN: tl.constexpr, DR: tl.constexpr, DV: tl.constexpr, DP: tl.constexpr, LATENT: tl.constexpr, R: tl.constexpr):  # fmt: skip
-    """y [m, H·(DN+DR) + LATENT + DR] and kv [m, H·(DN+DV)] to q, k [m, H, DN+DR] with rotated pairs and v [m, H, DV+DP].
+def apart(y, kv, cos, sin, q, k, m, H: tl.constexpr, DN: tl.constexpr, DR: tl.constexpr, DV: tl.constexpr, LATENT: tl.constexpr, R: tl.constexpr):  # fmt: skip
+    """y [m, H·(DN+DR) + LATENT + DR] and kv [m, H·(DN+DV)] to q, k [m, H, DN+DR] with rotated pairs; values stay in kv.
 
-    The rotated halves of the pairs lie apart, as `model.rotate` leaves them. DP zeros after each value; none if it is 0 and
-    then v is not written at all: it is a part of kv.
+    The rotated halves of the pairs lie apart, as `model.rotate` leaves them.
     """
     D: tl.constexpr = DN + DR
     HALF: tl.constexpr = DR // 2
@@ -91,7 +91,7 @@ def apart(y, kv, cos, sin, q, k, v, m, H: tl.constexpr, DN: tl.constexpr, DR: tl
     rows = (tl.program_id(0) * R + tl.arange(0, R))[:, None]
     mask = rows < m
     n, pair = tl.arange(0, DN)[None, :], tl.arange(0, DR)[None, :]
-    half, value = tl.arange(0, HALF)[None, :], tl.arange(0, DV)[None, :]
+    half = tl.arange(0, HALF)[None, :]
     c = tl.load(cos + rows * HALF + half, mask=mask, other=0.0).to(tl.float32)
     s = tl.load(sin + rows * HALF + half, mask=mask, other=0.0).to(tl.float32)
     a, b = tl.split(tl.reshape(tl.load(y + rows * WIDE + H * D + LATENT + pair, mask=mask, other=0.0), (R, HALF, 2)))
@@ -108,11 +108,6 @@ def apart(y, kv, cos, sin, q, k, v, m, H: tl.constexpr, DN: tl.constexpr, DR: tl
         tl.store(k + out + n, tl.load(kv + mine + n, mask=mask, other=0.0), mask=mask)
         tl.store(k + out + DN + half, k_low, mask=mask)
         tl.store(k + out + DN + HALF + half, k_high, mask=mask)
-        if DP:
-            out = (rows * H + h) * (DV + DP)
-            tl.store(v + out + value, tl.load(kv + mine + DN + value, mask=mask, other=0.0), mask=mask)
-            zero = tl.zeros((R, DP), v.dtype.element_ty)
-            tl.store(v + out + DV + tl.arange(0, DP)[None, :], zero, mask=mask)
 
 
 @triton.jit(do_not_specialize=["m", "length", "prefix"])
@@ -175,8 +170,8 @@ def apart_back(
 
 
 @triton.jit(do_not_specialize=["m", "length", "prefix"])
-def together(o_p, o_t, o, m, length, prefix, p_b, p_l, p_h, t_b, t_l, t_h, H: tl.constexpr, DV: tl.constexpr, DP: tl.constexpr, R: tl.constexpr, BACK: tl.constexpr):  # fmt: skip
-    """Attended values of prefix and text [B, H, L, DV+DP], zeros behind, to o [m, H·DV]; with `BACK` the other way."""
+def together(o_p, o_t, o, m, length, prefix, p_b, p_l, p_h, t_b, t_l, t_h, H: tl.constexpr, DV: tl.constexpr, R: tl.constexpr, BACK: tl.constexpr):  # fmt: skip
+    """Attended values of prefix and text [B, H, L, DV] to o [m, H·DV]; with `BACK` the other way."""
     rows = (tl.program_id(0) * R + tl.arange(0, R))[:, None]
     mask = rows < m
     row, at = rows // length, rows % length
@@ -190,11 +185,6 @@ def together(o_p, o_t, o, m, length, prefix, p_b, p_l, p_h, t_b, t_l, t_h, H: tl
             g = tl.load(mine, mask=mask, other=0.0)
             tl.store(of_p + value, g, mask=first)
             tl.store(of_t + value, g, mask=text)
-            if DP:
-                zero = tl.zeros((R, DP), o.dtype.element_ty)
-                behind = DV + tl.arange(0, DP)[None, :]
-                tl.store(of_p + behind, zero, mask=first)
-                tl.store(of_t + behind, zero, mask=text)
         else:
             g = tl.load(of_p + value, mask=first, other=0.0) + tl.load(of_t + value, mask=text, other=0.0)
             tl.store(mine, g, mask=mask)

@@ -163,30 +163,18 @@ class Trainer:
             recording = self.recordings[key] = Recording(graph, places)
         if recording is None:
             self.recordings[key] = None
-            try:
-                work(inputs)
-            except torch.OutOfMemoryError:
-                raise
-            except RuntimeError:  # the attention at hand may refuse narrow values in a size that was not tried
-                if getattr(self.work.language.fast, "pad", 1):
-                    raise
-                self.work.language.fast.pad = 128
-                work(inputs)
+            work(inputs)
         else:
             recording.play(inputs)
 
     def _losses(self, batch: Batch) -> None:
         # Products in fp32 are of numbers that come from bfloat16, or few: TF32 loses nothing of the ones and little of the others.
         torch.backends.cuda.matmul.allow_tf32 = True
+        try:
+            found = self._gradients(batch)
+        finally:
+            torch.backends.cuda.matmul.allow_tf32 = False
         zero = torch.zeros((), device=self.device)
-        if batch.is_sheet:
-            found = look(self.work, self.heads, batch)
-        else:
-            out = run(self.work, self.heads, batch, 0, augment=True)
-            found = out.aux | {"answer": answer_loss(out, self.near)}
-        aux = sum(w * found.get(k, zero) for k, w in zip(LOSSES[1:], self.weights[1:]))
-        (found.get("answer", zero) + self.aux_scale * aux).backward()
-        torch.backends.cuda.matmul.allow_tf32 = False
         values = [found[k].detach().float() if k in found else zero for k in LOSSES]
         self.sums += torch.stack((torch.stack(values), torch.stack([zero + (k in found) for k in LOSSES])))
         if batch.is_sheet:
@@ -195,6 +183,17 @@ class Trainer:
             # DeepSeek's rule without auxiliary loss: an expert that is chosen too seldom gets a higher bias.
             share.copy_(gate.load / gate.load.sum())
             gate.e_score_correction_bias.data += self.balance_rate * torch.sign(share.mean() - share)
+
+    def _gradients(self, batch: Batch) -> dict[str, Tensor]:
+        """Adds them; returns the losses."""
+        if batch.is_sheet:
+            found = look(self.work, self.heads, batch)
+        else:
+            out = run(self.work, self.heads, batch, 0, augment=True)
+            found = out.aux | {"answer": answer_loss(out, self.near)}
+        aux = sum(w * found[k] for k, w in zip(LOSSES[1:], self.weights[1:]) if k in found)
+        (found.get("answer", 0.0) + self.aux_scale * aux).backward()
+        return found
 
     def _update(self) -> None:
         torch._foreach_copy_([p.grad for _, p in self.trained], [w.grad for w, _ in self.trained])
