@@ -216,7 +216,7 @@ def embed_sample(model: DeepseekVL2, sample: Sample) -> torch.Tensor:
     embeds = model.decoder.embed_tokens[torch.tensor(prompt.token_ids, device=model.device)]
     if prompt.spans:
         features = model.feature_table(len(prompt.tiles))
-        tiles = torch.from_numpy(np.ascontiguousarray(prompt.tiles))
+        tiles = torch.from_numpy(np.array(prompt.tiles))  # a copy: they may be another process's, to read only
         encoded = [model.encode_tiles(part.to(model.device)) for part in tiles.split(TILES_AT_ONCE)]
         features[:-2] = torch.cat(encoded).flatten(0, 1)
         for span in prompt.spans:
