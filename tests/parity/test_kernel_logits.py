@@ -62,8 +62,8 @@ def small_steps() -> list[Script]:
         Script("prompts", [(0, 21), (1, 13)]),
         Script("prompts", [(1, 18)]),  # expanded
         Script("prompts", [(1, 7)]),  # absorbed
-        *[Script("decoding", [(0, 1)])] * 8,
-        *[Script("decoding", [(0, 1), (1, 1), (2, 1)])] * 4,
+        *[Script("decoding", [(0, 1)])] * 4,
+        *[Script("decoding", [(0, 1), (1, 1), (2, 1)])] * 2,
         Script("both", [*beside, (3, 18)]),
         Script("both", [*beside, (3, 7)]),
         Script("both", [*beside, (3, 7)], is_graph=True),
