@@ -98,7 +98,7 @@ def test_cache_rows_and_absorbed_queries_of_few_tokens_in_one_launch(rows, dtype
     q = torch.randn(rows, heads, nope + rope, device=device).to(dtype)
     pools = [poisoned(NUM_PAGES, PAGE_SIZE, rank + rope, dtype=dtype, device=device) for _ in range(2)]
     own, other = ((latent, weight, 1e-6, table, positions, slots, pool) for pool in pools)
-    absorbed = kernel.write_and_absorb(*own, q, keys, False)
+    absorbed = kernel.write_and_absorb(*own, q, keys)
     kernel.write_latent(*other)
     assert_close(*pools)
     assert torch.equal(absorbed, kernel.absorb_queries(q, keys))

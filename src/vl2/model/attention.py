@@ -9,7 +9,7 @@ from torch import nn
 
 from vl2.core.model_config import LanguageConfig
 from vl2.core.yarn import yarn_scale
-from vl2.model.linear import Linear, Place, QuantizedLinear, RMSNorm, is_plain
+from vl2.model.linear import Linear, Place, RMSNorm, is_plain, is_plainly_quantized
 from vl2.model.step import QueryRows, StepInputs
 from vl2.ops.attention.reference import attend_mla
 from vl2.ops.backend import Backend
@@ -114,11 +114,10 @@ class MLA(nn.Module):
         if shares_rows and is_plain(self.kv_a) and is_plain(self.q_proj):
             latent, q = self.ops.linear_both(x, self.kv_a.weight, self.q_proj.weight)
             return saturate(latent), saturate(q).unflatten(-1, (self.heads, -1))
-        if shares_rows and isinstance(self.kv_a, QuantizedLinear) and isinstance(self.q_proj, QuantizedLinear):
+        if shares_rows and is_plainly_quantized(self.kv_a) and is_plainly_quantized(self.q_proj):
             weights = self.kv_a.weight, self.q_proj.weight
-            if self.kv_a.bias is None and self.q_proj.bias is None:
-                latent, q = self.ops.quantized_linear_both(x, *weights, self.kv_a.rounding)
-                return latent, q.unflatten(-1, (self.heads, -1))
+            latent, q = self.ops.quantized_linear_both(x, *weights, self.kv_a.rounding)
+            return latent, q.unflatten(-1, (self.heads, -1))
         return self.kv_a(x), self.queries(queries.take(x))
 
     def queries(self, x: torch.Tensor) -> torch.Tensor:

@@ -93,6 +93,11 @@ def is_plain(linear: Linear | QuantizedLinear) -> TypeGuard[Linear]:
     return linear.row_multiple == 1 and not linear.weight.is_mkldnn
 
 
+def is_plainly_quantized(linear: Linear | QuantizedLinear) -> TypeGuard[QuantizedLinear]:
+    """`is_plain` of a weight in few bits."""
+    return isinstance(linear, QuantizedLinear) and linear.bias is None and not linear._forward_pre_hooks
+
+
 def empty_quantized(
     shape: tuple[int, ...], scheme: WeightScheme, ops: Backend, *, dtype: torch.dtype, device: torch.device | str
 ) -> tuple[nn.Parameter, nn.Parameter]:

@@ -9,7 +9,7 @@ import torch
 from vl2.model.kv_pool import KVPool
 from vl2.model.step import QueryRows, StepInputs
 from vl2.ops.attention.batch import AttentionBatch
-from vl2.ops.native.prompts import Workers, workers
+from vl2.ops.native.prompts import present_workers
 from vl2.ops.native.structures import ChunkRows, DecoderJob, Model
 
 
@@ -34,14 +34,8 @@ class NativePrompts:
         own.rows, own.num_chunks = step.queries.sequences.num_rows or 0, len(chunks)
         own.num_last, own.num_last_chunks = step.num_logits, len(last)
         if own.rows:
-            _workers().decode(own)
+            present_workers().decode(own)
         return out
-
-
-def _workers() -> Workers:
-    own = workers(torch.get_num_threads())
-    assert own is not None
-    return own
 
 
 def _rows(queries: QueryRows) -> torch.Tensor:

@@ -10,8 +10,9 @@ import torch
 from torch import nn
 
 from vl2.model.linear import LayerNorm, Linear
+from vl2.ops.native.linear import multiplies
 from vl2.ops.native.matrices import STRIP
-from vl2.ops.native.prompts import Workers, workers
+from vl2.ops.native.prompts import present_workers
 from vl2.ops.native.structures import Matrix, ProjectorJob, TowerBlock, TowerJob
 from vl2.ops.norm.reference import LAYER_NORM_EPS
 
@@ -53,7 +54,7 @@ class NativeTower:
         own = TowerJob.from_buffer_copy(self._job)
         own.pixels, own.out, own.tiles, own.side = pixels.data_ptr(), out.data_ptr(), *tiles.shape[:2]
         if len(tiles):
-            _workers().encode(own)
+            present_workers().encode(own)
         return out
 
     def _block(self, block: nn.Module) -> TowerBlock:
@@ -89,15 +90,14 @@ class NativeProjector:
         own = ProjectorJob(features.data_ptr(), ctypes.addressof(self._linears), out.data_ptr())
         own.tiles, own.grid, own.width, own.ratio, own.num_linears = tiles, grid, width, self._ratio, len(self._linears)
         if tiles:
-            _workers().project_tiles(own)
+            present_workers().project_tiles(own)
         return out
 
 
 def describe_tower(tower: VisionTower) -> NativeTower | None:
     """Of a packed tower; None: torch has a part in it, or its heads have an odd width."""
-    own = workers(torch.get_num_threads())
     linears = [module for module in tower.modules() if isinstance(module, Linear)]
-    if own is None or not own.multiplies or any(linear.native is None for linear in linears):
+    if not multiplies() or any(linear.native is None for linear in linears):
         return None
     is_even = tower.config.width // tower.config.heads % 2 == 0
     return NativeTower(tower) if is_even and len(tower.blocks) else None
@@ -105,17 +105,11 @@ def describe_tower(tower: VisionTower) -> NativeTower | None:
 
 def describe_projector(projector: Projector) -> NativeProjector | None:
     """As `describe_tower`."""
-    own, linears = workers(torch.get_num_threads()), projector.linears
-    if own is None or not own.multiplies or any(linear.native is None for linear in linears):
+    linears = projector.linears
+    if not multiplies() or any(linear.native is None for linear in linears):
         return None
     is_whole = all(_matrix(linear).in_width % STRIP == 0 for linear in linears)
     return NativeProjector(projector) if is_whole else None
-
-
-def _workers() -> Workers:
-    own = workers(torch.get_num_threads())
-    assert own is not None
-    return own
 
 
 def _matrix(linear: torch.Tensor | nn.Module) -> Matrix:

@@ -76,9 +76,8 @@ def decode_mla(
     scale: float,
 ) -> torch.Tensor:
     """`Backend.decode_mla` (ops/backend.py)."""
-    layer, is_exact = Layer.of(q, kv_b, pool, rope, scale), batch.has_fixed_splits
-    written = latent_and_key, norm_weight, eps, rope, positions, slots, pool
-    absorbed = write_and_absorb(*written, q, layer.keys, is_exact)
+    layer = Layer.of(q, kv_b, pool, rope, scale)
+    absorbed = write_and_absorb(latent_and_key, norm_weight, eps, rope, positions, slots, pool, q, layer.keys)
     out = torch.empty(len(q), layer.heads * layer.value, dtype=q.dtype, device=q.device)
     if len(q):
         _decode(q, absorbed, layer, batch, out)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from vl2.ops.linear import pack
 from vl2.ops.native.matrices import STRIP, describe_strips, lay_in_blocks, with_bias
-from vl2.ops.native.prompts import Workers, workers
+from vl2.ops.native.prompts import present_workers, workers
 from vl2.ops.native.short import Shortener
 from vl2.ops.native.structures import Matrix
 
@@ -26,18 +26,11 @@ class NativeLinear:
         """x [..., In] → x Wᵀ + b [..., Out], or its gelu in the tanh form, rounded once."""
         missing = -x.shape[-1] % STRIP
         rows = (F.pad(x, (0, missing)) if missing else x).flatten(0, -2)  # it copies in any case
-        return self._workers.linear(rows, self.matrix, is_gelu).view(*x.shape[:-1], self.matrix.out_width)
+        return present_workers().linear(rows, self.matrix, is_gelu).view(*x.shape[:-1], self.matrix.out_width)
 
     def project(self, x: torch.Tensor) -> torch.Tensor:
         """x [T, In] → x Wᵀ + b [T, Out] float32."""
-        return self._workers.project(x, self.matrix)
-
-    @property
-    def _workers(self) -> Workers:
-        """As many as the step has (engine/threads.py), whatever packed it."""
-        own = workers(torch.get_num_threads())
-        assert own is not None
-        return own
+        return present_workers().project(x, self.matrix)
 
 
 def describe_linear(weight: torch.Tensor, bias: torch.Tensor | None) -> NativeLinear | None:

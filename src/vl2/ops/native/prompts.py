@@ -268,6 +268,13 @@ def row_addresses(parts: Sequence[torch.Tensor]) -> np.ndarray:
 DTYPES = (torch.float32, torch.bfloat16)
 
 
+def present_workers() -> Workers:
+    """For what was described to the library, which is there then: as many as the step has (engine/threads.py)."""
+    own = workers(torch.get_num_threads())
+    assert own is not None
+    return own
+
+
 def row_workers(x: torch.Tensor) -> Workers | None:
     """For what is done row by row; None: it is torch's."""
     return workers(torch.get_num_threads()) if x.device.type == "cpu" and x.dtype in DTYPES else None

@@ -224,14 +224,13 @@ def write_and_absorb(
     pool: torch.Tensor,
     q: torch.Tensor,
     keys: torch.Tensor,
-    is_exact: bool,
 ) -> torch.Tensor:
     """`write_latent` and `absorb_queries` of the same tokens, a few in one launch; returns [T, H, R]."""
     assert latent_and_key.stride(1) == 1 and pool.is_contiguous() and q.is_contiguous() and keys.stride(2) == 1
     (num_rows, heads, _), rank, pairs = q.shape, len(norm_weight), rope.cos.shape[1]
     if not 0 < num_rows <= FEW_ROWS:
         write_latent(latent_and_key, norm_weight, eps, rope, positions, slots, pool)
-        return absorb_queries(q, keys, is_exact)
+        return absorb_queries(q, keys)
     out = torch.empty(num_rows, heads, rank, dtype=q.dtype, device=q.device)
     _write_and_absorb[(num_rows + triton.cdiv(rank, ABSORBED_RANKS) * heads,)](
         latent_and_key, latent_and_key.stride(0), norm_weight, eps, rope.cos, rope.sin, positions, slots, pool, q, keys,

@@ -120,7 +120,7 @@ EXPORT int32_t vl2_encode_tiles(Workers *workers, const TowerJob *own) {
     fill_up(tower.normed, tower.rows, own->width, tower.width_row);
     fill_up(tower.attended, tower.rows, own->width, tower.width_row);
     fill_up(tower.inner, tower.rows, own->inner, tower.inner_row);
-    linear(&tower, tower.pixels, tower.patch_row, &own->embed, 0, tower.x, own->width);
+    linear(&tower, tower.pixels, tower.patch_row, &own->embed, NO_GELU, tower.x, own->width);
     for (int64_t block = 0; block < own->num_blocks && !tower.failed; block++)
         compute_block(&tower, &own->blocks[block], block == 0);
     NormJob last = {.x = tower.x, .delta = tower.delta, .weights = own->norm, .bias = own->norm_bias, .sums = tower.x,
