@@ -109,7 +109,7 @@ $(BIN)/python:
 	@echo 'making $(VENV) (once; torch is large, this takes a minute or more) …' >&2
 	@$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.runtime: pyproject.toml hatch_build.py $(wildcard src/vl2/ops/native/source/*) | $(BIN)/python
+$(VENV)/.runtime: pyproject.toml hatch_build.py $(wildcard src/vl2/ops/native/source/* src/vl2/processing/native/*.c) | $(BIN)/python
 	@$(BIN)/python -c 'import importlib.util as u, sys; sys.exit(u.find_spec("torch") is None)' || \
 	  $(PIP) $(if $(TORCH_INDEX_URL),--index-url $(TORCH_INDEX_URL)) '$(TORCH)'
 	@$(PIP) --editable .

@@ -1,4 +1,5 @@
-"""Builds the native library (src/vl2/ops/native/source) when the package is built or installed from a checkout.
+"""Builds the native libraries (src/vl2/ops/native/source, src/vl2/processing/native) when the package is built or
+installed from a checkout.
 
 With the C compiler that the machine has, else with clang out of the package `ziglang`, which pip gets for the build
 alone. VL2_WITHOUT_NATIVE=1 leaves the library out: torch then computes what it would, and the wheel fits everywhere.
@@ -36,6 +37,7 @@ VARIANTS = {  # as ops/native/builds.py names them: a compiler's flags, and zig'
     },
     "aarch64": {"aarch64": ("-march=armv8-a", "-mcpu=generic")},
 }
+PICTURES = ("x86-64-v3",)  # of them, those for which processing/native is built
 ZIG = "ziglang>=0.13"
 PROBE = "#define _GNU_SOURCE\n#include <linux/futex.h>\n#include <pthread.h>\n#include <stdatomic.h>\nint probe;\n"
 
@@ -47,16 +49,22 @@ class NativeBuildHook(BuildHookInterface):
     def initialize(self, version: str, build_data: dict[str, object]) -> None:
         if not self._variants:
             return
-        folder = Path(self.root) / "src/vl2/ops/native"
+        model, pictures = Path(self.root) / "src/vl2/ops/native", Path(self.root) / "src/vl2/processing/native"
         is_own = has_compiler(self._variants)
         if not is_own and importlib.util.find_spec("ziglang") is None:  # a build without isolation
             self.app.display_warning("no C compiler: building without the native library")
             return
         with ThreadPoolExecutor() as threads:
-            built = [threads.submit(build, folder, name, flags, is_own) for name, flags in self._variants.items()]
+            built = []
+            for name, flags in self._variants.items():
+                target = model / f"vl2-{name}.so"
+                built.append(threads.submit(build, target, model / "source", flags, is_own))
+                if name in PICTURES:
+                    target = pictures / f"pictures-{name}.so"
+                    built.append(threads.submit(build, target, pictures, flags, is_own))
         for library in built:
             library.result()
-        build_data["artifacts"] = ["/src/vl2/ops/native/*.so"]
+        build_data["artifacts"] = ["/src/vl2/ops/native/*.so", "/src/vl2/processing/native/*.so"]
         build_data["pure_python"] = False
         build_data["tag"] = f"py3-none-{sysconfig.get_platform().replace('-', '_').replace('.', '_')}"
 
@@ -86,16 +94,18 @@ def has_compiler(variants: dict[str, tuple[str, str]]) -> bool:
     return True
 
 
-def build(folder: Path, variant: str, flags: tuple[str, str], is_own: bool) -> None:
-    """Put in its place when it is whole: an engine may be running with the one before. Not if nothing has changed."""
+def build(target: Path, source: Path, flags: tuple[str, str], is_own: bool) -> None:
+    """Of all C in the folder `source`; not if nothing has changed. Put in its place when it is whole: an engine may be
+    running with the one before.
+    """
     zig = [sys.executable, "-m", "ziglang", "cc", "-target", f"{platform.machine()}-linux-gnu"]
     command = [*compiler(), *flags[0].split()] if is_own else [*zig, *flags[1].split()]
-    target = folder / f"vl2-{variant}.so"
-    changed_s = max(path.stat().st_mtime for path in [Path(__file__), *(folder / "source").iterdir()])
+    files = [path for path in source.iterdir() if path.suffix in (".c", ".h")]
+    changed_s = max(path.stat().st_mtime for path in [Path(__file__), *files])
     if target.exists() and target.stat().st_mtime > changed_s:
         return
     unfinished = target.with_suffix(f".{os.getpid()}.incomplete")
-    sources = sorted(str(path) for path in (folder / "source").glob("*.c"))
+    sources = sorted(str(path) for path in files if path.suffix == ".c")
     done = subprocess.run(
         [*command, *FLAGS, *sources, "-o", str(unfinished)], capture_output=True, text=True, check=False
     )

@@ -1,12 +1,18 @@
 """Scaling in strips: the same pixels, however many cores there are."""
 
+import os
+import platform
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
-from vl2.processing import resample
+from vl2.core.cpu import cpu_words
+from vl2.processing import native, resample
 
 
 def noise(width: int, height: int) -> Image.Image:
@@ -18,14 +24,70 @@ def pillow(image: Image.Image, width: int, height: int) -> np.ndarray:
     return np.asarray(across.resize((width, height), Image.Resampling.BICUBIC))
 
 
+@pytest.fixture(params=["native", "pillow"])
+def by(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    if request.param == "pillow":
+        monkeypatch.setattr(native, "library", lambda: None)
+    elif native.library() is None:
+        pytest.skip("the native library is not there")
+    return request.param
+
+
 @pytest.mark.parametrize("size", [(384, 384), (384, 256), (700, 467), (500, 333), (750, 333), (1, 1)])
 @pytest.mark.parametrize("num_threads", [0, 3])
-def test_strips_give_the_pixels_of_the_whole(size: tuple[int, int], num_threads: int, monkeypatch):
+def test_strips_give_the_pixels_of_the_whole(size: tuple[int, int], num_threads: int, by: str, monkeypatch):
     helpers = ThreadPoolExecutor(num_threads) if num_threads else None
     monkeypatch.setattr(resample, "_helpers", lambda: helpers)
     monkeypatch.setattr(resample, "MIN_STRIP_PIXELS", 10_000)
+    monkeypatch.setattr(resample, "MIN_NATIVE_STRIP_PIXELS", 10_000)
     image = noise(750, 500)
     np.testing.assert_array_equal(resample.resize(image, *size), pillow(image, *size))
+
+
+@pytest.mark.cpu_only
+def test_a_checkout_has_the_native_library():
+    """It is built where the package is installed; without it all tests of it would be skipped in silence."""
+    assert native.library() is not None or not can_be_built()
+
+
+def can_be_built() -> bool:
+    is_known = platform.machine() == "x86_64" and cpu_words() >= native.AVX2
+    return is_known and sys.platform == "linux" and not os.environ.get("VL2_WITHOUT_NATIVE")
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    old=st.tuples(st.integers(1, 400), st.integers(1, 400)),
+    new=st.tuples(st.integers(1, 400), st.integers(1, 400)),
+    seed=st.integers(0, 2**32 - 1),
+    has_extremes=st.booleans(),
+)
+def test_any_size_becomes_any_other_with_the_pixels_of_pillow(
+    old: tuple[int, int], new: tuple[int, int], seed: int, has_extremes: bool
+):
+    """Extremes: only 0 and 255, where the filter overshoots most."""
+    dice = np.random.default_rng(seed)
+    pixels = dice.integers(0, 2, (old[1], old[0], 3)) * 255 if has_extremes else dice.integers(0, 256, (*old[::-1], 3))
+    image = Image.fromarray(pixels.astype(np.uint8))
+    np.testing.assert_array_equal(resample.resize(image, *new), pillow(image, *new))
+
+
+@pytest.mark.parametrize("size", [(40_000, 3), (3, 40_000), (64 * 384, 20), (2, 2), (1, 5)])
+def test_lines_and_specks_have_the_pixels_of_pillow(size: tuple[int, int], by: str):
+    image = noise(*size)
+    np.testing.assert_array_equal(resample.resize(image, 384, 384), pillow(image, 384, 384))
+
+
+def test_what_is_scaled_stays_within_its_memory(by: str):
+    """A narrow picture's last rows are read beyond their end, in a copy; pixels beside its own must not change."""
+    for width, height in [(1, 1), (1, 7), (2, 3), (4, 2), (5, 9), (17, 4)]:
+        image = noise(width, height)
+        np.testing.assert_array_equal(resample.resize(image, 9, 5), pillow(image, 9, 5))
+
+
+def test_a_picture_of_that_size_is_not_scaled():
+    image = noise(40, 30)
+    np.testing.assert_array_equal(resample.resize(image, 40, 30), np.asarray(image))
 
 
 def test_results_come_in_order(monkeypatch):

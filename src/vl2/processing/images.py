@@ -18,7 +18,7 @@ from vl2.core.errors import InvalidImage, TooLarge
 from vl2.core.tiling import TileGeometry
 from vl2.core.types import ImageSource
 from vl2.processing import isolated
-from vl2.processing.resample import resize
+from vl2.processing.resample import Scaler
 
 PAD_VALUE = 127
 """Grey level around a picture that does not fill its view: int(0.5 · 255)."""
@@ -165,11 +165,12 @@ def make_tiles(image: Image.Image, grid: tuple[int, int], geometry: TileGeometry
     """
     side, (across, down) = geometry.side, grid
     tiles = np.empty((1 + across * down, side, side, 3), np.uint8)
-    tiles[0] = fit_view(image, side, side)
+    scaler = Scaler(image)
+    tiles[0] = _fitted(scaler, side, side)
     if across == down == 1:
         tiles[1] = tiles[0]
     else:
-        view = fit_view(image, across * side, down * side)
+        view = _fitted(scaler, across * side, down * side)
         rows = view.reshape(down, side, across, side, 3)
         tiles[1:].reshape(down, across, side, side, 3)[:] = rows.swapaxes(1, 2)
     return tiles
@@ -180,8 +181,12 @@ def fit_view(image: Image.Image, width: int, height: int) -> np.ndarray:
 
     Returns: uint8 [height, width, 3].
     """
-    new_width, new_height = fitted_size(image.width, image.height, width, height)
-    pixels = resize(image, new_width, new_height)
+    return _fitted(Scaler(image), width, height)
+
+
+def _fitted(scaler: Scaler, width: int, height: int) -> np.ndarray:
+    new_width, new_height = fitted_size(scaler.width, scaler.height, width, height)
+    pixels = scaler.to(new_width, new_height)
     if (new_width, new_height) == (width, height):
         return pixels
     left, top = round((width - new_width) * 0.5), round((height - new_height) * 0.5)
