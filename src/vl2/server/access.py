@@ -38,6 +38,10 @@ from vl2.server.tracing import RequestTrace, Tracing
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
+UNTOLD = "vl2.untold"
+"""In the scope of the server's own requests that are neither counted nor logged. Nothing that is sent can put it there.
+"""
+
 REQUEST_ID_HEADER = "X-Request-Id"
 ANTHROPIC_ID_HEADER = "Request-Id"  # where Anthropic's clients look for it
 TIMING_HEADER = "X-VL2-Timing"
@@ -145,7 +149,7 @@ class RecordRequests:
         if scope["path"] in ANTHROPIC_PATHS:
             record.headers[ANTHROPIC_ID_HEADER] = record.request_id
         route = self._route_of(scope["path"])
-        if self.tracing is not None and route not in QUIET_ROUTES:
+        if self.tracing is not None and route not in QUIET_ROUTES and UNTOLD not in scope:
             record.trace = self.tracing.begin(scope["method"], route, headers)
             record.headers[TRACE_HEADER] = record.trace.traceparent
 
@@ -181,7 +185,8 @@ class RecordRequests:
                     raise
                 await error_response(error)(scope, receive, watch_send)
             finally:
-                self._finish(record, scope, route)
+                if UNTOLD not in scope:
+                    self._finish(record, scope, route)
 
     def _route_of(self, path: str) -> str:
         """A template, so that the number of labels is bounded; also of a request that was refused on its way there."""

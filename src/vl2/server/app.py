@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 from fastapi import FastAPI
 
@@ -45,6 +46,7 @@ from vl2.server.shared import HubState, SharedState
 from vl2.server.status import ServerStatus, status_routes
 from vl2.server.tenants import KeyRing
 from vl2.server.tracing import Tracing
+from vl2.server.warm import warm_up
 
 logger = logging.getLogger(__name__)
 
@@ -89,9 +91,20 @@ def create_app(
         has_many_tenants=lambda: keys.has_many_tenants,
     )
 
+    async def starting() -> None:
+        warming = asyncio.ensure_future(warm_up(app, llm))
+        try:
+            if shared is not None:  # the engines may be ready: nobody is welcome before
+                await warming
+            await _start(llm, on_setup_error)
+            await warming
+        except BaseException:
+            warming.cancel()
+            raise
+
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with _running(llm, on_setup_error), _running_batches(state):
+        async with _running(llm, starting), _running_batches(state):
             yield
         await fetcher.aclose()
         if tracing is not None:
@@ -152,16 +165,16 @@ async def _running_batches(state: State | None) -> AsyncIterator[None]:
 
 
 @asynccontextmanager
-async def _running(llm: ChatModel, on_setup_error: Callable[[SetupError], None] | None) -> AsyncIterator[None]:
+async def _running(llm: ChatModel, starting: Callable[[], Coroutine[Any, Any, None]]) -> AsyncIterator[None]:
     if llm.is_ready:
         yield  # whoever started it stops it
         return
-    starting = asyncio.ensure_future(_start(llm, on_setup_error))
+    task = asyncio.ensure_future(starting())
     try:
         yield
     finally:
-        starting.cancel()
-        await asyncio.gather(starting, return_exceptions=True)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
         await llm.stop()
 
 
