@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import itertools
 import os
 from collections.abc import AsyncIterator, Callable
 from ipaddress import ip_network
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -337,6 +339,17 @@ async def test_a_data_url_gives_its_bytes(start: str) -> None:
 @given(st.binary(max_size=64))
 def test_base64_is_decoded_exactly(data: bytes) -> None:
     assert decode_base64(base64.b64encode(data).decode()) == data
+
+
+def test_what_the_faster_decoder_takes_python_takes_too() -> None:
+    """Over all ends of a text: with too few and too many `=`, bits that nothing means, and other alphabets."""
+    for end in itertools.product("Aw/=-\n", repeat=5):
+        text = "AAAA" + "".join(end)
+        try:
+            fast = msgspec.convert(text, bytes)
+        except msgspec.ValidationError:
+            continue
+        assert base64.b64decode(text, validate=True) == fast
 
 
 @pytest.mark.parametrize(

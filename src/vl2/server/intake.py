@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from typing import Any
 
+import numpy as np
 from fastapi import Request, Response
 from fastapi.routing import APIRoute
 from starlette.datastructures import Headers
@@ -94,6 +95,9 @@ def check_json_type(headers: Headers) -> None:
         )
 
 
+PLACES = (b",", b"[", b"{")
+LARGE_BYTES = 1 << 17
+
 _STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
 
 
@@ -114,7 +118,14 @@ def check_count(data: bytes, max_values: int) -> None:
 
 def _num_places(data: bytes) -> int:
     """A value beside the first follows a comma, or is the first of a list or an object."""
-    return data.count(b",") + data.count(b"[") + data.count(b"{")
+    return sum(map(data.count, PLACES)) if len(data) < LARGE_BYTES else sum(_counts(data))
+
+
+def _counts(data: bytes) -> Iterator[int]:
+    """As `bytes.count`, which looks at one byte at a time. By pieces that stay in the cache."""
+    for start in range(0, len(data), LARGE_BYTES):
+        piece = np.frombuffer(data, np.uint8)[start : start + LARGE_BYTES]
+        yield from (int(np.count_nonzero(piece == place[0])) for place in PLACES)
 
 
 def _too_many(max_values: int) -> InvalidRequest:
