@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vl2.cli.frontends import FrontendSetup, http_socket
+from vl2.cli.heap import keep_freed_memory
 from vl2.core.logs import be_quiet, configure_logging
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ def main(name: str, fd: int) -> None:
     who = f"front-end {name.partition('.')[0]}"  # the same one in all its lives
     configure_logging(server.log_level.upper(), server.log_format, who)
     be_quiet()
+    keep_freed_memory()
     with socket.socket(fileno=fd) as listener:
         asyncio.run(_serve(setup, name, who, listener))
 

@@ -13,6 +13,7 @@ import click
 
 from vl2.cli import model as models
 from vl2.cli.frontends import shared_folder, sharing
+from vl2.cli.heap import keep_freed_memory
 from vl2.cli.options import describe, model_argument, options
 from vl2.core.config import EngineConfig, HubOptions, ProcessorConfig, ServerConfig
 from vl2.core.errors import EngineError, SetupError, VL2Error
@@ -50,6 +51,7 @@ def command(
     """
     configure_logging(server.log_level.upper(), server.log_format)
     be_quiet()
+    keep_freed_memory()
     folder = server.allow_dir
     if folder is not None and not Path(folder).is_dir():
         raise SetupError(f"--allow-dir is {folder}, but there is no such folder")

@@ -1,0 +1,41 @@
+"""Freed memory is kept: counted by the pages that the kernel had to give, in a process of its own."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+COUNT = """
+import resource, sys, threading
+import numpy as np
+from vl2.cli.heap import keep_freed_memory
+kept = keep_freed_memory() if sys.argv[1] == "kept" else True
+
+def work():
+    for _ in range(3):
+        pictures = [np.ones(3_000_000, np.uint8) for _ in range(3)]  # what is first needed is not counted
+        del pictures
+    before = resource.getrusage(resource.RUSAGE_THREAD).ru_minflt
+    for _ in range(10):
+        pictures = [np.ones(3_000_000, np.uint8) for _ in range(3)]
+        del pictures
+    print(int(kept), resource.getrusage(resource.RUSAGE_THREAD).ru_minflt - before)
+
+thread = threading.Thread(target=work)
+thread.start()
+thread.join()
+"""
+
+
+def num_pages(how: str) -> int:
+    told = subprocess.run([sys.executable, "-c", COUNT, how], capture_output=True, text=True, check=True, timeout=60)
+    is_kept, pages = map(int, told.stdout.split())
+    if not is_kept:
+        pytest.skip("there is no glibc")
+    return pages
+
+
+def test_memory_of_the_last_picture_serves_the_next() -> None:
+    assert num_pages("kept") < 100 < num_pages("given back")
