@@ -57,9 +57,31 @@ def test_blocks_hold_every_pair_once_beside_its_own_kind(device, num_tokens: int
     assert sorted(seen) == list(range(num_tokens * (ACTIVE + 2)))
 
 
+@pytest.mark.parametrize(("num_tokens", "num_shared"), [(1, 0), (7, 2), (400, 2)])
+def test_many_pairs_know_their_places(device: torch.device, num_tokens: int, num_shared: int):
+    ids, _ = routes(num_tokens, device)
+    ids[:, 0], ids[ids == 1] = 3, 4
+    blocks = align_module.align_many(ids, EXPERTS, num_shared, block_m=4)
+    assert blocks.places is not None
+    assert blocks.pairs[blocks.places.long()].tolist() == list(range(num_tokens * (ACTIVE + num_shared)))
+
+
+@pytest.fixture
+def memory_is_never_zero():
+    """What was not written is no number. The interpreter's NumPy warns of those."""
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    assert torch.utils.deterministic.fill_uninitialized_memory and torch.empty(1).isnan()
+    yield
+    torch.use_deterministic_algorithms(before)
+
+
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
+@pytest.mark.usefixtures("memory_is_never_zero")
 @pytest.mark.parametrize("num_shared", [0, 2])
 @pytest.mark.parametrize("num_tokens", [1, 5, 33])
 def test_rows_laid_out_in_blocks_give_the_same(device: torch.device, num_tokens: int, num_shared: int):
+    """Whatever fills blocks up."""
     torch.manual_seed(num_tokens)
     x = torch.randn(num_tokens, 2 * WIDTH, device=device).half()[:, :WIDTH]  # rows need not lie side by side
     experts, (ids, weights) = weights_of(device, torch.float16, num_shared), routes(num_tokens, device)

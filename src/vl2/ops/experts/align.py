@@ -19,6 +19,7 @@ PART_PAIRS = 256
 class Blocks:
     pairs: torch.Tensor  # [B · block size] int32: token · A + choice; what fills a block up is the number of pairs
     experts: torch.Tensor  # [B] int32: a block's expert; -1: the block is not used
+    places: torch.Tensor | None = None  # [pairs] int32: where in `pairs` each one is; of `align_many` only
 
 
 def max_blocks(num_pairs: int, num_experts: int, block_m: int) -> int:
@@ -31,27 +32,35 @@ def align(ids: torch.Tensor, num_routed: int, num_shared: int, block_m: int) -> 
     num_tokens, num_chosen = ids.shape
     num_active, num_experts = num_chosen + num_shared, num_routed + num_shared
     num_pairs = num_tokens * num_active
-    num_blocks = max_blocks(num_pairs, num_experts, block_m)
-    pairs = torch.empty(num_blocks * block_m, dtype=torch.int32, device=ids.device)
-    experts = torch.empty(num_blocks, dtype=torch.int32, device=ids.device)
     if num_pairs > ONE_LAUNCH_PAIRS:
-        num_parts, block_e = triton.cdiv(num_pairs, PART_PAIRS), max(16, triton.next_power_of_2(num_experts))
-        counts = torch.empty(num_parts, block_e, dtype=torch.int32, device=ids.device)
-        sizes = dict(NUM_CHOSEN=num_chosen, NUM_ACTIVE=num_active, BLOCK_P=PART_PAIRS, BLOCK_E=block_e)
-        numbers = num_pairs, num_routed, num_experts
-        _count_part[(num_parts,)](ids, counts, *numbers, **sizes)
-        _place_part[(num_parts + num_experts + 1,)](
-            ids, counts, pairs, experts, *numbers, num_parts, num_blocks, **sizes, BLOCK_M=block_m, BLOCK_G=64,
-            BLOCK_O=32, num_warps=8,
-        )  # fmt: skip
-        return Blocks(pairs, experts)
+        return align_many(ids, num_routed, num_shared, block_m)
+    pairs, experts = _blocks(ids, num_pairs, num_experts, block_m)
     _align[(num_experts + 1,)](
-        ids, pairs, experts, num_pairs, num_blocks, num_routed, num_experts, NUM_CHOSEN=num_chosen,
+        ids, pairs, experts, num_pairs, len(experts), num_routed, num_experts, NUM_CHOSEN=num_chosen,
         NUM_ACTIVE=num_active, BLOCK_M=block_m, BLOCK_P=max(16, triton.next_power_of_2(num_pairs)),
-        BLOCK_E=triton.next_power_of_2(num_experts + 1), BLOCK_B=triton.next_power_of_2(num_blocks),
+        BLOCK_E=triton.next_power_of_2(num_experts + 1), BLOCK_B=triton.next_power_of_2(len(experts)),
         **chained(ids.device),
     )  # fmt: skip
     return Blocks(pairs, experts)
+
+
+def align_many(ids: torch.Tensor, num_routed: int, num_shared: int, block_m: int) -> Blocks:
+    """`align` in two launches, with the pairs' places."""
+    num_tokens, num_chosen = ids.shape
+    num_active, num_experts = num_chosen + num_shared, num_routed + num_shared
+    num_pairs = num_tokens * num_active
+    num_parts, block_e = triton.cdiv(num_pairs, PART_PAIRS), max(16, triton.next_power_of_2(num_experts))
+    pairs, experts = _blocks(ids, num_pairs, num_experts, block_m)
+    places = torch.empty(num_pairs, dtype=torch.int32, device=ids.device)
+    counts = torch.empty(num_parts, block_e, dtype=torch.int32, device=ids.device)
+    sizes = dict(NUM_CHOSEN=num_chosen, NUM_ACTIVE=num_active, BLOCK_P=PART_PAIRS, BLOCK_E=block_e)
+    numbers = num_pairs, num_routed, num_experts
+    _count_part[(num_parts,)](ids, counts, *numbers, **sizes)
+    _place_part[(num_parts + num_experts + 1,)](
+        ids, counts, pairs, places, experts, *numbers, num_parts, len(experts), **sizes, BLOCK_M=block_m, BLOCK_G=64,
+        BLOCK_O=32, num_warps=8,
+    )  # fmt: skip
+    return Blocks(pairs, experts, places)
 
 
 def align_few(ids: torch.Tensor, num_routed: int, num_shared: int, block_m: int) -> tuple[Blocks, int, int]:
@@ -60,6 +69,15 @@ def align_few(ids: torch.Tensor, num_routed: int, num_shared: int, block_m: int)
         return Blocks(ids, ids), ids.shape[1] + num_shared, ids.shape[1]
     blocks = align(ids, num_routed, num_shared, block_m)
     return blocks, len(blocks.experts), 0
+
+
+def _blocks(ids: torch.Tensor, num_pairs: int, num_experts: int, block_m: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """`Blocks.pairs` and `Blocks.experts`, not filled in."""
+    num_blocks = max_blocks(num_pairs, num_experts, block_m)
+    return (
+        torch.empty(num_blocks * block_m, dtype=torch.int32, device=ids.device),
+        torch.empty(num_blocks, dtype=torch.int32, device=ids.device),
+    )
 
 
 @triton.jit
@@ -120,7 +138,7 @@ def _count_part(
 
 @triton.jit(do_not_specialize=["num_pairs", "num_parts", "num_blocks"])
 def _place_part(
-    ids, counts, pairs, block_experts, num_pairs, num_routed, num_experts, num_parts, num_blocks,
+    ids, counts, pairs, places, block_experts, num_pairs, num_routed, num_experts, num_parts, num_blocks,
     NUM_CHOSEN: tl.constexpr, NUM_ACTIVE: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_E: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_G: tl.constexpr, BLOCK_O: tl.constexpr,
 ):  # fmt: skip
@@ -149,6 +167,7 @@ def _place_part(
             is_earlier = (its_expert[None, :] == expert[:, None]) & (other[None, :] < pair[:, None])
             rank += tl.sum(is_earlier.to(tl.int32), 1)
         tl.store(pairs + own_first + rank, pair, mask=pair < num_pairs)
+        tl.store(places + pair, own_first + rank, mask=pair < num_pairs)
     elif program < num_parts + num_experts:
         own = program - num_parts
         first, count = tl.sum(tl.where(e == own, firsts, 0), 0), tl.sum(tl.where(e == own, total, 0), 0)

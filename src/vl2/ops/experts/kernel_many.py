@@ -18,7 +18,7 @@ import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from vl2.ops.chain import is_before_hopper
-from vl2.ops.experts.align import align
+from vl2.ops.experts.align import align_many
 from vl2.ops.experts.kernel_common import GROUP_BLOCKS, Tile, block_and_tile, swiglu, swish
 from vl2.ops.experts.mixture import Mixture
 from vl2.ops.experts.weights import ExpertWeights
@@ -68,14 +68,13 @@ def _results(
     """[T · (A + S), C] of each token's pairs. float8 weights [E + S, Out, In] have scales [E + S, 1, Out]."""
     (up_weights, up_scales), (down_weights, down_scales) = gate_up, down
     (num_tokens, width), inner, num_active = x.shape, down_weights.shape[2], ids.shape[1] + num_shared
-    blocks = align(ids, len(down_weights) - num_shared, num_shared, tile.block_m)
+    blocks = align_many(ids, len(down_weights) - num_shared, num_shared, tile.block_m)
     num_blocks, num_pairs = len(blocks.experts), num_tokens * num_active
     tokens, scales = (x, x) if up_scales is None else round_rows(x)
     rows = torch.empty(num_blocks * tile.block_m, width, dtype=tokens.dtype, device=x.device)
-    block_r = 16
-    _lay_out[(len(rows) // block_r,)](
-        tokens, rows, blocks.pairs, blocks.experts, num_pairs, width, tokens.stride(0), NUM_ACTIVE=num_active,
-        BLOCK_M=tile.block_m, BLOCK_R=block_r, BLOCK_C=min(1024, triton.next_power_of_2(width)), num_warps=8,
+    _lay_out[(num_tokens,)](
+        tokens, rows, blocks.places, width, tokens.stride(0), NUM_ACTIVE=num_active,
+        BLOCK_C=min(2048, triton.next_power_of_2(width)),
     )  # fmt: skip
     hidden = torch.empty(len(rows), inner, dtype=x.dtype, device=x.device)
     options = dict(
@@ -118,24 +117,18 @@ def num_programs(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 3
 
 
-@triton.jit(do_not_specialize=["num_pairs"])
-def _lay_out(
-    x, rows, pairs, block_experts, num_pairs, width, row_stride,
-    NUM_ACTIVE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
-):  # fmt: skip
-    """Copy each pair's token to its place; what fills a block up is zero."""
-    first = tl.program_id(0) * BLOCK_R
-    if tl.load(block_experts + first // BLOCK_M) < 0:
-        return
-    place = first + tl.arange(0, BLOCK_R)
-    pair = tl.load(pairs + place)
-    is_pair = (pair < num_pairs)[:, None]
-    source = x + (pair // NUM_ACTIVE).to(tl.int64)[:, None] * row_stride
-    target = rows + place.to(tl.int64)[:, None] * width
+@triton.jit
+def _lay_out(x, rows, places, width, row_stride, NUM_ACTIVE: tl.constexpr, BLOCK_C: tl.constexpr):
+    """Copy a token, which is read once, to its places. What fills a block up stays as it is: a product's row depends on
+    no other one, and nobody reads those rows.
+    """
+    token = tl.program_id(0)
     for start in range(0, width, BLOCK_C):
-        columns = (start + tl.arange(0, BLOCK_C))[None, :]
-        row = tl.load(source + columns, mask=is_pair & (columns < width), other=0.0)
-        tl.store(target + columns, row, mask=columns < width)
+        columns = start + tl.arange(0, BLOCK_C)
+        row = tl.load(x + token.to(tl.int64) * row_stride + columns, mask=columns < width)
+        for choice in tl.static_range(NUM_ACTIVE):
+            place = tl.load(places + token * NUM_ACTIVE + choice).to(tl.int64)
+            tl.store(rows + place * width + columns, row, mask=columns < width)
 
 
 @triton.jit(do_not_specialize=["num_blocks", "num_pairs"])
