@@ -1,9 +1,13 @@
-"""Freed memory is kept: counted by the pages that the kernel had to give, in a process of its own."""
+"""Freed memory is kept: counted by the pages that the kernel had to give, in a process of its own. What a server is
+made of is not looked through again.
+"""
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -29,6 +33,18 @@ thread.join()
 """
 
 
+SETTLE = """
+import gc
+from vl2.cli.heap import settle
+from vl2.core.config import ServerConfig
+from vl2.server.app import create_app
+from fakes import FakeModel
+app = create_app(FakeModel(), ServerConfig())
+settle()
+print(len(gc.get_objects()))
+"""
+
+
 def num_pages(how: str) -> int:
     told = subprocess.run([sys.executable, "-c", COUNT, how], capture_output=True, text=True, check=True, timeout=60)
     is_kept, pages = map(int, told.stdout.split())
@@ -39,3 +55,11 @@ def num_pages(how: str) -> int:
 
 def test_memory_of_the_last_picture_serves_the_next() -> None:
     assert num_pages("kept") < 100 < num_pages("given back")
+
+
+def test_the_garbage_collector_leaves_the_app_alone() -> None:
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    told = subprocess.run(
+        [sys.executable, "-c", SETTLE], capture_output=True, text=True, check=True, timeout=60, env=environment
+    )
+    assert int(told.stdout) < 1000

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vl2.cli.frontends import FrontendSetup, http_socket
-from vl2.cli.heap import keep_freed_memory
+from vl2.cli.heap import keep_freed_memory, settle
 from vl2.core.logs import be_quiet, configure_logging
 
 if TYPE_CHECKING:
@@ -69,6 +69,7 @@ async def _serve(setup: FrontendSetup, name: str, who: str, listener: socket.soc
     app = create_app(llm, setup.server, max_image_bytes=setup.processor.max_image_bytes, shared=SharedState(remote))
     drain, metrics = app.state.drain, app.state.metrics
     forwarding = ForwardToHub(app, http_socket(setup.hub_folder), drain)
+    settle()
     describing = asyncio.create_task(_describe_for_ever(metrics, who))
     await DrainingServer(forwarding, setup.server, drain).serve(sockets=[listener])
     describing.cancel()

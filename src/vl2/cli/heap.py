@@ -1,10 +1,9 @@
-"""Memory that was freed is kept for the next picture: glibc would give it back, and a page got anew takes the kernel
-one to two microseconds. A picture of 1152 × 768 had 1,300 of them, two milliseconds.
-"""
+"""The memory of a server's process: what was freed is kept, and what stays for ever is not looked through."""
 
 from __future__ import annotations
 
 import ctypes
+import gc
 import sys
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
@@ -15,10 +14,22 @@ LARGE_BYTES = 32 * 2**20
 
 
 def keep_freed_memory() -> bool:
-    """Of this process, from now on. False where there is no glibc: nothing changes then."""
+    """For the next picture, from now on. False where there is no glibc: nothing changes then.
+
+    glibc would give it back, and a page got anew takes the kernel one to two microseconds: a picture of 1152 × 768 had
+    1,300 of them, two milliseconds.
+    """
     if not sys.platform.startswith("linux"):
         return False
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None:
         return False
     return bool(mallopt(M_MMAP_THRESHOLD, LARGE_BYTES)) and bool(mallopt(M_TRIM_THRESHOLD, KEPT_BYTES))
+
+
+def settle() -> None:
+    """Call it when the app is made. The garbage collector then leaves alone what there is: modules, routes and their
+    models, 90,000 objects through which it went every few hundred requests, 0.1 s in which no request and no stream of
+    this process moved.
+    """
+    gc.freeze()

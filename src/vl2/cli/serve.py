@@ -13,7 +13,7 @@ import click
 
 from vl2.cli import model as models
 from vl2.cli.frontends import shared_folder, sharing
-from vl2.cli.heap import keep_freed_memory
+from vl2.cli.heap import keep_freed_memory, settle
 from vl2.cli.options import describe, model_argument, options
 from vl2.core.config import EngineConfig, HubOptions, ProcessorConfig, ServerConfig
 from vl2.core.errors import EngineError, SetupError, VL2Error
@@ -119,6 +119,7 @@ async def _serve(
         fail(EngineError(f"the engine died and could not be started again: {reason}"))
 
     app = create_app(llm, config, max_image_bytes=processor.max_image_bytes, on_setup_error=fail)
+    settle()
     async with contextlib.AsyncExitStack() as stack:
         frontends = None
         if config.frontends > 1:
