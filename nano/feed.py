@@ -11,6 +11,7 @@ import contextlib
 import ctypes
 import multiprocessing as mp
 import os
+import pickle
 import queue
 import signal
 import threading
@@ -71,14 +72,21 @@ def keep_memory() -> None:
 
 
 class Workers:
-    """Processes that draw micro-batches without end. To be started before CUDA is touched: they are forks."""
+    """Processes that draw micro-batches without end, for one training or several side by side that look at the same ones.
 
-    def __init__(self, count: int, start: int, menu: Menu, progress: Synchronized) -> None:
+    To be started before CUDA is touched: they are forks. A slot is drawn anew once every training has copied it.
+    """
+
+    def __init__(self, count: int, start: int, menu: Menu, progress: Synchronized, trainings: int = 1) -> None:
         self.slots = 2 * count + 4
         self.memory = mmap(-1, self.slots * ROOM * TILE * TILE * 3)
         self.rooms = np.frombuffer(self.memory, np.uint8).reshape(self.slots, ROOM, TILE, TILE, 3)
         self.free: mp.SimpleQueue[int] = mp.SimpleQueue()
-        self.made: mp.SimpleQueue[tuple[int, Batch]] = mp.SimpleQueue()
+        self.made = [mp.Pipe(duplex=False) for _ in range(trainings)]
+        self.writing = [mp.Lock() for _ in range(trainings)]
+        self.owed = mp.Array("q", self.slots)  # a bit for each training that has not copied the slot yet
+        self.there = mp.Value("q", (1 << trainings) - 1)  # a bit for each training that still wants some
+        self.gone = mp.Value("b", 0)
         self.processes = [
             mp.Process(target=self._work, args=(start + k, count, menu, progress), daemon=True) for k in range(count)
         ]
@@ -95,17 +103,48 @@ class Workers:
             batch = training_batch(number, menu, progress.value, self.rooms[slot])
             batch.tiles = batch.tiles.new_empty(batch.tiles.shape[0], 0)  # they are in the slot
             # As plain arrays: tensors would each travel through a shared file.
-            self.made.put((slot, batch.map(lambda t: t.numpy())))
+            self._hand_out(slot, pickle.dumps((slot, batch.map(lambda t: t.numpy())), pickle.HIGHEST_PROTOCOL))
             number += step
 
+    def _hand_out(self, slot: int, message: bytes) -> None:
+        with self.owed.get_lock():
+            wanted = self.owed[slot] = self.there.value
+        for k, (_, pipe) in enumerate(self.made):
+            if wanted >> k & 1:
+                with self.writing[k]:
+                    pipe.send_bytes(message)
+
     def go(self) -> None:
-        """Let them draw. Until now they waited, and the other cores were free to compile."""
-        for slot in range(self.slots):
+        """Let them draw, if nobody did before. Until now they waited, and the other cores were free to compile."""
+        with self.gone.get_lock():
+            first, self.gone.value = not self.gone.value, 1
+        for slot in range(self.slots if first else 0):
             self.free.put(slot)
 
-    def next(self) -> tuple[int, Batch]:
-        slot, batch = self.made.get()
+    def next(self, training: int = 0) -> tuple[int, Batch]:
+        slot, batch = pickle.loads(self.made[training][0].recv_bytes())
         return slot, batch.map(torch.from_numpy)
+
+    def done(self, slot: int, training: int = 0) -> None:
+        """This training has copied what is in the slot."""
+        with self.owed.get_lock():
+            before = self.owed[slot]
+            self.owed[slot] = left = before & ~(1 << training)
+        if before and not left:
+            self.free.put(slot)
+
+    def leave(self, training: int, patience_s: float = 5) -> None:
+        """That training is over, or dead: the others do not wait for it. To be called by who does not read for it."""
+        with self.owed.get_lock():
+            self.there.value &= ~(1 << training)
+        while self.made[training][0].poll(patience_s):  # a worker may be writing
+            self.made[training][0].recv_bytes()
+        for slot in range(self.slots):
+            self.done(slot, training)
+
+    def leads(self, training: int) -> bool:
+        """Whether this is the first of the trainings that are there: its clock decides what is drawn."""
+        return self.there.value & ((1 << training) - 1) == 0
 
     def stop(self) -> None:
         for p in self.processes:
@@ -115,20 +154,22 @@ class Workers:
 class Feeder:
     """Micro-batches on the device: fresh ones first; else the oldest picture with questions left."""
 
-    def __init__(self, workers: Workers, device: str, keep: int = 150, patience: int = 40) -> None:
-        self.workers, self.device = workers, device
+    def __init__(self, workers: Workers, device: str, keep: int = 150, patience: int = 40, training: int = 0) -> None:
+        self.workers, self.device, self.training = workers, device, training
         self.ready: queue.Queue[Batch] = queue.Queue(3)
         self.used: list[tuple[Batch, int]] = []
         self.keep, self.patience, self.fresh, self.again = keep, patience, 0, 0
         if device == "cuda":  # pinned, so that copies run beside the training step
             rooms = workers.rooms
-            torch.cuda.check_error(torch.cuda.cudart().cudaHostRegister(rooms.ctypes.data, rooms.nbytes, 0))
+            refused = torch.cuda.cudart().cudaHostRegister(rooms.ctypes.data, rooms.nbytes, 0)
+            if int(refused):
+                print(f"pictures are not pinned ({refused}): copying them takes longer", flush=True)
         threading.Thread(target=self._pull, daemon=True).start()
 
     def _pull(self) -> None:
         stream = torch.cuda.Stream() if self.device == "cuda" else None
         while True:
-            slot, batch = self.workers.next()
+            slot, batch = self.workers.next(self.training)
             batch.tiles = torch.from_numpy(self.workers.rooms[slot, : len(batch.tiles)])
             if stream is None:
                 moved = batch.map(torch.clone)
@@ -136,7 +177,7 @@ class Feeder:
                 with torch.cuda.stream(stream):
                     moved = batch.to("cuda")
                     stream.synchronize()
-            self.workers.free.put(slot)
+            self.workers.done(slot, self.training)
             self.ready.put(moved)
 
     def next(self) -> tuple[Batch, int]:

@@ -1,22 +1,27 @@
 """The decoder of a training step with few passes over memory: `model.Decoder.forward` by the kernels of `passes.py`.
 
 Products that read the same tokens are one product, and what lies between products is one kernel, forward and backward.
-It computes what `model.py` says (`tests/nano/test_fused.py`). `install` checks that on the GPU at hand, too, and without it the
-plain decoder is used.
+It computes what `model.py` says (`tests/nano/test_fused.py`). Run as a program it checks that on the GPU at hand, too, and unless it
+is right there, the plain decoder is used.
 """
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from typing import Any
 
 import passes
 import torch
 import torch.nn.functional as F
-from forward import text_mask
+from config import CONFIG, initialise
+from forward import PROBED, text_mask
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from model import MLA, Decoder, Layer, MoE
+from model import MLA, Decoder, Layer, MoE, NanoVL2
 
 ROWS = 16  # tokens a program has at a time
 PROGRAMS = 528  # that share the sums for the weights of a norm: 4 for each multiprocessor of an H100
@@ -224,19 +229,65 @@ def decode(decoder: Decoder, x: Tensor, cos: Tensor, sin: Tensor, prefix: int, m
     return [t.view(b, n, c) for t in (*came[1:], last)]
 
 
-def install(decoder: Decoder) -> str:
-    """Let the decoder run by kernels if they compute the same on this GPU; returns whether they do.
+#: Rows, prefix and text: small ones first, then those of a training step (one tile, 2 × 2, 3 × 3, three pictures).
+SIZES = ((2, 45, 28), (4, 425, 288), (128, 425, 288), (32, 1027, 576), (16, 2021, 576), (48, 1269, 288))
+#: Which attention is used: torch's choice (cuDNN's on an H100), or another where that one fails.
+WAYS = {"fused": (), "fused, without cuDNN": (SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION)}
+
+
+def install(decoder: Decoder, way: str) -> None:
+    """Let the decoder run by kernels, in one of the `WAYS` that a process of its own has found to be right (`main`).
 
     Values stay narrower than keys: padded to their width, as the plain decoder has them, cuDNN's backward leaves part of the
     gradients unwritten behind these kernels (H100, torch 2.11), though not behind the plain decoder.
     """
-    try:
-        for sizes in ((2, 45, 28), (4, 425, 288)):
-            _compare(_try(decoder, *sizes, decode), _try(decoder, *sizes, None))
-    except Exception as error:
-        return f"not fused: {type(error).__name__}: {error}"
-    decoder.fast = decode
-    return "fused"
+
+    def decode_so(*args: Any) -> list[Tensor]:
+        with sdpa_kernel(list(WAYS[way])):
+            return decode(*args)
+
+    decoder.fast = decode_so if WAYS[way] else decode
+
+
+def main() -> None:
+    """Whether this GPU computes the same by kernels, in the way that is named; the last line is for `step._install_kernels`.
+
+    Without a name each way is asked in a process of its own, as an illegal access leaves nothing usable.
+    """
+    if len(sys.argv) > 1:
+        check(sys.argv[1])
+        return
+    said = ""
+    for way in WAYS:
+        ended = subprocess.run([sys.executable, __file__, way], capture_output=True, text=True)
+        if ended.returncode == 0:
+            print(way)
+            return
+        said = (ended.stdout + ended.stderr).strip()
+        print(f"{way}: {said[-2000:]}", flush=True)
+    print("not fused:", said.splitlines()[-1][:300] if said else "no reason given")
+
+
+def check(way: str, device: str = "cuda", sizes: tuple[tuple[int, int, int], ...] = SIZES) -> None:
+    """Raises where states or gradients differ from the plain decoder's."""
+    torch.backends.cuda.matmul.allow_tf32 = True
+    dtype = torch.bfloat16 if device == "cuda" else torch.float32
+    model = NanoVL2(CONFIG)
+    initialise(model)
+    decoder = model.language.to(device, dtype)
+    for index, count in PROBED.items():
+        decoder.model["layers"][index].self_attn.probe = count
+    for layer in decoder.model["layers"]:
+        if isinstance(layer.mlp, MoE):
+            layer.mlp.gate.e_score_correction_bias.data = layer.mlp.gate.e_score_correction_bias.data.float()
+    install(decoder, way)
+    fast = decoder.fast
+    for size in sizes:
+        start = time.monotonic()
+        off = _compare(_try(decoder, *size, fast), _try(decoder, *size, None))
+        if device == "cuda":
+            torch.cuda.synchronize()
+        print(size, f"off by {off:.4f}, {time.monotonic() - start:.1f} s", flush=True)
 
 
 def _try(decoder: Decoder, rows: int, prefix: int, text: int, fast: Callable[..., list[Tensor]] | None) -> list[Tensor]:
@@ -264,8 +315,13 @@ def _try(decoder: Decoder, rows: int, prefix: int, text: int, fast: Callable[...
             p.grad = grad
 
 
-def _compare(ours: list[Tensor], plain: list[Tensor]) -> None:
-    """Near each other, most of them as near as bfloat16 rounds: a token near a tie may choose another expert."""
+def _compare(ours: list[Tensor], plain: list[Tensor]) -> float:
+    """How far they are from each other; most of them as near as bfloat16 rounds: a token near a tie may choose another expert."""
     off = torch.stack([(a - b).norm() / b.norm().clamp_min(1e-6) for a, b in zip(ours, plain, strict=True)])
     if not (off.max() < 0.3 and off.median() < 0.03):
         raise RuntimeError("results are off by " + " ".join(f"{x:.3f}" for x in off.tolist()))
+    return float(off.max())
+
+
+if __name__ == "__main__":
+    main()

@@ -8,8 +8,11 @@ also warms it up. On a CPU nothing is recorded.
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from forward import PROBED, answer_loss, bells, look, run
@@ -28,9 +31,9 @@ def gates(model: NanoVL2) -> list[Gate]:
     return [m for m in model.modules() if isinstance(m, Gate)]
 
 
-def compile_parts(model: NanoVL2) -> None:
-    """Fuse what tower and decoder do between their matrix products, for any size."""
-    kernels = next(model.parameters()).is_cuda and _install_kernels(model)
+def compile_parts(model: NanoVL2, checked: subprocess.Popen[str] | None) -> None:
+    """Fuse what tower and decoder do between their matrix products, for any size; `checked` is of `start_check`."""
+    kernels = next(model.parameters()).is_cuda and _install_kernels(model, checked)
     compile_all()
     for block in model.vision.blocks:
         block.compile(dynamic=True)
@@ -47,14 +50,27 @@ def compile_parts(model: NanoVL2) -> None:
             m.gated = act_experts
 
 
-def _install_kernels(model: NanoVL2) -> bool:
+def start_check() -> subprocess.Popen[str]:
+    """Whether the decoder's kernels compute the same on this GPU is asked in a process of its own: what is illegal there ends it alone."""
+    command = [sys.executable, str(Path(__file__).parent / "fused.py")]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def _install_kernels(model: NanoVL2, checked: subprocess.Popen[str] | None) -> bool:
     """Whether the decoder runs by Triton kernels now; if not, parts of it are compiled as before there were any."""
-    try:
+    if checked is None:
+        result = "plain"
+    else:
+        try:
+            said, _ = checked.communicate(timeout=120)
+            result = (said.strip().splitlines() or [f"it ended with {checked.returncode}"])[-1]
+        except subprocess.TimeoutExpired:
+            checked.kill()
+            result = "its check took too long"
+    if result.startswith("fused"):
         import fused
 
-        result = fused.install(model.language)
-    except ImportError as error:
-        result = f"not fused: {error}"
+        fused.install(model.language, result)
     print("decoder:", result, flush=True)
     return model.language.fast is not None
 

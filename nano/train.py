@@ -15,6 +15,8 @@ import json
 import multiprocessing as mp
 import os
 import time
+from dataclasses import dataclass
+from multiprocessing.sharedctypes import Synchronized
 from pathlib import Path
 from random import Random
 
@@ -30,7 +32,7 @@ from pack import TEXT, Batch, make_batch
 from safetensors.torch import load_file
 from scenes import MIXES
 from sheets import sheet_batch
-from step import Trainer, compile_parts
+from step import Trainer, compile_parts, start_check
 
 from model import NanoVL2
 
@@ -42,7 +44,11 @@ AUX = {
 }  # fmt: skip
 
 
-def arguments() -> argparse.Namespace:
+#: A training that goes on from weights begins with this micro-batch: scenes that they have not been trained on.
+NOT_SEEN = 100_000
+
+
+def arguments(given: list[str] | None = None) -> argparse.Namespace:
     p = argparse.ArgumentParser(description=__doc__)
     p.add_argument("--run", type=Path, required=True, help="folder of the checkpoint to resume from, log and weights")
     p.add_argument("--minutes", type=float, default=18, help="training time in all, over all calls")
@@ -61,7 +67,7 @@ def arguments() -> argparse.Namespace:
     p.add_argument("--sheets", type=float, default=0.3, help="share of sheets among the micro-batches after that")
     p.add_argument(
         "--weights", nargs=2, metavar=("FOLDER", "AT"), help="go on from a checkpoint alone, as if AT (0-1) of the time had passed; "
-        "the heads learn alone for the first 12 seconds",
+        "the heads learn alone for the first 20 seconds",
     )  # fmt: skip
     p.add_argument(
         "--per-thing", type=float, default=0.125, help="what a counted thing gets for each 1 on the first token"
@@ -77,7 +83,10 @@ def arguments() -> argparse.Namespace:
     p.add_argument("--alike", type=float, default=0.0, help="share of absent things that look like one that is there")
     p.add_argument("--hold", type=float, default=0.1, help="share of the time before the learning rate begins to fall")
     p.add_argument("--exam-scenes", type=int, default=1000, help="held-out scenes of the last examination")
-    return p.parse_args()
+    p.add_argument(
+        "--decoder", choices=("fused", "plain"), default="fused", help="by kernels if their check passes, or not"
+    )
+    return p.parse_args(given)
 
 
 def schedule(progress: float, hold: float) -> float:
@@ -111,25 +120,56 @@ def examine(model: NanoVL2, batches: list[Batch], device: str) -> dict:
     return table(records)
 
 
-def main() -> None:
-    a = arguments()
-    a.run.mkdir(parents=True, exist_ok=True)
-    start = time.monotonic()
+@dataclass
+class Drawn:
+    """What is made before CUDA is touched, by processes that are forks: the examinations, and who draws scenes."""
+
+    workers: Workers
+    progress: Synchronized
+    menu: Menu
+    first: int  # number of the first micro-batch
+    final_exam: list[Batch]
+    unseen_style: list[Batch]
+
+
+def menu_of(a: argparse.Namespace) -> Menu:
+    return Menu(a.sets, a.many, a.tower, a.sheets, a.mix, a.alike)
+
+
+def draw(a: argparse.Namespace, saved: dict | None = None, trainings: int = 1, first: int = 0) -> Drawn:
+    """`first`: number of the first micro-batch to draw; a run that is resumed goes on where it was."""
     mp.set_start_method("fork", force=True)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    saved_path = a.run / "state.pt"
-    saved = torch.load(saved_path, map_location="cpu") if saved_path.exists() else None
     progress = mp.Value(
         "d", saved["elapsed"] / (a.minutes * 60) if saved else float(a.weights[1]) if a.weights else 0.0
     )
+    unseen = [(((1, 1),), 40_000 + 32 * k, 32, 1, False, exam, True, (HELD_OUT_STYLE,)) for k in range(4)]
     with mp.Pool(a.workers) as pool:
         final_exam = pool.map(_make, exam_jobs(a.exam_scenes), chunksize=1)
-        unseen_style = pool.map(
-            _make, [(((1, 1),), 40_000 + 32 * k, 32, 1, False, exam, True, (HELD_OUT_STYLE,)) for k in range(4)]
-        )
-    first = saved["drawn"] if saved else 10_000 if a.weights else 0  # scenes not seen before
-    menu = Menu(a.sets, a.many, a.tower, a.sheets, a.mix, a.alike)
-    workers = Workers(a.workers, first, menu, progress)
+        unseen_style = pool.map(_make, unseen)
+    first, menu = saved["drawn"] if saved else first, menu_of(a)
+    return Drawn(Workers(a.workers, first, menu, progress, trainings), progress, menu, first, final_exam, unseen_style)
+
+
+def saved_state(a: argparse.Namespace) -> dict | None:
+    path = a.run / "state.pt"
+    return torch.load(path, map_location="cpu") if path.exists() else None
+
+
+def main() -> None:
+    a = arguments()
+    a.run.mkdir(parents=True, exist_ok=True)
+    saved = saved_state(a)
+    train(a, draw(a, saved, first=NOT_SEEN if a.weights else 0), saved)
+
+
+def train(a: argparse.Namespace, drawn: Drawn, saved: dict | None = None, number: int = 0) -> None:
+    """The training of this number of those that `drawn` is for. Ends the process."""
+    start = time.monotonic()
+    checked = start_check() if a.decoder == "fused" and not a.eager else None
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    saved_path = a.run / "state.pt"
+    workers, progress, menu, first = drawn.workers, drawn.progress, drawn.menu, drawn.first
+    final_exam, unseen_style = drawn.final_exam, drawn.unseen_style
     small_exam = final_exam[:: max(1, len(final_exam) // 8)]
 
     gc.freeze()  # what is made so far stays; looking through it at every recording would take long
@@ -160,15 +200,15 @@ def main() -> None:
         ema.load_state_dict(model.state_dict())
         trainer.refresh()
         elapsed = float(at) * a.minutes * 60
-        settled = elapsed + 12
+        settled = elapsed + 20
     if fast:  # before the clock starts, and on several sizes, or the first would be taken for a constant
-        compile_parts(trainer.work)
+        compile_parts(trainer.work, checked)
         large = next(b for b in final_exam if b.ids.shape[2] > TEXT)
         for batch in (final_exam[0], final_exam[-1], large, sheet_batch(20_000, 1, tiles=64)):
             trainer.warm_up(batch.to(device))
         torch.cuda.synchronize()
     workers.go()
-    feeder = Feeder(workers, device)
+    feeder = Feeder(workers, device, training=number)
     print(f"ready after {time.monotonic() - start:.1f} s", flush=True)
 
     log = (a.run / "log.jsonl").open("a")
@@ -197,9 +237,16 @@ def main() -> None:
     total, last = a.minutes * 60, time.monotonic()
     next_log, next_save, next_exam, sigma = step + 50, elapsed + 60, elapsed + 60, 0.0
     rows, alone = saved["rows"] if saved else 0, True
+    if a.weights and number:  # the first of several may have nothing but sheets drawn for now
+        while progress.value < menu.tower and not workers.leads(number):
+            feeder.next()
+            time.sleep(0.01)
+        feeder.used.clear()
+        last = time.monotonic()
     while elapsed < total and time.monotonic() - start < a.stop_after:
         done = elapsed / total
-        progress.value = done
+        if workers.leads(number):
+            progress.value = done
         later = menu.later(done)
         if alone and later > 0:  # enough of the first sheets
             alone = False
@@ -249,7 +296,8 @@ def main() -> None:
     )
     (a.run / "scores.json").write_text(json.dumps(scores, indent=1) + "\n")
     print("RESUME" if elapsed < total else "DONE", f"{time.monotonic() - start:.0f} s", flush=True)
-    workers.stop()
+    if len(workers.made) == 1:
+        workers.stop()
     os._exit(0)  # a thread waits for scenes that nobody needs any more
 
 

@@ -1,5 +1,6 @@
 """The decoder by few kernels is the plain decoder: numbers, gradients, and the heads that are looked at."""
 
+import pytest
 import torch
 from tests import interpreter  # noqa: F401 - before Triton is imported
 
@@ -50,3 +51,14 @@ def test_a_word_costs_its_logarithm_and_a_coordinate_the_mean_over_its_bell():
     log_p = out.logits.log_softmax(-1)
     wanted = (-log_p[0, 7] - 0.5 * (log_p[1, NUMBER_IDS] * bell(2.0, "cpu")[300]).sum()) / 1.5
     torch.testing.assert_close(answer_loss(out, bells(2.0, size, "cpu")), wanted)
+
+
+def test_the_check_finds_what_is_wrong():
+    sizes = ((2, 19, 10),)
+    fused.check("fused", "cpu", sizes)
+    right, fused.decode = fused.decode, lambda *args: [t * 2 for t in right(*args)]
+    try:
+        with pytest.raises(RuntimeError, match="off by"):
+            fused.check("fused", "cpu", sizes)
+    finally:
+        fused.decode = right
