@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -23,6 +25,21 @@ def test_pixels_are_a_frame_of_their_own_and_are_never_copied():
     command = decode_command([header, pixels])
     assert isinstance(command, Add) and np.shares_memory(command.request.prompt.tiles, sent.prompt.tiles)
     assert len(encode(Add(request(text_prompt(1, 2))))) == 1  # no picture, no frame
+
+
+def test_tiles_that_are_one_cross_once():
+    sent = request(picture_prompt(b"cat"))
+    one = np.arange(sent.prompt.tiles[0].size, dtype=np.uint8).reshape(sent.prompt.tiles[0].shape)
+    sent = dataclasses.replace(
+        sent, prompt=dataclasses.replace(sent.prompt, tiles=np.broadcast_to(one, (2, *one.shape)))
+    )
+    header, pixels = encode(Add(sent))
+    assert len(pixels) == one.nbytes and np.shares_memory(np.frombuffer(pixels, np.uint8), one)
+    command = decode_command([header, pixels])
+    assert isinstance(command, Add)
+    assert np.array_equal(command.request.prompt.tiles, sent.prompt.tiles)
+    again = decode_command(encode(command))  # as the hub hands it on
+    assert isinstance(again, Add) and np.array_equal(again.request.prompt.tiles, sent.prompt.tiles)
 
 
 @pytest.mark.parametrize("grammar", [Grammar("choice", ("a", "b")), Grammar("regex", "a+"), Grammar("grounding")])

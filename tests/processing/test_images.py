@@ -199,6 +199,13 @@ def test_tiles_are_the_global_view_then_the_local_ones_row_by_row():
     assert np.array_equal(tiles[4], pixels[32:, :32])
 
 
+def test_the_two_tiles_of_one_tile_lie_in_the_same_memory():
+    for picture in (noise(32, 32), noise(40, 30)):
+        tiles = make_tiles(picture, (1, 1), GEOMETRY)
+        assert tiles.shape == (2, 32, 32, 3) and tiles.strides[0] == 0
+        assert np.array_equal(tiles[1], fit_view(picture, 32, 32))
+
+
 def test_equal_tiles_have_equal_keys_and_any_change_another():
     tile = make_tiles(noise(40, 30), (1, 1), GEOMETRY)[0]
     changed = tile.copy()

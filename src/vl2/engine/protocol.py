@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Sequence
 from typing import Any, TypeVar
@@ -86,7 +87,7 @@ _arrays = _Arrays()
 
 def encode(message: msgspec.Struct) -> list[Buffer]:
     """The frames of one of these messages, or of engine/hub_protocol.py's: the pixels of pictures have their own, which
-    are not copied.
+    are not copied. Tiles that are all the same one (`np.broadcast_to`) are sent once.
     """
     frames: list[Buffer] = [b""]
 
@@ -95,7 +96,8 @@ def encode(message: msgspec.Struct) -> list[Buffer]:
             raise TypeError(f"{type(value).__name__} cannot cross between processes")
         if not value.size:
             return (value.shape, 0)
-        frames.append(np.ascontiguousarray(value).reshape(-1).data)
+        sent = value[:1] if value.strides[0] == 0 else value
+        frames.append(np.ascontiguousarray(sent).reshape(-1).data)
         return (value.shape, len(frames) - 1)
 
     frames[0] = msgspec.msgpack.Encoder(enc_hook=hook).encode(message)
@@ -106,7 +108,10 @@ def decode_hook(kind: type, value: Any) -> Any:
     assert kind is np.ndarray, kind
     shape, frame = value
     pixels = _view(_arrays.frames[frame]) if frame else b""
-    return np.frombuffer(pixels, dtype=np.uint8).reshape(shape)
+    rows = np.frombuffer(pixels, dtype=np.uint8)
+    if rows.size == math.prod(shape):
+        return rows.reshape(shape)
+    return np.broadcast_to(rows.reshape(shape[1:]), shape)
 
 
 def decode(decoder: msgspec.msgpack.Decoder[T], frames: Sequence[Buffer]) -> T:

@@ -161,18 +161,18 @@ def _one_line(error: Exception) -> str:
 def make_tiles(image: Image.Image, grid: tuple[int, int], geometry: TileGeometry) -> np.ndarray:
     """Cut an RGB picture: the global view first, then `grid` = (across, down) local tiles row by row.
 
-    Returns: uint8 [1 + across · down, side, side, 3].
+    Returns: uint8 [1 + across · down, side, side, 3]. One local tile is the global view again: both lie in the same
+    memory.
     """
     side, (across, down) = geometry.side, grid
-    tiles = np.empty((1 + across * down, side, side, 3), np.uint8)
     scaler = Scaler(image)
-    tiles[0] = _fitted(scaler, side, side)
+    whole = _fitted(scaler, side, side)
     if across == down == 1:
-        tiles[1] = tiles[0]
-    else:
-        view = _fitted(scaler, across * side, down * side)
-        rows = view.reshape(down, side, across, side, 3)
-        tiles[1:].reshape(down, across, side, side, 3)[:] = rows.swapaxes(1, 2)
+        return np.broadcast_to(whole, (2, side, side, 3))
+    tiles = np.empty((1 + across * down, side, side, 3), np.uint8)
+    tiles[0] = whole
+    view = _fitted(scaler, across * side, down * side)
+    tiles[1:].reshape(down, across, side, side, 3)[:] = view.reshape(down, side, across, side, 3).swapaxes(1, 2)
     return tiles
 
 

@@ -22,8 +22,8 @@ from vl2.processing.coefficients import coefficients, parts
 MAX_STRIPS = 8
 MIN_STRIP_PIXELS = 1 << 16
 """Of a strip before scaling: less is not worth a thread."""
-MIN_NATIVE_STRIP_PIXELS = 1 << 19
-"""As many take the native library half a millisecond."""
+MIN_NATIVE_STRIP_PIXELS = 1 << 18
+"""As many take the native library a quarter of a millisecond."""
 
 MOST_NATIVE_SHRINKING = 64
 """Of one axis. Weights are numbers for as many pixels: a line of a million pixels would have gigabytes of them."""
