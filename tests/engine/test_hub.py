@@ -226,7 +226,7 @@ async def test_a_choice_may_end_by_itself_while_a_front_end_closes_it(scene: Sce
 
 
 async def test_what_is_no_message_hurts_nobody_else(scene: Scene) -> None:
-    scene.frontends[0]._socket.send(b"\xc1 not msgpack")
+    scene.frontends[0]._channel.send([b"\xc1 not msgpack"])
     assert await scene.frontends[0].call("shout", b"a") == b"one: A"
     assert await scene.frontends[1].call("shout", b"b") == b"two: B"
 
@@ -234,7 +234,7 @@ async def test_what_is_no_message_hurts_nobody_else(scene: Scene) -> None:
 async def test_a_front_end_that_cannot_read_the_hub_ends_its_answers_and_gives_up(scene: Scene) -> None:
     answer = scene.ask(0, "r")
     await scene.there("r")
-    scene.hub._socket.send_multipart([b"one", b"\xc1 not msgpack"])
+    scene.hub._channel.send([b"one", b"\xc1 not msgpack"])
     with pytest.raises(EngineError, match="cannot be read"):
         await answer
     assert "cannot be read" in await scene.frontends[0].wait_failed()

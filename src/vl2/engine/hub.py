@@ -15,11 +15,11 @@ from typing import Any
 
 import msgspec
 import zmq
-import zmq.asyncio
 
 from vl2.core.errors import VL2Error
 from vl2.core.interface import Service
 from vl2.core.types import TokenEvent
+from vl2.engine.channel import Channel
 from vl2.engine.group import EngineGroup
 from vl2.engine.hub_protocol import (
     NO_ANSWER,
@@ -54,9 +54,8 @@ class Hub:
     def __init__(self, group: EngineGroup, folder: Path, services: Mapping[str, Service]) -> None:
         self._group = group
         self._services: dict[str, Service] = {"replica_stats": self._replica_stats, **services}
-        self._socket: zmq.asyncio.Socket = zmq.asyncio.Context.instance().socket(zmq.ROUTER)
-        self._socket.set_hwm(0)
-        self._socket.bind(hub_address(folder))
+        self._channel = Channel(zmq.ROUTER)
+        self._channel.bind(hub_address(folder))
         self._known: set[str] = set()
         self._welcoming: set[str] = set()
         self._open: dict[tuple[str, str], asyncio.Task[None]] = {}  # (front-end, request id)
@@ -64,15 +63,15 @@ class Hub:
         self._tasks: set[asyncio.Task[None]] = set()
 
     def start(self) -> None:
-        self._keep(self._receive())
+        self._channel.listen(self._receive)
         self._keep(self._tell_state())
 
     async def stop(self) -> None:
+        self._channel.close()
         tasks = [*self._tasks, *self._open.values()]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        self._socket.close(linger=0)
 
     def forget(self, frontend: str) -> None:
         """It is gone: what it asked for is let go of."""
@@ -88,13 +87,12 @@ class Hub:
         """Front-ends that take questions: they know that the engines are ready, which they are told a moment later."""
         return len(self._welcoming)
 
-    async def _receive(self) -> None:
-        while True:
-            name, *frames = await self._socket.recv_multipart(copy=False)
-            try:
-                self._on_message(name.bytes.decode(), frames)
-            except Exception:  # of one front-end; the others are to be served
-                log.exception("a message from front-end %r could not be read", name.bytes)
+    def _receive(self, frames: Sequence[zmq.Frame]) -> None:
+        name, *rest = frames
+        try:
+            self._on_message(name.bytes.decode(), rest)
+        except Exception:  # of one front-end; the others are to be served
+            log.exception("a message from front-end %r could not be read", name.bytes)
 
     def _on_message(self, frontend: str, frames: Sequence[Buffer]) -> None:
         match decode_to_hub(frames):
@@ -180,8 +178,7 @@ class Hub:
                     self._send(frontend, state)
 
     def _send(self, frontend: str, message: ToFrontend) -> None:
-        # Without a high-water mark a message is queued at once; one to a front-end that is gone is dropped.
-        self._socket.send_multipart([frontend.encode(), *encode(message)])
+        self._channel.send([frontend.encode(), *encode(message)])  # one to a front-end that is gone is dropped
 
     def _keep(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import msgspec
 import zmq
-import zmq.asyncio
 
 from vl2.core.errors import EngineError, InvalidRequest, NotReady, SetupError, VL2Error
 from vl2.core.mailbox import Mailbox
 from vl2.core.stats import EngineStats, ModelInfo, ReplicaStats, sum_stats
 from vl2.core.types import Prompt, QueueOptions, SamplingParams, TokenEvent
+from vl2.engine.channel import Channel
 from vl2.engine.hub import hub_address
 from vl2.engine.hub_protocol import (
     NO_ANSWER,
@@ -52,19 +52,16 @@ class RemoteGroup:
         self.is_ready = False
         self.failure: str | None = None
         self.info: ModelInfo | None = None
-        self._socket: zmq.asyncio.Socket = zmq.asyncio.Context.instance().socket(zmq.DEALER)
-        self._socket.set_hwm(0)
-        self._socket.setsockopt(zmq.IDENTITY, name.encode())
-        self._socket.connect(hub_address(folder))
+        self._channel = Channel(zmq.DEALER, name=name)
+        self._channel.connect(hub_address(folder))
         self._streams: dict[str, _Stream] = {}
         self._calls: dict[int, asyncio.Future[bytes]] = {}
         self._call_ids = itertools.count(NO_ANSWER + 1)
         self._news = asyncio.Event()
-        self._receiving: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Returns when the engines take requests. Raises: SetupError when they never will."""
-        self._receiving = asyncio.ensure_future(self._receive())
+        self._channel.listen(self._receive)
         self._send(Hello())
         while not self.is_ready:
             await self._news.wait()
@@ -75,10 +72,7 @@ class RemoteGroup:
 
     async def stop(self) -> None:
         self.is_ready = False
-        if self._receiving is not None:
-            self._receiving.cancel()
-            await asyncio.gather(self._receiving, return_exceptions=True)
-        self._socket.close(linger=0)
+        self._channel.close()
 
     async def wait_failed(self) -> str:
         """Returns the reason when there is one."""
@@ -151,12 +145,12 @@ class RemoteGroup:
         """Without waiting for an answer."""
         self._send(Call(NO_ANSWER, service, payload))
 
-    async def _receive(self) -> None:
+    def _receive(self, frames: Sequence[Buffer]) -> None:
         try:
-            while True:
-                self._on_message(await self._socket.recv_multipart())
+            self._on_message(frames)
         except Exception as error:  # nothing that is waited for would come any more
             log.exception("what the hub sends cannot be read")
+            self._channel.close()
             self.is_ready, self.failure = False, f"what the hub sends cannot be read: {error}"
             for stream in self._streams.values():
                 stream.events.put(EngineError(self.failure))
@@ -189,5 +183,4 @@ class RemoteGroup:
             answer.set_exception(error)
 
     def _send(self, message: ToHub) -> None:
-        if not self._socket.closed:
-            self._socket.send_multipart(encode(message), copy=False)
+        self._channel.send(encode(message), copy=False)

@@ -9,17 +9,17 @@ import sys
 import tempfile
 import threading
 from asyncio.subprocess import PIPE, Process
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
 import msgspec
 import zmq
-import zmq.asyncio
 
 from vl2.core.config import EngineConfig
 from vl2.core.logs import current_format
-from vl2.engine.protocol import Command, Report, SetupFailed, Stop, decode_report, encode
+from vl2.engine.channel import Channel
+from vl2.engine.protocol import Buffer, Command, Report, SetupFailed, Stop, decode_report, encode
 from vl2.engine.worker import QueueInbox, WorkerSetup, run_engine
 
 STOP_TIMEOUT_S = 5.0
@@ -81,7 +81,7 @@ class ProcessTransport:
     def __init__(self, folder: Path, config: EngineConfig) -> None:
         self._folder, self._config = folder, config
         self._process: Process | None = None
-        self._tasks: list[asyncio.Task[None]] = []
+        self._watching: asyncio.Task[None] | None = None
         self._is_stopping = False
         self._kill_reason: str | None = None
 
@@ -92,24 +92,21 @@ class ProcessTransport:
     async def start(self, on_report: Callable[[Report], None], on_death: Callable[[str], None]) -> None:
         self._folder_for_socket = tempfile.TemporaryDirectory(prefix="vl2-")
         address = f"ipc://{self._folder_for_socket.name}/engine"
-        self._socket: zmq.asyncio.Socket = zmq.asyncio.Context.instance().socket(zmq.PAIR)
-        self._socket.set_hwm(0)
-        self._socket.bind(address)
+        self._channel = Channel(zmq.PAIR)
+        self._channel.bind(address)
         self._process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "vl2.engine.worker", address, stdin=PIPE, start_new_session=True
         )
         setup = WorkerSetup(str(self._folder), self._config, logging.getLogger().getEffectiveLevel(), current_format())
-        await self._socket.send(msgspec.msgpack.encode(setup))
-        self._tasks = [
-            asyncio.create_task(self._receive(on_report)),
-            asyncio.create_task(self._watch(self._process, on_death)),
-        ]
 
-    async def _receive(self, on_report: Callable[[Report], None]) -> None:
-        while True:
-            report = decode_report(await self._socket.recv_multipart())
+        def receive(frames: Sequence[Buffer]) -> None:
+            report = decode_report(frames)
             self._is_stopping |= isinstance(report, SetupFailed)  # its exit is no news then
             on_report(report)
+
+        self._channel.listen(receive)
+        self._channel.send([msgspec.msgpack.encode(setup)])
+        self._watching = asyncio.create_task(self._watch(self._process, on_death))
 
     async def _watch(self, process: Process, on_death: Callable[[str], None]) -> None:
         code = await process.wait()
@@ -119,8 +116,7 @@ class ProcessTransport:
     def send(self, command: Command) -> None:
         """A command to a dead engine is dropped: `on_death` ends every stream."""
         if self._process is not None and self._process.returncode is None:
-            # A PAIR socket without a high-water mark queues at once; the future it returns is done by then.
-            self._socket.send_multipart(encode(command), copy=False)
+            self._channel.send(encode(command), copy=False)
 
     def kill(self, reason: str) -> None:
         if self._process is not None and self._process.returncode is None:
@@ -134,16 +130,16 @@ class ProcessTransport:
         if process is None:
             return
         if process.returncode is None:
-            self._socket.send_multipart(encode(Stop()))
+            self._channel.send(encode(Stop()))
             try:
                 await asyncio.wait_for(process.wait(), STOP_TIMEOUT_S)
             except asyncio.TimeoutError:
                 process.kill()
                 await process.wait()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        self._socket.close(linger=0)
+        self._channel.close()
+        if self._watching is not None:
+            self._watching.cancel()
+            await asyncio.gather(self._watching, return_exceptions=True)
         self._folder_for_socket.cleanup()
         self._process = None
 
