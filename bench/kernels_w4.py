@@ -191,7 +191,7 @@ def time_all() -> None:
 FEW_TOKENS = {8: (1, 2, 4, 8), 16: (1, 8, 32, 64, 128)}
 """By the rows of a block."""
 FEW_EXPERTS = [
-    few_experts.Tile(m, up_n, down_n, warps, stages)
+    few_experts.Tile(m, up_n, down_n, warps, warps, stages)
     for m in (8, 16)
     for up_n, down_n, warps, stages in (
         (16, 16, 4, 2), (16, 16, 4, 3), (16, 16, 4, 4), (16, 32, 4, 3), (32, 32, 4, 2), (32, 32, 4, 3), (32, 64, 4, 2),

@@ -20,6 +20,8 @@ from vl2.ops.quantized_linear import kernel, kernel_few, reference
 from vl2.ops.quantized_weight import torch_layout, triton_layout
 from vl2.ops.quantized_weight.codes import dequantize_codes, round_to_nearest
 from vl2.ops.quantized_weight.weight import QuantizedLayout, QuantizedWeight
+from vl2.ops.single_row.kernel import multiply_row
+from vl2.ops.single_row.kernel_common import Tile as RowTile
 
 INT4, INT4_64, INT8 = WeightScheme(4, 128), WeightScheme(4, 64), WeightScheme(8, None)
 INT8_128, FP8 = WeightScheme(8, 128), WeightScheme(8, None, is_float=True)
@@ -117,8 +119,22 @@ def test_few_rows_whose_inputs_the_warps_of_a_program_share_out(device: torch.de
             kernel_few.multiply_few(x, bias, [(weight, out)], tile, kernel.has_asm(device))
         assert torch.equal(*outs)
         assert error(outs[0], x.double() @ exact.T + bias.double()) < TOLERANCE[dtype]
-    alone = kernel.quantized_linear(x[3:4], weight, bias)
-    assert torch.equal(alone, kernel.quantized_linear(x[:8], weight, bias)[3:4])
+
+
+@pytest.mark.parametrize("scheme", [INT4, INT4_64, INT8, INT8_128, FP8], ids=str)
+@pytest.mark.parametrize("tile", [None, RowTile(16, 128, 4), RowTile(8, 512, 2)])
+def test_one_row_whose_codes_are_there_before_it(device: torch.device, tile: RowTile | None, scheme: WeightScheme):
+    """Outputs and steps that no tile divides; a program takes the inputs in one, two or several turns."""
+    dtype = DTYPES[-1]
+    (weight, exact), (other, other_exact) = (
+        quantize(torch.randn(width, 640), scheme, triton_layout, dtype, device) for width in (70, 9)
+    )
+    x, bias = torch.randn(1, 640, device=device).to(dtype), torch.randn(70, device=device).to(dtype)
+    (out,) = multiply_row(x, [weight], bias, tile)
+    assert error(out, x.double() @ exact.T + bias.double()) < TOLERANCE[dtype]
+    for out, expected in zip(multiply_row(x, [weight, other], None, tile), (exact, other_exact), strict=True):
+        assert error(out, x.double() @ expected.T) < TOLERANCE[dtype]
+    assert torch.equal(kernel.quantized_linear(x, weight, bias), multiply_row(x, [weight], bias)[0])
 
 
 @pytest.mark.parametrize("scheme", [INT4, INT8_128], ids=str)
@@ -266,7 +282,7 @@ def test_experts_whose_inputs_the_warps_of_a_program_share_out(device: torch.dev
     experts, *exact = experts_of(scheme, triton_layout, dtype, device, 1, 384, 128)
     wide, (ids, weights) = torch.randn(9, 400, device=device).to(dtype), routes(9, device)
     x = wide[:, :384]
-    out = add_up(mix_few(x, ids.int(), weights, experts, FewTile(8, 64, 256, 4, 2)))
+    out = add_up(mix_few(x, ids.int(), weights, experts, FewTile(8, 64, 256, 2, 4, 2)))
     assert error(out, mix_exactly(x, ids, weights, *exact, 1)) < limit_of(dtype)
 
 

@@ -7,9 +7,14 @@ import sys
 import pytest
 import torch
 
+from vl2.ops.experts.mixture import add_up
+from vl2.ops.experts.weights import ExpertWeights
 from vl2.ops.linear import multiply as reference
 
 kernel = pytest.importorskip("vl2.ops.single_row.kernel", reason="Triton is not installed")
+expert_kernel = pytest.importorskip("vl2.ops.experts.kernel")
+experts_of_one = pytest.importorskip("vl2.ops.single_row.kernel_experts")
+Tile = pytest.importorskip("vl2.ops.single_row.kernel_common").Tile
 
 
 def draw(out_width: int, in_width: int, dtype: torch.dtype, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
@@ -18,7 +23,7 @@ def draw(out_width: int, in_width: int, dtype: torch.dtype, device: torch.device
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize(("out_width", "in_width"), [(1, 8), (21, 100), (40, kernel.BLOCK_K + 72)])
+@pytest.mark.parametrize(("out_width", "in_width"), [(1, 8), (21, 100), (40, kernel.TILES[16].block_k + 72)])
 @pytest.mark.parametrize("has_bias", [False, True])
 def test_it_is_the_exact_product_rounded_once(out_width, in_width, dtype, has_bias, device):
     """However many programs the rows of the matrix take, and in however many pieces the row is taken."""
@@ -50,15 +55,37 @@ def test_other_numbers_of_rows_are_cublas_work(rows, device):
     assert all(torch.equal(out, reference(x, weight)) for out in kernel.linear_both(x, weight, weight))
 
 
+@pytest.mark.parametrize("num_shared", [0, 2])
+@pytest.mark.parametrize(("width", "inner"), [(40, 24), (150, 140)])
+def test_one_token_at_its_experts(device, width, inner, num_shared, monkeypatch):
+    """As experts of many tokens have it, in one turn and in two; shared experts come last in the mixture."""
+    torch.manual_seed(width)
+    for name in ("UP_TILE", "DOWN_TILE"):
+        monkeypatch.setattr(experts_of_one, name, Tile(16, 128, 4))
+
+    def draw(*shape: int) -> torch.Tensor:
+        return (torch.randn(*shape, device=device) * 0.1).half()
+
+    shared = (draw(2 * num_shared * inner, width), draw(width, num_shared * inner)) if num_shared else (None, None)
+    experts = ExpertWeights(draw(6, 2 * inner, width), draw(6, width, inner), *shared)
+    x, ids, weights = draw(1, width), torch.tensor([[4, 1]], device=device), torch.tensor([[0.7, 0.2]], device=device)
+    mixture = experts_of_one.mix_single(x, ids.int(), weights, experts, num_shared)
+    assert mixture.num_active == 2 + num_shared and len(mixture) == 1
+    expected = expert_kernel.mix_sorted(x, ids.int(), weights, experts, expert_kernel.FEW)
+    torch.testing.assert_close(mixture.results, expected.results, atol=2e-3, rtol=2e-3)
+    assert torch.equal(add_up(expert_kernel.mix_experts(x, ids.int(), weights, experts)), add_up(mixture))
+
+
 COMPILE = """
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from vl2.ops.single_row.kernel import _multiply
 
-constants = dict(HAS_BIAS=True, BLOCK_N=8, BLOCK_K=2048, CHAINED=True)
+constants = dict(HAS_BIAS=True, STEP=128, BITS=16, GROUP_STEPS=1, BLOCK_N=8, BLOCK_S=16, HAS_ASM=True, CHAINED=True)
 ANY = ("out_width", "second_width", "num_tiles")  # not specialised
 types = dict.fromkeys(_multiply.arg_names, "i32") | dict.fromkeys(constants, "constexpr")
-types |= dict.fromkeys(("x", "weight", "bias", "out", "second", "second_out"), "*bf16")
+pointers = ("x", "codes", "scales", "bias", "out", "second_codes", "second_scales", "second_out")
+types |= dict.fromkeys(pointers, "*bf16")
 aligned = [(i,) for i, name in enumerate(types) if name not in (*constants, *ANY)]
 source = ASTSource(_multiply, types, constants, {place: [["tt.divisibility", 16]] for place in aligned})
 before, _, after = triton.compile(

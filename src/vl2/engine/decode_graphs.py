@@ -14,7 +14,7 @@ from vl2.engine.capture import capture
 from vl2.engine.device_rows import DeviceRows
 from vl2.engine.scheduler import Chunk
 from vl2.engine.sequence import UNKNOWN
-from vl2.engine.staging import StaticInputs
+from vl2.engine.staging import StaticInputs, send
 from vl2.model.kv_pool import KVPool
 from vl2.model.step import QueryRows, StepInputs
 from vl2.model.vl2 import DeepseekVL2
@@ -61,8 +61,8 @@ class DecodeGraphs:
         """
         self.rows.enter([chunk.sequence for chunk in chunks])
         if known := [chunk for chunk in chunks if chunk.sequence.token_ids[chunk.start] != UNKNOWN]:
-            ids = [chunk.sequence.token_ids[chunk.start] for chunk in known]
-            self.rows.keep_tokens([chunk.sequence for chunk in known], torch.tensor(ids, device=self.rows.device))
+            ids = np.asarray([chunk.sequence.token_ids[chunk.start] for chunk in known], np.int64)
+            self.rows.keep_tokens([chunk.sequence for chunk in known], *send([ids], self.rows.device))
         size = min(size for size in self.graphs if size >= len(chunks))
         inputs, graph, logits, tokens = self.graphs[size]
         inputs.fill(self._arrays(chunks, size))

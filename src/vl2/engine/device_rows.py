@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from vl2.engine.sequence import Sequence
+from vl2.engine.staging import send
 
 
 class DeviceRows:
@@ -28,9 +29,14 @@ class DeviceRows:
         for table, sequence in zip(tables, new, strict=True):
             table[: len(sequence.pages)] = sequence.pages
             self._entered[sequence.row] = sequence.admission
-        rows = torch.tensor([s.row for s in new], device=self.device)
-        self.block_tables[rows] = torch.from_numpy(tables).to(self.device)
+        rows, pages = send([_rows_of(new), tables], self.device)
+        self.block_tables[rows] = pages
 
     def keep_tokens(self, sequences: list[Sequence], tokens: torch.Tensor) -> None:
         """tokens [L] int64: what was sampled for each of the sequences."""
-        self.last_tokens[torch.tensor([s.row for s in sequences], device=self.device)] = tokens
+        (rows,) = send([_rows_of(sequences)], self.device)
+        self.last_tokens[rows] = tokens
+
+
+def _rows_of(sequences: list[Sequence]) -> np.ndarray:
+    return np.asarray([sequence.row for sequence in sequences], np.int64)

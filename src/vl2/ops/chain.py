@@ -38,3 +38,12 @@ def wait_for_last(CHAINED: tl.constexpr):
     if CHAINED:
         gdc_launch_dependents()
         gdc_wait()
+
+
+@triton.jit
+def wait_then_release(CHAINED: tl.constexpr):
+    """`wait_for_last`, but the next kernel starts only now: before its own wait it may read what is there, past the
+    first cache (`.cg`), which is not emptied until it waits."""
+    if CHAINED:
+        gdc_wait()
+        gdc_launch_dependents()

@@ -27,6 +27,8 @@ from vl2.ops.experts.mixture import Mixture
 from vl2.ops.experts.weights import ExpertWeights
 from vl2.ops.rows import RowRounding
 from vl2.ops.saturate_kernel import to_dtype
+from vl2.ops.single_row.kernel_common import is_one_row
+from vl2.ops.single_row.kernel_experts import mix_single
 from vl2.ops.tuning import tuned
 
 FEW, SOME, MANY = (tuned(kernel, Tile) for kernel in ("experts_few", "experts_some", "experts_sorted"))
@@ -52,6 +54,8 @@ def mix_experts(
 ) -> Mixture:
     """`Backend.mix_experts` (ops/backend.py)."""
     num_routed, num_shared = len(experts.gate_up), count_shared(experts)
+    if is_one_row(x):
+        return mix_single(x, ids, weights, experts, num_shared)
     tile = choose_tile(len(x) * (ids.shape[1] + num_shared), num_routed + num_shared, x.dtype)
     if tile is MANY and len(x) >= LAID_OUT_TOKENS and can_lay_out(x, experts):
         return mix_many(x, ids, weights, experts)

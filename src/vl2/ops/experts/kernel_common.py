@@ -75,15 +75,18 @@ def block_and_tile(number, num_blocks, num_tiles, GROUP: tl.constexpr):
 
 @triton.jit
 def rows_of_block(pairs, block_experts, block, num_pairs, num_routed, NUM_CHOSEN: tl.constexpr, BLOCK_M: tl.constexpr):
-    """(expert, its pairs [BLOCK_M]). A single token needs no sorting: `block_experts` are the ids that it chose."""
+    """(expert, its pairs [BLOCK_M]). A single token needs no sorting: `block_experts` are the ids that it chose.
+
+    Read past the first cache, which may hold what was there before: not all callers have waited (ops/chain.py).
+    """
     m = tl.arange(0, BLOCK_M)
     if NUM_CHOSEN > 0:
-        chosen = tl.load(block_experts + block, mask=block < NUM_CHOSEN, other=0).to(tl.int32)
+        chosen = tl.load(block_experts + block, mask=block < NUM_CHOSEN, other=0, cache_modifier=".cg").to(tl.int32)
         expert = tl.where(block < NUM_CHOSEN, chosen, num_routed + block - NUM_CHOSEN)
         pair = tl.where(m == 0, block, num_pairs)
     else:
-        expert = tl.load(block_experts + block)
-        pair = tl.load(pairs + block * BLOCK_M + m)
+        expert = tl.load(block_experts + block, cache_modifier=".cg")
+        pair = tl.load(pairs + block * BLOCK_M + m, cache_modifier=".cg")
     return expert, pair
 
 

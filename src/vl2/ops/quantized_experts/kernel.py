@@ -21,8 +21,8 @@ from vl2.ops.experts.weights import ExpertWeights
 from vl2.ops.quantized_experts.kernel_few import FEW_TOKENS, mix_few
 from vl2.ops.quantized_experts.kernel_float8 import mix_few_float8
 from vl2.ops.quantized_experts.weights import QuantizedExperts
-from vl2.ops.quantized_linear.kernel import dequantize, has_asm
-from vl2.ops.quantized_weight.kernel_common import add_step
+from vl2.ops.quantized_linear.kernel import dequantize
+from vl2.ops.quantized_weight.kernel_common import add_step, has_asm
 from vl2.ops.quantized_weight.triton_layout import step_of
 from vl2.ops.quantized_weight.weight import QuantizedWeight
 from vl2.ops.rows import RowRounding

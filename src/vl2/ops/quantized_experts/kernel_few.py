@@ -13,13 +13,12 @@ import torch
 import triton
 import triton.language as tl
 
-from vl2.ops.chain import chained, wait_for_last
+from vl2.ops.chain import chained, wait_for_last, wait_then_release
 from vl2.ops.experts.align import align_few
 from vl2.ops.experts.kernel_common import GROUP_BLOCKS, block_and_tile, precision, rows_of_block, swish
 from vl2.ops.experts.mixture import Mixture
 from vl2.ops.quantized_experts.weights import QuantizedExperts
-from vl2.ops.quantized_linear.kernel import has_asm
-from vl2.ops.quantized_weight.kernel_common import add_steps
+from vl2.ops.quantized_weight.kernel_common import add_steps, has_asm, lines_of_share, prefetch
 from vl2.ops.quantized_weight.triton_layout import step_of
 from vl2.ops.quantized_weight.weight import QuantizedWeight
 from vl2.ops.saturate_kernel import to_dtype
@@ -27,16 +26,18 @@ from vl2.ops.saturate_kernel import to_dtype
 
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """Rows of a block; outputs of a program, for gate-up (as many of each) and for down; warps that share inputs."""
+    """Rows of a block; outputs of a program, for gate-up (as many of each) and for down; steps of inputs that it has at
+    once, and the warps that share them."""
 
     block_m: int
     up_n: int
     down_n: int
+    splits: int
     num_warps: int
     num_stages: int
 
 
-FEWEST, FEW = Tile(8, 32, 32, 4, 2), Tile(8, 32, 32, 2, 4)
+FEWEST, FEW = Tile(8, 32, 32, 4, 4, 2), Tile(8, 32, 32, 2, 2, 4)
 FEWEST_TOKENS = 4
 FEW_TOKENS = 8
 """Beyond, whole tiles are faster. No expert has more rows than there are tokens; tensor cores take 8 at least."""
@@ -62,7 +63,8 @@ def mix_few(
     results = torch.empty(num_pairs, width, dtype=x.dtype, device=x.device)
     _down[(num_blocks * triton.cdiv(width, tile.down_n),)](
         hidden, experts.down.codes, experts.down.scales, results, *shared, experts.down.codes.stride(-2),
-        NUM_CHOSEN=num_chosen, BLOCK_N=tile.down_n, **_settings(experts.down, x, tile),
+        NUM_CHOSEN=num_chosen, BLOCK_N=tile.down_n, LINES=lines_of_share(experts.down, triton.cdiv(width, tile.down_n)),
+        **_settings(experts.down, x, tile),
     )  # fmt: skip
     return Mixture(results, weights)
 
@@ -71,7 +73,7 @@ def _settings(weight: QuantizedWeight, x: torch.Tensor, tile: Tile) -> dict[str,
     step = step_of(weight.scheme, weight.in_width)
     return dict(
         GROUP_STEPS=(weight.scheme.group_size or weight.in_width) // step, STEP=step, BITS=weight.scheme.bits,
-        BLOCK_M=tile.block_m, SPLITS=tile.num_warps, GROUP=GROUP_BLOCKS, HAS_ASM=has_asm(x.device),
+        BLOCK_M=tile.block_m, SPLITS=tile.splits, GROUP=GROUP_BLOCKS, HAS_ASM=has_asm(x.device),
         PRECISION=precision(x), num_warps=tile.num_warps, num_stages=tile.num_stages, **chained(x.device),
     )  # fmt: skip
 
@@ -79,11 +81,11 @@ def _settings(weight: QuantizedWeight, x: torch.Tensor, tile: Tile) -> dict[str,
 @triton.jit(do_not_specialize=["num_blocks", "num_pairs"])
 def _gate_up(
     x, codes, scales, hidden, pairs, block_experts, num_blocks, num_pairs, num_routed, width, inner, row_words,
-    row_stride, NUM_ACTIVE: tl.constexpr, NUM_CHOSEN: tl.constexpr, BLOCK_N: tl.constexpr,
-    GROUP_STEPS: tl.constexpr, STEP: tl.constexpr, BITS: tl.constexpr, BLOCK_M: tl.constexpr, SPLITS: tl.constexpr,
+    row_stride, NUM_ACTIVE: tl.constexpr, NUM_CHOSEN: tl.constexpr, BLOCK_N: tl.constexpr, GROUP_STEPS: tl.constexpr,
+    STEP: tl.constexpr, BITS: tl.constexpr, BLOCK_M: tl.constexpr, SPLITS: tl.constexpr,
     GROUP: tl.constexpr, HAS_ASM: tl.constexpr, PRECISION: tl.constexpr, CHAINED: tl.constexpr,
 ):  # fmt: skip
-    wait_for_last(CHAINED)
+    wait_then_release(CHAINED)  # `_down` reads the blocks before it waits
     WORDS: tl.constexpr = STEP // (4 if BITS == 4 else 1)
     block, tile = block_and_tile(tl.program_id(0), num_blocks, tl.cdiv(inner, BLOCK_N), GROUP)
     expert, pair = rows_of_block(pairs, block_experts, block, num_pairs, num_routed, NUM_CHOSEN, BLOCK_M)
@@ -98,19 +100,18 @@ def _gate_up(
     gates_at += (split[:, None] * WORDS + j)[:, None, :]
     ups_at = gates_at + inner.to(tl.int64) * row_words
     scales += expert.to(tl.int64) * (width // STEP // GROUP_STEPS) * 2 * inner
+    num_steps = width // STEP
     gate, up = tl.zeros((SPLITS, BLOCK_N, BLOCK_M), tl.float32), tl.zeros((SPLITS, BLOCK_N, BLOCK_M), tl.float32)
-    for first in range(0, width // STEP, SPLITS):
-        is_step = first + split < width // STEP
-        is_word = is_step[:, None, None] & is_column[None, :, None]
-        gates = tl.load(gates_at + first * WORDS, mask=is_word, other=0.0)
-        ups = tl.load(ups_at + first * WORDS, mask=is_word, other=0.0)
-        scales_at = scales + ((first + split) // GROUP_STEPS * 2 * inner)[:, None] + column[None, :]
-        has_scale = is_step[:, None] & is_column[None, :]
-        gate_scale = tl.load(scales_at, mask=has_scale, other=0.0)
-        up_scale = tl.load(scales_at + inner, mask=has_scale, other=0.0)
-        inputs, is_input = inputs_at + first * STEP, is_step[:, None, None] & is_pair[None, None, :]
-        gate = add_steps(gate, gates, gate_scale, inputs, is_input, WORDS, BITS, HAS_ASM, PRECISION)
-        up = add_steps(up, ups, up_scale, inputs, is_input, WORDS, BITS, HAS_ASM, PRECISION)
+    for first in range(0, num_steps, SPLITS):
+        words, scale = _load(
+            gates_at, scales, column, is_column, first, split, num_steps, 2 * inner, WORDS, GROUP_STEPS
+        )
+        up_words, up_scale = _load(
+            ups_at, scales + inner, column, is_column, first, split, num_steps, 2 * inner, WORDS, GROUP_STEPS
+        )
+        inputs, is_input = inputs_at + first * STEP, (first + split < num_steps)[:, None, None] & is_pair[None, None, :]
+        gate = add_steps(gate, words, scale, inputs, is_input, WORDS, BITS, HAS_ASM, PRECISION)
+        up = add_steps(up, up_words, up_scale, inputs, is_input, WORDS, BITS, HAS_ASM, PRECISION)
     at = hidden + pair.to(tl.int64)[None, :] * inner + column[:, None]
     out = swish(tl.sum(gate, 0), tl.sum(up, 0), hidden.dtype.element_ty)
     tl.store(at, out, mask=is_pair[None, :] & is_column[:, None])
@@ -120,13 +121,17 @@ def _gate_up(
 def _down(
     hidden, codes, scales, results, pairs, block_experts, num_blocks, num_pairs, num_routed, width, inner, row_words,
     NUM_CHOSEN: tl.constexpr, BLOCK_N: tl.constexpr, GROUP_STEPS: tl.constexpr, STEP: tl.constexpr,
-    BITS: tl.constexpr, BLOCK_M: tl.constexpr, SPLITS: tl.constexpr, GROUP: tl.constexpr, HAS_ASM: tl.constexpr,
-    PRECISION: tl.constexpr, CHAINED: tl.constexpr,
+    BITS: tl.constexpr, LINES: tl.constexpr, BLOCK_M: tl.constexpr, SPLITS: tl.constexpr, GROUP: tl.constexpr,
+    HAS_ASM: tl.constexpr, PRECISION: tl.constexpr, CHAINED: tl.constexpr,
 ):  # fmt: skip
-    wait_for_last(CHAINED)
+    """Its strip of the weights is fetched while gate-up ends."""
     WORDS: tl.constexpr = STEP // (4 if BITS == 4 else 1)
     block, tile = block_and_tile(tl.program_id(0), num_blocks, tl.cdiv(width, BLOCK_N), GROUP)
     expert, pair = rows_of_block(pairs, block_experts, block, num_pairs, num_routed, NUM_CHOSEN, BLOCK_M)
+    if CHAINED and expert >= 0:
+        own = (expert.to(tl.int64) * width + tile * BLOCK_N) * row_words
+        prefetch(codes, own, own + min(BLOCK_N, width - tile * BLOCK_N) * row_words, LINES)
+    wait_for_last(CHAINED)
     if expert < 0:
         return
     is_pair, column = pair < num_pairs, tile * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -135,13 +140,23 @@ def _down(
     words_at = codes + (expert.to(tl.int64) * width + column)[None, :, None] * row_words
     words_at += (split[:, None] * WORDS + j)[:, None, :]
     scales += expert.to(tl.int64) * (inner // STEP // GROUP_STEPS) * width
+    num_steps = inner // STEP
     total = tl.zeros((SPLITS, BLOCK_N, BLOCK_M), tl.float32)
-    for first in range(0, inner // STEP, SPLITS):
-        is_step = first + split < inner // STEP
-        words = tl.load(words_at + first * WORDS, mask=is_step[:, None, None] & is_column[None, :, None], other=0.0)
-        scales_at = scales + ((first + split) // GROUP_STEPS * width)[:, None] + column[None, :]
-        scale = tl.load(scales_at, mask=is_step[:, None] & is_column[None, :], other=0.0)
-        inputs, is_input = inputs_at + first * STEP, is_step[:, None, None] & is_pair[None, None, :]
+    for first in range(0, num_steps, SPLITS):
+        words, scale = _load(words_at, scales, column, is_column, first, split, num_steps, width, WORDS, GROUP_STEPS)
+        inputs, is_input = inputs_at + first * STEP, (first + split < num_steps)[:, None, None] & is_pair[None, None, :]
         total = add_steps(total, words, scale, inputs, is_input, WORDS, BITS, HAS_ASM, PRECISION)
     at = results + pair.to(tl.int64)[None, :] * width + column[:, None]
     tl.store(at, to_dtype(tl.sum(total, 0), results.dtype.element_ty), mask=is_pair[None, :] & is_column[:, None])
+
+
+@triton.jit
+def _load(
+    words_at, scales, column, is_column, first, split, num_steps, num_columns, WORDS: tl.constexpr,
+    GROUP_STEPS: tl.constexpr,
+):  # fmt: skip
+    """(words [S, N, W], scale [S, N]) of S steps from `first` on; `words_at`: those of the first S."""
+    is_step = first + split < num_steps
+    words = tl.load(words_at + first * WORDS, mask=is_step[:, None, None] & is_column[None, :, None], other=0.0)
+    scales_at = scales + ((first + split) // GROUP_STEPS * num_columns)[:, None] + column[None, :]
+    return words, tl.load(scales_at, mask=is_step[:, None] & is_column[None, :], other=0.0)

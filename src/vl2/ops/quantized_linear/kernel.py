@@ -10,7 +10,6 @@ just where the codes arrive.
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass
 
 import torch
@@ -23,13 +22,15 @@ from vl2.ops.chain import chained, wait_for_last
 from vl2.ops.experts.kernel_common import precision
 from vl2.ops.float8.kernel import round_rows
 from vl2.ops.quantized_linear import kernel_few
-from vl2.ops.quantized_weight.kernel_common import add_step, plane, times
+from vl2.ops.quantized_weight.kernel_common import add_step, has_asm, plane, times
 from vl2.ops.quantized_weight.triton_layout import step_of
 from vl2.ops.quantized_weight.weight import QuantizedWeight
 from vl2.ops.rows import RowRounding
 from vl2.ops.saturate import saturate
 from vl2.ops.saturate import to_dtype as cast
 from vl2.ops.saturate_kernel import to_dtype
+from vl2.ops.single_row.kernel import multiply_row
+from vl2.ops.single_row.kernel_common import is_one_row
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +70,8 @@ def quantized_linear(
     rounding: RowRounding = RowRounding(),
 ) -> torch.Tensor:
     """`Backend.quantized_linear` (ops/backend.py)."""
+    if is_one_row(x):
+        return multiply_row(x, [weight], bias)[0]
     rows = x.flatten(0, -2)
     if weight.scheme.is_float and len(rows) > FLOAT8_ROWS and x.dtype != torch.float32:
         return multiply_float8(rows, weight, bias).view(*x.shape[:-1], weight.out_width)
@@ -86,7 +89,10 @@ def quantized_linear_both(
     x: torch.Tensor, first: QuantizedWeight, second: QuantizedWeight, rounding: RowRounding = RowRounding()
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """`Backend.quantized_linear_both` (ops/backend.py): of few rows in one launch."""
-    rows, is_alike = x.flatten(0, -2), (first.scheme, first.in_width) == (second.scheme, second.in_width)
+    rows, is_alike = x.flatten(0, -2), first.scheme == second.scheme
+    if is_alike and is_one_row(x):
+        outs = multiply_row(x, [first, second])
+        return outs[0], outs[1]
     if not is_alike or len(rows) > kernel_few.ROWS or x.dtype == torch.float32:
         return quantized_linear(x, first, None, rounding), quantized_linear(x, second, None, rounding)
     outs = [torch.empty(*x.shape[:-1], weight.out_width, dtype=x.dtype, device=x.device) for weight in (first, second)]
@@ -144,12 +150,6 @@ def dequantize(weight: QuantizedWeight, dtype: torch.dtype) -> torch.Tensor:
         BITS=weight.scheme.bits, BLOCK_R=block_r, HAS_ASM=has_asm(out.device), num_warps=2, **chained(out.device),
     )  # fmt: skip
     return out
-
-
-@functools.cache
-def has_asm(device: torch.device) -> bool:
-    """bfloat16 pairs are multiplied and added from sm_80 on; the interpreter takes no assembly."""
-    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 @triton.jit(do_not_specialize=["num_rows"])

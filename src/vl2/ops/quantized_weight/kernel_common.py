@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+
+import torch
 import triton
 import triton.language as tl
 
@@ -22,6 +25,12 @@ FLOAT16_0 = tl.constexpr(_PLANE.format(shift=0, **_FLOAT16))
 FLOAT16_1 = tl.constexpr(_PLANE.format(shift=4, **_FLOAT16))
 FLOAT16_2 = tl.constexpr(_PLANE.format(shift=8, **_FLOAT16))
 FLOAT16_3 = tl.constexpr(_PLANE.format(shift=12, **_FLOAT16))
+
+
+@functools.cache
+def has_asm(device: torch.device) -> bool:
+    """bfloat16 pairs are multiplied and added from sm_80 on; the interpreter takes no assembly."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 LINE = 128

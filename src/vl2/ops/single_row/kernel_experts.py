@@ -1,0 +1,104 @@
+"""One token at its experts: gate-up with SwiGLU, then down.
+
+Such a step is as long as reading the weights takes, if memory never waits. So nothing goes through shared memory or in
+turns: a program asks for all that it needs of its expert at once, into registers. Shared experts, which need no
+choice, and what `down` needs are asked for before the kernel ahead has ended.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+from vl2.ops.chain import chained, wait_for_last, wait_then_release
+from vl2.ops.experts.kernel_common import swish
+from vl2.ops.experts.mixture import Mixture
+from vl2.ops.experts.weights import ExpertWeights
+from vl2.ops.saturate_kernel import to_dtype
+from vl2.ops.single_row.kernel_common import Tile, form_of, load_part, multiply_part, multiply_rest
+
+UP_TILE, DOWN_TILE = Tile(4, 2048, 8), Tile(4, 2048, 4)
+
+
+def mix_single(
+    x: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor, experts: ExpertWeights, num_shared: int
+) -> Mixture:
+    """`Backend.mix_experts` (ops/backend.py) of one row of 16 bits; of a routed one's width there are `num_shared`."""
+    (num_routed, width, inner), num_chosen = experts.down.shape, ids.shape[1]
+    num_active = num_chosen + num_shared
+    shared_up, shared_down = experts.shared_gate_up, experts.shared_down
+    common = dict(NUM_CHOSEN=num_chosen, NUM_SHARED=num_shared, **chained(x.device))
+    hidden = torch.empty(num_active, inner, dtype=x.dtype, device=x.device)
+    _gate_up[(num_active * triton.cdiv(inner, UP_TILE.block_n),)](
+        x, ids, experts.gate_up, x if shared_up is None else shared_up, hidden, num_routed, width, inner,
+        **form_of(experts.gate_up, UP_TILE, width), num_warps=UP_TILE.num_warps, **common,
+    )  # fmt: skip
+    results = torch.empty(num_active, width, dtype=x.dtype, device=x.device)
+    _down[(num_active * triton.cdiv(width, DOWN_TILE.block_n),)](
+        hidden, ids, experts.down, x if shared_down is None else shared_down, results, num_routed, width, inner,
+        **form_of(experts.down, DOWN_TILE, inner), num_warps=DOWN_TILE.num_warps, **common,
+    )  # fmt: skip
+    return Mixture(results, weights)
+
+
+@triton.jit
+def _gate_up(
+    x, ids, gate_up, shared, hidden, num_routed, width, inner,
+    NUM_CHOSEN: tl.constexpr, NUM_SHARED: tl.constexpr, STEP: tl.constexpr, BITS: tl.constexpr,
+    GROUP_STEPS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_S: tl.constexpr, HAS_ASM: tl.constexpr,
+    CHAINED: tl.constexpr,
+):  # fmt: skip
+    """Shared experts first: they wait for no choice. `_down` reads the choice before it waits, so it is let start only
+    when this kernel has it."""
+    num_tiles = tl.cdiv(inner, BLOCK_N)
+    place, tile = tl.program_id(0) // num_tiles, tl.program_id(0) % num_tiles
+    if place < NUM_SHARED:
+        pair = place + NUM_CHOSEN
+        gates, up_rows = shared + place.to(tl.int64) * inner * width, inner * NUM_SHARED
+    else:
+        wait_then_release(CHAINED)
+        pair = place - NUM_SHARED
+        gates, up_rows = gate_up + tl.load(ids + pair).to(tl.int64) * (2 * inner) * width, inner
+    ups = gates + up_rows.to(tl.int64) * width
+    column = tile * BLOCK_N + tl.arange(0, BLOCK_N)
+    is_column = column < inner
+    gate_words, scale = load_part(
+        gates, gates, column, is_column, 0, width, width, inner, STEP, BITS, GROUP_STEPS, BLOCK_S
+    )
+    up_words, scale = load_part(ups, ups, column, is_column, 0, width, width, inner, STEP, BITS, GROUP_STEPS, BLOCK_S)
+    wait_then_release(CHAINED)
+    gate = multiply_part(gate_words, scale, x, 0, width, STEP, BITS, BLOCK_S, HAS_ASM)
+    up = multiply_part(up_words, scale, x, 0, width, STEP, BITS, BLOCK_S, HAS_ASM)
+    gate += multiply_rest(
+        gates, gates, column, is_column, x, width, width, inner, STEP, BITS, GROUP_STEPS, BLOCK_S, HAS_ASM
+    )
+    up += multiply_rest(ups, ups, column, is_column, x, width, width, inner, STEP, BITS, GROUP_STEPS, BLOCK_S, HAS_ASM)
+    tl.store(hidden + pair * inner + column, swish(gate, up, hidden.dtype.element_ty), mask=is_column)
+
+
+@triton.jit
+def _down(
+    hidden, ids, down, shared, results, num_routed, width, inner,
+    NUM_CHOSEN: tl.constexpr, NUM_SHARED: tl.constexpr, STEP: tl.constexpr, BITS: tl.constexpr,
+    GROUP_STEPS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_S: tl.constexpr, HAS_ASM: tl.constexpr,
+    CHAINED: tl.constexpr,
+):  # fmt: skip
+    num_tiles = tl.cdiv(width, BLOCK_N)
+    place, tile = tl.program_id(0) // num_tiles, tl.program_id(0) % num_tiles
+    if place < NUM_SHARED:
+        pair = place + NUM_CHOSEN
+        own, row_size = shared + place.to(tl.int64) * inner, inner * NUM_SHARED
+    else:
+        pair = place - NUM_SHARED
+        own, row_size = down + tl.load(ids + pair, cache_modifier=".cg").to(tl.int64) * width * inner, inner
+    column = tile * BLOCK_N + tl.arange(0, BLOCK_N)
+    is_column = column < width
+    words, scale = load_part(own, own, column, is_column, 0, inner, row_size, width, STEP, BITS, GROUP_STEPS, BLOCK_S)
+    wait_for_last(CHAINED)
+    row = hidden + pair * inner
+    total = multiply_part(words, scale, row, 0, inner, STEP, BITS, BLOCK_S, HAS_ASM)
+    total += multiply_rest(
+        own, own, column, is_column, row, inner, row_size, width, STEP, BITS, GROUP_STEPS, BLOCK_S, HAS_ASM
+    )
+    tl.store(results + pair * width + column, to_dtype(total, results.dtype.element_ty), mask=is_column)
