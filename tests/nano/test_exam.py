@@ -1,0 +1,21 @@
+"""The examination's own table: counting is also told as the evaluation set asks it."""
+
+import pytest
+from exam import table
+from questions import Asked
+
+
+def counted(number: int, exact: bool) -> dict:
+    asked = Asked("counting", "en", (("How many cats are there?", str(number)),))
+    return dict(task="counting", lang="en", tiles=1, exact=exact, ious=[], asked=asked)
+
+
+def test_counting_evenly_gives_each_number_the_same_weight():
+    records = [counted(1, True)] * 9 + [counted(2, False)]
+    scores = table(records)
+    assert scores["counting"]["right"] == pytest.approx(0.9)
+    assert scores["counting evenly"] == {"n": 0, "right": 0.5}
+
+
+def test_without_counting_nothing_is_said_about_it():
+    assert "counting evenly" not in table([counted(1, True) | dict(task="text")])
