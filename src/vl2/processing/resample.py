@@ -18,6 +18,7 @@ from PIL import Image
 
 from vl2.processing import native
 from vl2.processing.coefficients import coefficients, parts
+from vl2.processing.pixels import pixels_of
 
 MAX_STRIPS = 8
 MIN_STRIP_PIXELS = 1 << 16
@@ -55,8 +56,8 @@ class Scaler:
 
     @functools.cached_property
     def pixels(self) -> np.ndarray:
-        """uint8 [height, width, 3], read-only."""
-        return np.asarray(self._image)
+        """uint8 [height, width, 3]."""
+        return pixels_of(self._image)
 
     def to(self, width: int, height: int) -> np.ndarray:
         """Scaled: uint8 [height, width, 3]; horizontal pass first.

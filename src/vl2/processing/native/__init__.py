@@ -31,7 +31,8 @@ def library() -> ctypes.CDLL | None:
         found = ctypes.CDLL(str(path))
         found.vl2_scale_rows.argtypes = (P, N, N, P, N, N, N, P, P, P, N, P)
         found.vl2_scale_columns.argtypes = (P, P, N, N, N, P, P, N)
-        found.vl2_scale_rows.restype = found.vl2_scale_columns.restype = None
+        found.vl2_pack.argtypes = (P, P, N)
+        found.vl2_scale_rows.restype = found.vl2_scale_columns.restype = found.vl2_pack.restype = None
     except (OSError, AttributeError) as error:  # no library; one that lacks a function
         log.warning("pictures are scaled by Pillow: %s; install vl2 again", error)
         return None

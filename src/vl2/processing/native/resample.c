@@ -94,6 +94,17 @@ EXPORT void vl2_scale_rows(const uint8_t *in, int64_t in_width, int64_t in_rows,
     }
 }
 
+/* Pixels of four bytes, the last of which says nothing, as Pillow holds them → of three. */
+EXPORT void vl2_pack(const uint8_t *in, uint8_t *out, int64_t pixels) {
+    const __m128i order = _mm_setr_epi8(0, 1, 2, 4, 5, 6, 8, 9, 10, 12, 13, 14, -1, -1, -1, -1);
+    int64_t i = 0;
+    for (; i + 8 <= pixels; i += 4) { /* four a time; four bytes too many are written, of those that come next */
+        const __m128i four = _mm_loadu_si128((const __m128i *)(in + 4 * i));
+        _mm_storeu_si128((__m128i *)(out + PIXEL * i), _mm_shuffle_epi8(four, order));
+    }
+    for (; i < pixels; i++) memcpy(out + PIXEL * i, in + 4 * i, PIXEL);
+}
+
 static inline __m256i eight(const uint8_t *at) { return _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)at)); }
 
 /* Output rows `first` … `end`, `row_bytes` bytes of each; `in` and `out` are of the whole picture. */
