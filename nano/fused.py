@@ -261,7 +261,7 @@ def main() -> None:
     for way in WAYS:
         ended = subprocess.run([sys.executable, __file__, way], capture_output=True, text=True)
         if ended.returncode == 0:
-            print(way)
+            print(ended.stdout + way)
             return
         said = (ended.stdout + ended.stderr).strip()
         print(f"{way}: {said[-2000:]}", flush=True)
