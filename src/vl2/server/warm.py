@@ -35,17 +35,24 @@ PATH = "/v1/chat/completions"
 async def warm_up(app: FastAPI, llm: ChatModel) -> None:
     """A failure is logged: requests will show it, if it is one of theirs."""
     try:
-        pictures = [_picture(shade) for shade in range(NUM_PICTURES)]
-        conversations = [[ChatMessage("user", f"<image>\n{QUESTION}", (picture,))] for picture in pictures]
-        await asyncio.gather(*map(llm.process, conversations), _ask(app, pictures[0]))
+        picture = _picture()
+        conversations = [
+            [ChatMessage("user", f"<image>\n{QUESTION}", (_opened(picture),))] for _ in range(NUM_PICTURES)
+        ]
+        await asyncio.gather(*map(llm.process, conversations), _ask(app, picture))
     except Exception:
         logger.exception("the server could not warm up")
 
 
-def _picture(shade: int) -> bytes:
+def _picture() -> bytes:
     file = io.BytesIO()
-    Image.new("RGB", SIZE, (20 * shade, 0, 0)).save(file, "JPEG")
+    Image.new("RGB", SIZE).save(file, "JPEG")
     return file.getvalue()
+
+
+def _opened(picture: bytes) -> Image.Image:
+    """Not decoded yet. A file's bytes would be known the second time, and keep the memory that others are to have."""
+    return Image.open(io.BytesIO(picture))
 
 
 async def _ask(app: FastAPI, picture: bytes) -> None:
