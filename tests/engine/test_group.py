@@ -281,3 +281,11 @@ async def test_a_replica_that_does_not_answer_is_left_out_of_the_sum(monkeypatch
     f = await Fixture().ready()
     assert [(replica.is_ready, replica.stats) for replica in await f.group.replica_stats()] == [(True, None)] * 2
     assert await f.group.stats() == EngineStats()
+
+
+async def test_a_prompt_is_not_hashed_where_there_is_one_replica(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("vl2.engine.group.footprint", lambda *_: pytest.fail("there is nothing to choose"))
+    f = await Fixture(replicas=1).ready()
+    stream = await f.opened("a")
+    f.engine(0).report(ended("a"))
+    assert len(await stream) == 1

@@ -122,7 +122,8 @@ class EngineGroup:
         """
         if request_id in self._replica_of:
             raise InvalidRequest(f"a request with id {request_id!r} is already running", param="request_id")
-        wanted = footprint(prompt, options.cache_salt)
+        is_alone = len(self.clients) == 1  # there is nothing to choose, and no need to hash the whole prompt
+        wanted = Footprint(len(prompt.token_ids), (), ()) if is_alone else footprint(prompt, options.cache_salt)
 
         def ask(idx: int) -> Admitted:
             return Admitted(self.clients[idx].admit(request_id, prompt, params, options), idx, wanted)
