@@ -109,7 +109,7 @@ def _run(
         _everywhere("is_before_hopper", lambda _: capability < 90),
         _everywhere("has_asm", lambda _: True),
         mock.patch.object(exact_linear, "agreeing_tiles", lambda *_: exact_linear.TILES),
-        mock.patch.object(exact, "agreeing_tiles", lambda *_: (exact.FEW, exact.SOME, exact.MANY)),
+        mock.patch.object(exact, "agreeing_tiles", lambda *_: (exact.FEW, exact.SEVERAL, exact.SOME, exact.MANY)),
     ):
         language, vision = replace(config.language, layers=LAYERS), replace(config.vision, layers=1)
         config = replace(config, language=language, vision=vision)

@@ -265,8 +265,8 @@ def limit_of(dtype: torch.dtype) -> float:
     ids=str,
 )
 def test_experts_kernel(device: torch.device, num_tokens: int, scheme: WeightScheme, num_shared: int, dtype):
-    """Float8 weights with rows of 32 bits; those of 16 are rounded too, see below."""
-    if scheme is FP8 and dtype != torch.float32:
+    """Float8 weights with rows of 32 bits, or one of 16; more of them are rounded too, see below."""
+    if scheme is FP8 and dtype != torch.float32 and num_tokens > 1:
         return
     torch.manual_seed(num_tokens)
     experts, *exact = experts_of(scheme, triton_layout, dtype, device, num_shared)

@@ -9,7 +9,7 @@ from vl2.ops.saturate import FLOAT8
 
 kernel = pytest.importorskip("vl2.ops.rope.kernel", reason="Triton is not installed")
 
-NUM_PAGES, PAGE_SIZE = 6, 4
+NUM_PAGES, PAGE_SIZE = 18, 4
 TOLERANCES = {
     torch.float32: dict(atol=1e-5, rtol=1e-5),
     torch.float16: dict(atol=2e-3, rtol=2e-3),
@@ -89,7 +89,7 @@ def test_absorb_queries_and_expand_values_equal_the_reference(rows, dtype, devic
 
 
 @DTYPES
-@pytest.mark.parametrize("rows", [1, 16, ROWS])
+@pytest.mark.parametrize("rows", [1, 16, ROWS, 70])
 def test_cache_rows_and_absorbed_queries_of_few_tokens_in_one_launch(rows, dtype, device):
     heads, nope, rope, rank = 3, 12, 6, 40
     table, (positions, slots) = rope_table(rope, 1000, 1e4, None, device), step_of(rows, device)
@@ -101,7 +101,7 @@ def test_cache_rows_and_absorbed_queries_of_few_tokens_in_one_launch(rows, dtype
     absorbed = kernel.write_and_absorb(*own, q, keys)
     kernel.write_latent(*other)
     assert_close(*pools)
-    assert torch.equal(absorbed, kernel.absorb_queries(q, keys))
+    assert_close(absorbed, kernel.absorb_queries(q, keys))
 
 
 def test_float16_results_saturate(device):

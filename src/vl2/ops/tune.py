@@ -152,7 +152,9 @@ def _latent_cases(
         ]
 
     decode = _with_programs(_pipelines((64, 4, 2), (32, 4, 3), (32, 4, 4), (32, 8, 4), (64, 8, 2)), 132, 264, 528)
-    yield _attention_case("decode_latent", decode, works(_decodes(load)))
+    one, *more = _decodes(load)
+    yield _attention_case("decode_latent_one", decode, works([one]))
+    yield _attention_case("decode_latent", decode, works(more))
     many = _pipelines((64, 4, 2), (32, 4, 3), (32, 4, 4), (32, 8, 3))
     yield _attention_case("decode_latent_many", many, works([_chunks(load, load.many, 1)]))
     absorbed = _pipelines((64, 8, 2), (32, 8, 3), (32, 4, 3), (32, 8, 2))
@@ -242,7 +244,11 @@ def _expert_cases(
 
     few = [dict(up_n=n, down_n=m, up_k=k, down_k=k, num_stages=s)
            for n, m in ((32, 32), (64, 32), (64, 64), (16, 32)) for k, s in ((128, 3), (128, 4), (64, 6))]  # fmt: skip
-    yield Case("experts_few", experts_kernel.FEW, few, sorted_works(load.batches))
+    yield Case("experts_few", experts_kernel.FEW, few, sorted_works(load.batches[:-1]))
+    several = [dict(up_n=n, down_n=m, up_k=k, num_warps=w, num_stages=s)
+               for n, m in ((64, 64), (32, 32), (64, 32))
+               for k, w, s in ((64, 4, 4), (128, 4, 3), (128, 8, 3))]  # fmt: skip
+    yield Case("experts_several", experts_kernel.SEVERAL, several, sorted_works(load.batches[-1:]))
     some = [dict(up_n=n, down_n=m, num_warps=w, num_stages=s)
             for n, m in ((64, 128), (64, 64), (128, 128)) for w, s in ((4, 3), (4, 4), (8, 3))]  # fmt: skip
     middle = load.prompt_tokens // 16, load.prompt_tokens // 8

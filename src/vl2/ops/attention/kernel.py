@@ -46,8 +46,10 @@ class Tile:
         return dict(BLOCK_N=self.block_n, TERMS=self.terms, num_warps=self.num_warps, num_stages=self.num_stages)
 
 
-KERNELS = ("decode_heads", "prefill_heads", "decode_latent", "decode_latent_many", "prefill_latent", "prefill_expanded")
-TILES = {kernel: tuned(kernel, Tile) for kernel in KERNELS} | {
+KERNELS = "decode_heads", "prefill_heads", "prefill_latent", "prefill_expanded"
+LATENT_DECODES = "decode_latent_one", "decode_latent", "decode_latent_many"
+"""Of one row, of more, and of more than the card has multiprocessors."""
+TILES = {kernel: tuned(kernel, Tile) for kernel in (*KERNELS, *LATENT_DECODES)} | {
     "decode_single": Tile(block_n=32, num_warps=4, num_stages=3, programs=1056, last_adds=True)
 }
 """Rows (prefill) come in 64s, for wgmma. With two stages nothing is loaded during the products (see `page_slots`)."""
@@ -56,8 +58,7 @@ FLOAT32_TILES = {
     "decode_heads": Tile(block_n=32, num_warps=4, num_stages=1, programs=264, last_adds=True),
     "decode_single": Tile(block_n=32, num_warps=4, num_stages=2, programs=1056, last_adds=True),
     "prefill_heads": Tile(block_n=32, num_warps=4, num_stages=1, block_m=32),
-    "decode_latent": Tile(block_n=16, num_warps=8, num_stages=1, programs=132),
-    "decode_latent_many": Tile(block_n=16, num_warps=8, num_stages=1, programs=132),
+    **dict.fromkeys(LATENT_DECODES, Tile(block_n=16, num_warps=8, num_stages=1, programs=132)),
     "prefill_latent": Tile(block_n=16, num_warps=8, num_stages=1, block_m=16),
     "prefill_expanded": Tile(block_n=16, num_warps=8, num_stages=1, block_m=16),
 }

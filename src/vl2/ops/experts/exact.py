@@ -12,7 +12,7 @@ import logging
 
 import torch
 
-from vl2.ops.experts.kernel import FEW, MANY, SOME, choose_tile, count_shared, mix_sorted
+from vl2.ops.experts.kernel import FEW, MANY, SEVERAL, SOME, choose_tile, count_shared, mix_sorted
 from vl2.ops.experts.kernel_common import Tile
 from vl2.ops.experts.mixture import Mixture
 from vl2.ops.experts.weights import ExpertWeights
@@ -50,7 +50,7 @@ def agreeing_tiles(device: torch.device, dtype: torch.dtype) -> tuple[Tile, ...]
     weights = torch.ones(rows, 2, device=device)
     expected = mix_sorted(x, ids, weights, experts, SOME)
     agreeing = [SOME]
-    for tile in (FEW, MANY):
+    for tile in (FEW, SEVERAL, MANY):
         if torch.equal(mix_sorted(x, ids, weights, experts, tile).results, expected.results):
             agreeing.append(tile)
         else:

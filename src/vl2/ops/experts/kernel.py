@@ -31,7 +31,9 @@ from vl2.ops.single_row.kernel_common import is_one_row
 from vl2.ops.single_row.kernel_experts import mix_single
 from vl2.ops.tuning import tuned
 
-FEW, SOME, MANY = (tuned(kernel, Tile) for kernel in ("experts_few", "experts_some", "experts_sorted"))
+FEW, SEVERAL, SOME, MANY = (
+    tuned(kernel, Tile) for kernel in ("experts_few", "experts_several", "experts_some", "experts_sorted")
+)
 LAID_OUT_TOKENS = 1536
 """From here on laying rows out in blocks pays: with 1,024 tokens of Small it costs 4 % of the experts' time."""
 FLOAT32 = Tile(16, 32, 32, 32, 32, 4, 2)
@@ -42,7 +44,7 @@ def choose_tile(num_pairs: int, num_experts: int, dtype: torch.dtype) -> Tile:
     if dtype == torch.float32:
         return FLOAT32
     mean = num_pairs / num_experts
-    return FEW if mean <= 24 else SOME if mean <= 96 else MANY
+    return FEW if mean <= 8 else SEVERAL if mean <= 24 else SOME if mean <= 96 else MANY
 
 
 def mix_experts(

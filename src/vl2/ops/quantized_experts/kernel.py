@@ -1,6 +1,7 @@
 """`ops/experts/kernel.py` with quantised weights, whose products are those of `ops/quantized_linear/kernel.py`.
 
-Rows of 16 bits and float8 weights have kernels of their own, as such rows become float8 too.
+Rows of 16 bits and float8 weights have kernels of their own, as such rows become float8 too; not the row of a single
+token, which tensor cores have no work with.
 """
 
 from __future__ import annotations
@@ -71,7 +72,7 @@ def mix_quantized_experts(
     """`Backend.mix_quantized_experts` (ops/backend.py)."""
     num_experts = len(experts.gate_up.codes)
     tile = choose_tile(len(x) * (ids.shape[1] + experts.num_shared), num_experts, x.dtype)
-    if x.dtype != torch.float32 and experts.gate_up.scheme.is_float and experts.down.scheme.is_float:
+    if x.dtype != torch.float32 and len(x) > 1 and experts.gate_up.scheme.is_float and experts.down.scheme.is_float:
         return (mix_many_float8 if tile is MANY else mix_few_float8)(x, ids, weights, experts)
     if len(x) >= DEQUANTIZE_TOKENS and x.dtype != torch.float32:
         return mix_written_out(x, ids, weights, experts)

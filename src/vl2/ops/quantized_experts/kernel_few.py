@@ -37,7 +37,7 @@ class Tile:
     num_stages: int
 
 
-FEWEST, FEW = Tile(8, 32, 32, 4, 4, 2), Tile(8, 32, 32, 2, 2, 4)
+FEWEST, FEWEST_BYTES, FEW = Tile(8, 32, 32, 4, 4, 2), Tile(8, 16, 16, 2, 2, 4), Tile(8, 32, 32, 2, 2, 4)
 FEWEST_TOKENS = 4
 FEW_TOKENS = 8
 """Beyond, whole tiles are faster. No expert has more rows than there are tokens; tensor cores take 8 at least."""
@@ -48,7 +48,8 @@ def mix_few(
 ) -> Mixture:
     """`Backend.mix_quantized_experts` (ops/backend.py) of rows of 16 bits."""
     (num_tokens, width), inner = x.shape, experts.down.in_width
-    tile = tile or (FEWEST if num_tokens <= FEWEST_TOKENS else FEW)
+    fewest = FEWEST if experts.gate_up.scheme.bits == 4 else FEWEST_BYTES
+    tile = tile or (fewest if num_tokens <= FEWEST_TOKENS else FEW)
     num_routed, num_active = len(experts.gate_up.codes) - experts.num_shared, ids.shape[1] + experts.num_shared
     num_pairs = num_tokens * num_active
     blocks, num_blocks, num_chosen = align_few(ids, num_routed, experts.num_shared, tile.block_m)

@@ -11,10 +11,10 @@ from vl2.ops.rope.table import RopeTable
 from vl2.ops.saturate import saturate
 from vl2.ops.saturate_kernel import to_dtype
 
-FEW_ROWS = 16
-"""As many queries are absorbed by a kernel that reads the weights with many programs; more by cuBLAS."""
-ABSORBED_RANKS = 32
-"""Of a program there."""
+FEW_ROWS, SOME_ROWS = 16, 128
+"""As many queries are absorbed by a kernel of small and of larger blocks; more by cuBLAS."""
+FEW_BLOCK, SOME_BLOCK = (16, 32), (64, 64)
+"""Rows and ranks of a program there."""
 
 
 @triton.jit
@@ -178,16 +178,18 @@ def absorb_queries(q: torch.Tensor, keys: torch.Tensor, is_exact: bool = False) 
     if num_rows > FEW_ROWS and not is_exact:
         torch.bmm(q[:, :, :dim].transpose(0, 1), keys, out=out.transpose(0, 1))
         return saturate(out)
-    _absorb_queries[triton.cdiv(rank, ABSORBED_RANKS), heads, triton.cdiv(num_rows, FEW_ROWS)](
-        q, keys, out, num_rows, keys.stride(0), keys.stride(1), **_sizes(q, keys), num_warps=4, **chained(q.device)
-    )
+    block_m, block_r = FEW_BLOCK
+    _absorb_queries[triton.cdiv(rank, block_r), heads, triton.cdiv(num_rows, block_m)](
+        q, keys, out, num_rows, keys.stride(0), keys.stride(1), **_sizes(q, keys, FEW_BLOCK), num_warps=4,
+        **chained(q.device),
+    )  # fmt: skip
     return out
 
 
-def _sizes(q: torch.Tensor, keys: torch.Tensor) -> dict[str, int]:
+def _sizes(q: torch.Tensor, keys: torch.Tensor, block: tuple[int, int]) -> dict[str, int]:
     """Of `_absorb`."""
     (_, heads, width), (dim, rank) = q.shape, keys.shape[1:]
-    blocks = dict(BLOCK_M=FEW_ROWS, BLOCK_D=max(16, triton.next_power_of_2(dim)), BLOCK_R=ABSORBED_RANKS)
+    blocks = dict(BLOCK_M=block[0], BLOCK_D=max(16, triton.next_power_of_2(dim)), BLOCK_R=block[1])
     return dict(HEADS=heads, DIM=dim, WIDTH=width, RANK=rank) | blocks
 
 
@@ -209,8 +211,8 @@ def _write_and_absorb(
     else:
         number, num_blocks = tl.program_id(0) - num_rows, tl.cdiv(RANK, BLOCK_R)
         _absorb(
-            q, keys, out, num_rows, head_stride, dim_stride, number % num_blocks, number // num_blocks, 0, HEADS, DIM,
-            WIDTH, RANK, BLOCK_M, BLOCK_D, BLOCK_R, CHAINED,
+            q, keys, out, num_rows, head_stride, dim_stride, number % num_blocks, number // num_blocks % HEADS,
+            number // num_blocks // HEADS, HEADS, DIM, WIDTH, RANK, BLOCK_M, BLOCK_D, BLOCK_R, CHAINED,
         )  # fmt: skip
 
 
@@ -225,17 +227,19 @@ def write_and_absorb(
     q: torch.Tensor,
     keys: torch.Tensor,
 ) -> torch.Tensor:
-    """`write_latent` and `absorb_queries` of the same tokens, a few in one launch; returns [T, H, R]."""
+    """`write_latent` and `absorb_queries` of the same tokens, in one launch if they are not many; returns [T, H, R]."""
     assert latent_and_key.stride(1) == 1 and pool.is_contiguous() and q.is_contiguous() and keys.stride(2) == 1
     (num_rows, heads, _), rank, pairs = q.shape, len(norm_weight), rope.cos.shape[1]
-    if not 0 < num_rows <= FEW_ROWS:
+    most = FEW_ROWS if q.dtype == torch.float32 else SOME_ROWS
+    if not 0 < num_rows <= most:
         write_latent(latent_and_key, norm_weight, eps, rope, positions, slots, pool)
         return absorb_queries(q, keys)
     out = torch.empty(num_rows, heads, rank, dtype=q.dtype, device=q.device)
-    _write_and_absorb[(num_rows + triton.cdiv(rank, ABSORBED_RANKS) * heads,)](
+    block = FEW_BLOCK if num_rows <= FEW_ROWS else SOME_BLOCK
+    _write_and_absorb[(num_rows + triton.cdiv(num_rows, block[0]) * heads * triton.cdiv(rank, block[1]),)](
         latent_and_key, latent_and_key.stride(0), norm_weight, eps, rope.cos, rope.sin, positions, slots, pool, q, keys,
         out, num_rows, keys.stride(0), keys.stride(1), PAIRS=pairs, BLOCK_LATENT=triton.next_power_of_2(rank),
-        BLOCK_PAIRS=triton.next_power_of_2(pairs), **_sizes(q, keys), num_warps=4, **chained(q.device),
+        BLOCK_PAIRS=triton.next_power_of_2(pairs), **_sizes(q, keys, block), num_warps=4, **chained(q.device),
     )  # fmt: skip
     return out
 
@@ -277,20 +281,22 @@ def expand_values(
     (num_rows, heads, rank), dim = latent.shape, values.shape[1]
     if out is None:
         out = torch.empty(num_rows, heads * dim, dtype=values.dtype, device=latent.device)
-    block_m, block_d = _tile(1 if is_exact else num_rows, values.dtype)
+    block_m, block_d, block_r, num_stages = _tile(1 if is_exact else num_rows, values.dtype)
     block_d = min(block_d, max(16, triton.next_power_of_2(dim)))
     if num_rows:
         _expand_values[triton.cdiv(num_rows, block_m), triton.cdiv(dim, block_d), heads](
             latent, values, out, num_rows, values.stride(0), values.stride(1),
             HEADS=heads, RANK=rank, DIM=dim, BLOCK_M=block_m, BLOCK_D=block_d,
-            BLOCK_R=min(64 if block_m > 16 else 128, max(16, triton.next_power_of_2(rank))), num_warps=4, num_stages=3,
+            BLOCK_R=min(block_r, max(16, triton.next_power_of_2(rank))), num_warps=4, num_stages=num_stages,
             **chained(out.device),
         )  # fmt: skip
     return out
 
 
-def _tile(num_rows: int, dtype: torch.dtype) -> tuple[int, int]:
-    """(rows, columns) of a block. Few rows: small blocks, so that enough of them read the weights."""
-    if dtype == torch.float32:
-        return 16, 32
-    return (16, 32) if num_rows <= 16 else (64, 64) if num_rows <= 256 else (128, 128)
+def _tile(num_rows: int, dtype: torch.dtype) -> tuple[int, int, int, int]:
+    """(rows, columns, ranks of a block, stages). Few rows: small blocks, so that enough of them read the weights."""
+    if dtype == torch.float32 or num_rows <= 16:
+        return 16, 32, 128, 3
+    if num_rows <= 128:
+        return 64, 32, 128, 4
+    return (64, 64, 64, 3) if num_rows <= 256 else (128, 128, 64, 3)
