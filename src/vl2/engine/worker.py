@@ -7,6 +7,7 @@ configuration as the first message. The process ends with its parent: its standa
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 import os
 import queue
@@ -158,12 +159,21 @@ def main(address: str) -> None:
     configure_logging(setup.log_level, setup.log_format, who)
 
     def emit(report: Report) -> None:
+        if isinstance(report, Ready):
+            _leave_alone_what_is_there()
         socket.send_multipart(encode(report))
 
     run_engine(Path(setup.folder), setup.config, SocketInbox(socket), emit)
     socket.close(linger=1000)
     context.term()  # when the last report is on its way
     os._exit(0)  # torch would take half a second to take itself apart
+
+
+def _leave_alone_what_is_there() -> None:
+    """A full collection of garbage would go through all that was imported and loaded, 180,000 objects: a quarter of a
+    second without a step, every few hundred requests."""
+    gc.collect()
+    gc.freeze()
 
 
 def _end_with_parent(socket_file: Path) -> None:
