@@ -268,7 +268,7 @@ def tune_linear(label: str, counts: tuple[int, ...], tile: linear_kernel.Tile | 
 
 def multiply(weight: QuantizedWeight, x, bias, out, tile: linear_kernel.Tile | few_linear.Tile) -> None:
     if isinstance(tile, few_linear.Tile):
-        few_linear.multiply_few(x, bias, [(weight, out)], tile, has_asm=True)
+        few_linear.multiply_few(x, bias, [(weight, out)], tile)
     else:
         linear_kernel.multiply(x, weight, bias, out, tile)
 

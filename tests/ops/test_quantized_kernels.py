@@ -116,7 +116,7 @@ def test_few_rows_whose_inputs_the_warps_of_a_program_share_out(device: torch.de
     for tile in (kernel_few.Tile(8, 16, 8, 2), kernel_few.Tile(16, 32, 4, 2)):
         outs = torch.full((2, 11, 70), float("nan"), device=device, dtype=dtype)
         for out in outs:
-            kernel_few.multiply_few(x, bias, [(weight, out)], tile, kernel.has_asm(device))
+            kernel_few.multiply_few(x, bias, [(weight, out)], tile)
         assert torch.equal(*outs)
         assert error(outs[0], x.double() @ exact.T + bias.double()) < TOLERANCE[dtype]
 

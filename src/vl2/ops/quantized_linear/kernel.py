@@ -79,7 +79,7 @@ def quantized_linear(
         return saturate(F.linear(x, dequantize(weight, x.dtype), bias))
     out = torch.empty(len(rows), weight.out_width, dtype=x.dtype, device=x.device)
     if len(rows) <= kernel_few.ROWS and x.dtype != torch.float32:
-        kernel_few.multiply_few(rows, bias, [(weight, out)], kernel_few.TILE, has_asm(x.device))
+        kernel_few.multiply_few(rows, bias, [(weight, out)], kernel_few.TILE)
     else:
         multiply(rows, weight, bias, out, choose_tile(len(rows), x.dtype))
     return out.view(*x.shape[:-1], weight.out_width)
@@ -97,7 +97,7 @@ def quantized_linear_both(
         return quantized_linear(x, first, None, rounding), quantized_linear(x, second, None, rounding)
     outs = [torch.empty(*x.shape[:-1], weight.out_width, dtype=x.dtype, device=x.device) for weight in (first, second)]
     pairs = zip((first, second), (out.flatten(0, -2) for out in outs), strict=True)
-    kernel_few.multiply_few(rows, None, list(pairs), kernel_few.TILE, has_asm(x.device))
+    kernel_few.multiply_few(rows, None, list(pairs), kernel_few.TILE)
     return outs[0], outs[1]
 
 

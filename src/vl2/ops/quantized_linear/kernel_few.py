@@ -13,7 +13,7 @@ import triton.language as tl
 
 from vl2.ops.chain import chained, wait_for_last
 from vl2.ops.experts.kernel_common import precision
-from vl2.ops.quantized_weight.kernel_common import add_steps, lines_of_share, prefetch
+from vl2.ops.quantized_weight.kernel_common import add_steps, has_asm, lines_of_share, prefetch
 from vl2.ops.quantized_weight.triton_layout import step_of
 from vl2.ops.quantized_weight.weight import QuantizedWeight
 from vl2.ops.saturate_kernel import to_dtype
@@ -39,7 +39,6 @@ def multiply_few(
     bias: torch.Tensor | None,
     products: list[tuple[QuantizedWeight, torch.Tensor]],
     tile: Tile,
-    has_asm: bool,
 ) -> None:
     """out [M, N] = rows [M, K] Wᵀ + b, of rows of 16 bits, for one or two (W, out), which are alike but in width."""
     (weight, out), (second, second_out) = products[0], products[-1]
@@ -51,7 +50,7 @@ def multiply_few(
         weight.in_width // step, HAS_BIAS=bias is not None,
         GROUP_STEPS=(weight.scheme.group_size or weight.in_width) // step, STEP=step, BITS=weight.scheme.bits,
         LINES=lines_of_share(weight, num_tiles), SPLITS=tile.num_warps, BLOCK_M=tile.block_m, BLOCK_N=tile.block_n,
-        HAS_ASM=has_asm, PRECISION=precision(rows), num_warps=tile.num_warps, num_stages=tile.num_stages,
+        HAS_ASM=has_asm(out.device), PRECISION=precision(rows), num_warps=tile.num_warps, num_stages=tile.num_stages,
         **chained(out.device),
     )  # fmt: skip
 
