@@ -1,6 +1,6 @@
-"""Draw the curves of a training log: losses, examination scores, how evenly experts are used.
+"""Draw the curves of a training's log: losses, examination scores, how evenly experts are used.
 
-python nano/curves.py RUN_FOLDER/log.jsonl OUT.png
+python nano/curves.py RUN_FOLDER/log.jsonl … OUT.png    # several: runs that went on from one another, end to end
 """
 
 from __future__ import annotations
@@ -10,13 +10,23 @@ import sys
 from pathlib import Path
 
 
-def main(log: Path, out: Path) -> None:
+def end_to_end(logs: list[Path]) -> list[dict]:
+    """All entries; a run's clock, which begins in the middle if it went on from weights, goes on from the last one's end."""
+    entries: list[dict] = []
+    for log in logs:
+        own = [json.loads(line) for line in log.read_text().splitlines()]
+        behind_s = entries[-1]["elapsed_s"] - own[0]["elapsed_s"] if entries else 0.0
+        entries += [e | {"elapsed_s": e["elapsed_s"] + behind_s} for e in own]
+    return entries
+
+
+def main(logs: list[Path], out: Path) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    entries = [json.loads(line) for line in log.read_text().splitlines()]
+    entries = end_to_end(logs)
     steps = [e for e in entries if "answer" in e]
     exams = [e for e in entries if "exam" in e]
     minutes = [e["elapsed_s"] / 60 for e in steps]
@@ -34,13 +44,13 @@ def main(log: Path, out: Path) -> None:
         ("number", "the number, said at the name"),
         ("said", "how much was said"),
     ):
-        if key in steps[0]:  # logs of earlier runs have fewer
+        if all(key in e for e in steps):  # logs of earlier runs have fewer
             losses.plot(minutes, [e[key] for e in steps], label=name)
     losses.set(yscale="log", title="losses", xlabel="minutes on one GPU")
     for task in sorted({k for e in exams for k in e["exam"] if "/" not in k}):
         scores.plot(
-            [e["elapsed_s"] / 60 for e in exams],
-            [100 * e["exam"].get(task, {"right": 0})["right"] for e in exams],
+            [e["elapsed_s"] / 60 for e in exams if task in e["exam"]],
+            [100 * e["exam"][task]["right"] for e in exams if task in e["exam"]],
             marker="o",
             ms=3,
             label=task,
@@ -64,4 +74,4 @@ def main(log: Path, out: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    main([Path(log) for log in sys.argv[1:-1]], Path(sys.argv[-1]))

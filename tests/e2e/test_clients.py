@@ -19,11 +19,11 @@ from pydantic import BaseModel
 
 from tests.e2e.server_process import LIMIT_S, Server, serving, wait_until
 
-SCENE = Path(__file__).parents[2] / "docs/images/scene.png"  # a pine, "Misty", a purple star, an airplane
+SCENE = Path(__file__).parents[2] / "docs/images/scene.png"  # "Fjord", an airplane, a sun, a green square
 PNG = SCENE.read_bytes()
 DATA = base64.b64encode(PNG).decode()
 URL = "data:image/png;base64," + DATA
-QUESTION, ANSWER = "What is in the picture?", "pine, purple star, airplane, text"
+QUESTION, ANSWER = "What is in the picture?", "text, airplane, sun, green square"
 CHAT = "/v1/chat/completions"
 SCHEMA = {
     "type": "object",
@@ -96,7 +96,7 @@ def test_choices_seeds_stops_and_lengths(gpt: openai.OpenAI) -> None:
     free = {"n": 2, "temperature": 1.2, "seed": 5, "max_tokens": 8}
     first, again = ([c.message.content for c in chat(gpt, **free).choices] for _ in range(2))
     assert first == again
-    assert chat(gpt, stop=[", airplane"]).choices[0].message.content == "pine, purple star"
+    assert chat(gpt, stop=[", sun"]).choices[0].message.content == "text, airplane"
     assert chat(gpt, max_tokens=1).choices[0].finish_reason == "length"
     entries = chat(gpt, logprobs=True, top_logprobs=2).choices[0].logprobs.content
     assert b"".join(bytes(entry.bytes) for entry in entries).decode() == ANSWER
@@ -270,8 +270,8 @@ def test_a_message_whole_streamed_and_counted(claude: anthropic.Anthropic) -> No
     used = message.usage
     counted = claude.messages.count_tokens(**given).input_tokens
     assert counted == used.input_tokens + (used.cache_read_input_tokens or 0)
-    cut = claude.messages.create(max_tokens=40, stop_sequences=[", airplane"], **given)
-    assert (cut.content[0].text, cut.stop_reason) == ("pine, purple star", "stop_sequence")
+    cut = claude.messages.create(max_tokens=40, stop_sequences=[", sun"], **given)
+    assert (cut.content[0].text, cut.stop_reason) == ("text, airplane", "stop_sequence")
     assert claude.messages.create(max_tokens=1, **given).stop_reason == "max_tokens"
 
 
