@@ -361,6 +361,7 @@ def test_what_the_faster_decoder_takes_python_takes_too() -> None:
         ("AA\u2003AA", "position 2"),
         ("A-A_", "'-'"),
         ("é", "'é'"),
+        ("AAA\ud800", "'\\\\ud800' at position 3"),
     ],
 )
 def test_wrong_base64_is_explained(text: str, words: str) -> None:

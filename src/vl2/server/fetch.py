@@ -227,7 +227,7 @@ def decode_base64(text: str) -> bytes:
     """Standard alphabet, padded; white space is skipped. Raises: InvalidRequest that says where it is wrong."""
     try:
         return msgspec.convert(text, bytes)  # four times as fast as the next, and stricter
-    except msgspec.ValidationError:
+    except (msgspec.ValidationError, UnicodeEncodeError):  # the latter: half of a surrogate pair
         pass
     try:
         return base64.b64decode(text, validate=True)
