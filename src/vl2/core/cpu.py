@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 CPUINFO = Path("/proc/cpuinfo")
+AVX2 = frozenset("avx2 fma f16c bmi1 bmi2 movbe".split())
+"""Words that x86-64-v3 needs."""
 
 
 def cpu_words() -> set[str]:

@@ -9,14 +9,13 @@ import platform
 from ctypes import c_int32, c_int64, c_void_p
 from pathlib import Path
 
-from vl2.core.cpu import cpu_words
+from vl2.core.cpu import AVX2, cpu_words
 from vl2.ops.native.structures import STRUCTURES
 
 log = logging.getLogger(__name__)
 
 FOLDER = Path(__file__).parent
 
-AVX2 = frozenset("avx2 fma f16c bmi1 bmi2 movbe".split())
 AVX512 = AVX2 | frozenset("avx512f avx512bw avx512cd avx512dq avx512vl".split())
 BFLOAT16 = AVX512 | {"avx512_bf16", "avx512_vnni"}
 AMX = frozenset({"amx_tile", "amx_bf16", "amx_int8"})

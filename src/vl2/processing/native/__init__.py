@@ -9,15 +9,13 @@ import platform
 from ctypes import c_int64, c_void_p
 from pathlib import Path
 
-from vl2.core.cpu import cpu_words
+from vl2.core.cpu import AVX2, cpu_words
 
 P, N = c_void_p, c_int64
 
 log = logging.getLogger(__name__)
 
 FOLDER = Path(__file__).parent
-AVX2 = frozenset("avx2 fma f16c bmi1 bmi2 movbe".split())
-"""Words of /proc/cpuinfo that x86-64-v3 needs."""
 
 
 @functools.cache
