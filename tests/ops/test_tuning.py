@@ -91,7 +91,7 @@ def test_every_kernel_of_a_model_can_be_run_with_its_own_tile(is_mla: bool):
         mla=MLAConfig(None, 32, 16, 16, 16) if is_mla else None,
         moe=moe_config(num_experts=4, num_active=2, expert_width=16, shared_width=16),
     )  # fmt: skip
-    load = Load(batches=(1, 2), many=3, context_tokens=16, prompt_tokens=32, chunk_tokens=2)
+    load = Load(batches=(1, 2, 4), many=5, context_tokens=16, prompt_tokens=32, chunk_tokens=2)
     ran, tiles = [], dict(attention.TILES)
 
     def timer(work) -> float:

@@ -49,7 +49,10 @@ class Channel:
         self._wake()
 
     def send(self, frames: Sequence[Buffer], *, copy: bool = True) -> None:
-        """`copy=False`: frames must not change until they have been sent. Nothing happens once it is closed."""
+        """`copy=False`: frames must not change until they have been sent. Nothing happens once it is closed.
+
+        What cannot be a message is logged and dropped: those before and behind it go out.
+        """
         if not self._is_open():
             return
         self._unsent.append((frames, copy))
@@ -66,12 +69,14 @@ class Channel:
 
     def _send_all(self) -> None:
         while self._unsent:
-            frames, copy = self._unsent[0]
+            frames, copy = self._unsent.popleft()
             try:
                 self._socket.send_multipart(frames, zmq.DONTWAIT, copy=copy)
             except zmq.Again:
+                self._unsent.appendleft((frames, copy))
                 return
-            self._unsent.popleft()
+            except Exception:
+                log.exception("a message could not be sent")
 
     def _attend(self) -> None:
         """The descriptor tells of changes only: all that there is to do must be done, or be done soon."""

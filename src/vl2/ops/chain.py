@@ -26,7 +26,8 @@ def is_before_hopper(device: torch.device) -> bool:
 
 @functools.cache
 def chained(device: torch.device) -> dict[str, bool]:
-    """Launch options of a kernel that calls `wait_for_last(CHAINED)` before it reads or writes what others do."""
+    """Launch options of a kernel that calls `wait_for_last(CHAINED)` before it reads or writes what others do; behind
+    one with `wait_then_release` it may read some of it before."""
     if device.type == "cuda" and not is_before_hopper(device):
         return {"CHAINED": True, "launch_pdl": True}
     return {"CHAINED": False}
@@ -42,8 +43,8 @@ def wait_for_last(CHAINED: tl.constexpr):
 
 @triton.jit
 def wait_then_release(CHAINED: tl.constexpr):
-    """`wait_for_last`, but the next kernel starts only now: before its own wait it may read what is there, past the
-    first cache (`.cg`), which is not emptied until it waits."""
+    """`wait_for_last`, but the next kernel starts only now: before its own wait it may read what was there before this
+    one, past the first cache (`.cg`), which is not emptied until it waits. The next one alone: not the one after it."""
     if CHAINED:
         gdc_wait()
         gdc_launch_dependents()

@@ -128,11 +128,8 @@ class Layer:
 def _decode(q: torch.Tensor, absorbed: torch.Tensor, layer: Layer, batch: AttentionBatch, out: torch.Tensor) -> None:
     num_rows, heads, rank = len(q), layer.heads, layer.rank
     block_h, is_exact = min(block(heads), 32), batch.has_fixed_splits
-    is_one = num_rows == 1 and not is_exact
-    head_blocks, tile = (
-        triton.cdiv(heads, block_h),
-        tile_for("decode_latent_one" if is_one else "decode_latent", q.dtype),
-    )
+    head_blocks = triton.cdiv(heads, block_h)
+    tile = tile_for("decode_latent_one" if num_rows == 1 and not is_exact else "decode_latent", q.dtype)
     if num_rows * head_blocks > tile.programs and not is_exact:  # several share a multiprocessor
         tile = tile_for("decode_latent_many", q.dtype)
     splits = Splits.of(q, batch, tile, head_blocks, layer.pool.shape[1], rank)

@@ -120,7 +120,7 @@ def num_programs(device: torch.device) -> int:
 @triton.jit
 def _lay_out(x, rows, places, width, row_stride, NUM_ACTIVE: tl.constexpr, BLOCK_C: tl.constexpr):
     """Copy a token, which is read once, to its places. What fills a block up stays as it is: a product's row depends on
-    no other one, and nobody reads those rows.
+    no other one, and what comes of those rows is not stored.
     """
     token = tl.program_id(0)
     for start in range(0, width, BLOCK_C):

@@ -125,7 +125,8 @@ def _down(
     BITS: tl.constexpr, LINES: tl.constexpr, BLOCK_M: tl.constexpr, SPLITS: tl.constexpr, GROUP: tl.constexpr,
     HAS_ASM: tl.constexpr, PRECISION: tl.constexpr, CHAINED: tl.constexpr,
 ):  # fmt: skip
-    """Its strip of the weights is fetched while gate-up ends."""
+    """Its strip of the weights is fetched while gate-up ends; the blocks are read before the wait, which only a kernel
+    right behind `_gate_up` may."""
     WORDS: tl.constexpr = STEP // (4 if BITS == 4 else 1)
     block, tile = block_and_tile(tl.program_id(0), num_blocks, tl.cdiv(width, BLOCK_N), GROUP)
     expert, pair = rows_of_block(pairs, block_experts, block, num_pairs, num_routed, NUM_CHOSEN, BLOCK_M)

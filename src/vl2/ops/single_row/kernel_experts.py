@@ -63,13 +63,13 @@ def _gate_up(
     ups = gates + up_rows.to(tl.int64) * width
     column = tile * BLOCK_N + tl.arange(0, BLOCK_N)
     is_column = column < inner
-    gate_words, scale = load_part(
+    gate_words, one = load_part(
         gates, gates, column, is_column, 0, width, width, inner, STEP, BITS, GROUP_STEPS, BLOCK_S
     )
-    up_words, scale = load_part(ups, ups, column, is_column, 0, width, width, inner, STEP, BITS, GROUP_STEPS, BLOCK_S)
+    up_words, one = load_part(ups, ups, column, is_column, 0, width, width, inner, STEP, BITS, GROUP_STEPS, BLOCK_S)
     wait_then_release(CHAINED)
-    gate = multiply_part(gate_words, scale, x, 0, width, STEP, BITS, BLOCK_S, HAS_ASM)
-    up = multiply_part(up_words, scale, x, 0, width, STEP, BITS, BLOCK_S, HAS_ASM)
+    gate = multiply_part(gate_words, one, x, 0, width, STEP, BITS, BLOCK_S, HAS_ASM)
+    up = multiply_part(up_words, one, x, 0, width, STEP, BITS, BLOCK_S, HAS_ASM)
     gate += multiply_rest(
         gates, gates, column, is_column, x, width, width, inner, STEP, BITS, GROUP_STEPS, BLOCK_S, HAS_ASM
     )
@@ -84,6 +84,7 @@ def _down(
     GROUP_STEPS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_S: tl.constexpr, HAS_ASM: tl.constexpr,
     CHAINED: tl.constexpr,
 ):  # fmt: skip
+    """Reads the choice before it waits, which only a kernel right behind `_gate_up` may."""
     num_tiles = tl.cdiv(width, BLOCK_N)
     place, tile = tl.program_id(0) // num_tiles, tl.program_id(0) % num_tiles
     if place < NUM_SHARED:
@@ -94,10 +95,10 @@ def _down(
         own, row_size = down + tl.load(ids + pair, cache_modifier=".cg").to(tl.int64) * width * inner, inner
     column = tile * BLOCK_N + tl.arange(0, BLOCK_N)
     is_column = column < width
-    words, scale = load_part(own, own, column, is_column, 0, inner, row_size, width, STEP, BITS, GROUP_STEPS, BLOCK_S)
+    words, one = load_part(own, own, column, is_column, 0, inner, row_size, width, STEP, BITS, GROUP_STEPS, BLOCK_S)
     wait_for_last(CHAINED)
     row = hidden + pair * inner
-    total = multiply_part(words, scale, row, 0, inner, STEP, BITS, BLOCK_S, HAS_ASM)
+    total = multiply_part(words, one, row, 0, inner, STEP, BITS, BLOCK_S, HAS_ASM)
     total += multiply_rest(
         own, own, column, is_column, row, inner, row_size, width, STEP, BITS, GROUP_STEPS, BLOCK_S, HAS_ASM
     )
