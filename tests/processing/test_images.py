@@ -12,7 +12,8 @@ from PIL import Image, ImageOps
 from vl2.core.config import ProcessorConfig
 from vl2.core.errors import InvalidImage, TooLarge
 from vl2.core.tiling import TileGeometry
-from vl2.processing.images import fit_view, fitted_size, make_tiles, open_image, tile_key
+from vl2.processing.images import fitted, fitted_size, make_tiles, open_image, tile_key
+from vl2.processing.resample import Scaler
 
 LIMITS = ProcessorConfig()
 GEOMETRY = TileGeometry(side=32, patch_size=8, downsample_ratio=2, candidates=((32, 32), (96, 64)))
@@ -172,14 +173,14 @@ def test_too_many_bytes_are_refused(tmp_path):
 def test_a_view_is_what_pillow_pads(size, view):
     picture = noise(*size)
     expected = ImageOps.pad(picture, view, Image.Resampling.BICUBIC, color=(127, 127, 127))
-    assert np.array_equal(fit_view(picture, *view), expected)
+    assert np.array_equal(fitted(Scaler(picture), *view), expected)
 
 
 def test_a_tall_picture_is_resized_horizontally_first_on_every_pillow():
     """Two passes by hand: Pillow itself changed their order for such pictures in version 13."""
     picture = noise(20, 100)
     by_hand = picture.resize((6, 100), Image.Resampling.BICUBIC).resize((6, 32), Image.Resampling.BICUBIC)
-    assert np.array_equal(fit_view(picture, 32, 32)[:, 13:19], by_hand)
+    assert np.array_equal(fitted(Scaler(picture), 32, 32)[:, 13:19], by_hand)
 
 
 def test_sizes_are_rounded_half_to_even_and_never_to_nothing():
@@ -193,7 +194,7 @@ def test_tiles_are_the_global_view_then_the_local_ones_row_by_row():
     tiles = make_tiles(picture, (3, 2), GEOMETRY)
     pixels = np.asarray(picture)
     assert (tiles.shape, tiles.dtype) == ((7, 32, 32, 3), np.uint8)
-    assert np.array_equal(tiles[0], fit_view(picture, 32, 32))
+    assert np.array_equal(tiles[0], fitted(Scaler(picture), 32, 32))
     assert np.array_equal(tiles[1], pixels[:32, :32])
     assert np.array_equal(tiles[3], pixels[:32, 64:])
     assert np.array_equal(tiles[4], pixels[32:, :32])
@@ -203,7 +204,7 @@ def test_the_two_tiles_of_one_tile_lie_in_the_same_memory():
     for picture in (noise(32, 32), noise(40, 30)):
         tiles = make_tiles(picture, (1, 1), GEOMETRY)
         assert tiles.shape == (2, 32, 32, 3) and tiles.strides[0] == 0
-        assert np.array_equal(tiles[1], fit_view(picture, 32, 32))
+        assert np.array_equal(tiles[1], fitted(Scaler(picture), 32, 32))
 
 
 def test_equal_tiles_have_equal_keys_and_any_change_another():

@@ -15,23 +15,65 @@ LOW_BITS = 11
 SUPPORT = 2.0
 A = -0.5
 
+KEPT = 64
+KEPT_BYTES = 128 * 1024
+"""Of the weights of an axis, 16 bytes a pixel that shrinks: up to 7,900 pixels. Longer ones are computed anew: anybody
+can send pictures of any length, each with other weights.
+"""
 
-@functools.lru_cache(maxsize=256)
+
 def coefficients(old: int, new: int) -> tuple[np.ndarray, np.ndarray]:
     """For an axis of `old` pixels that becomes one of `new`.
 
     Returns: bounds int32 [new, 2], the first pixel that counts and how many do; weights int32 [new, taps] in units of
     2^-22. Each number is computed as Pillow does, step by step in float64, and so the same.
     """
+    return _kept(old, new) if _is_kept(old, new) else _computed(old, new)
+
+
+def parts(old: int, new: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The same bounds, and the weights in halves, int16 [new, taps] each: upper · 2^11 + lower, the lower one from 0
+    on.
+    """
+    return _kept_parts(old, new) if _is_kept(old, new) else _in_parts(old, new)
+
+
+def _support(old: int, new: int) -> float:
+    return SUPPORT * max(old / new, 1.0)
+
+
+def _num_taps(old: int, new: int) -> int:
+    """One more than Pillow has, for an even number; it weighs nothing."""
+    return math.ceil(_support(old, new)) * 2 + 2
+
+
+def _is_kept(old: int, new: int) -> bool:
+    return 4 * new * _num_taps(old, new) <= KEPT_BYTES
+
+
+@functools.lru_cache(maxsize=KEPT)
+def _kept(old: int, new: int) -> tuple[np.ndarray, np.ndarray]:
+    return _computed(old, new)
+
+
+@functools.lru_cache(maxsize=KEPT)
+def _kept_parts(old: int, new: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    return _in_parts(old, new)
+
+
+def _in_parts(old: int, new: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    bounds, weights = _computed(old, new)
+    return bounds, (weights >> LOW_BITS).astype(np.int16), (weights & (1 << LOW_BITS) - 1).astype(np.int16)
+
+
+def _computed(old: int, new: int) -> tuple[np.ndarray, np.ndarray]:
     scale = old / new
-    filter_scale = max(scale, 1.0)
-    support = SUPPORT * filter_scale
-    taps = math.ceil(support) * 2 + 2  # one more than Pillow has, for an even number; it weighs nothing
+    support, taps = _support(old, new), _num_taps(old, new)
     centers = (np.arange(new) + 0.5) * scale
     first = np.maximum((centers - support + 0.5).astype(np.int64), 0)  # towards zero, as in C
     num = np.minimum((centers + support + 0.5).astype(np.int64), old) - first
     offsets = np.arange(taps)
-    weights = _bicubic((offsets + first[:, None] - centers[:, None] + 0.5) * (1.0 / filter_scale))
+    weights = _bicubic((offsets + first[:, None] - centers[:, None] + 0.5) * (1.0 / max(scale, 1.0)))
     weights[offsets >= num[:, None]] = 0.0
     sums = np.zeros(new)
     for tap in range(taps):  # one after the other: numpy's own sum would round elsewhere
@@ -41,13 +83,6 @@ def coefficients(old: int, new: int) -> tuple[np.ndarray, np.ndarray]:
     whole = np.where(scaled < 0, scaled - 0.5, scaled + 0.5).astype(np.int32)
     bounds = np.stack([first, num], axis=1).astype(np.int32)
     return bounds, whole
-
-
-@functools.lru_cache(maxsize=256)
-def parts(old: int, new: int) -> tuple[np.ndarray, np.ndarray]:
-    """The weights in halves, int16 [new, taps] each: upper · 2^11 + lower, the lower one from 0 on."""
-    _, weights = coefficients(old, new)
-    return (weights >> LOW_BITS).astype(np.int16), (weights & (1 << LOW_BITS) - 1).astype(np.int16)
 
 
 def _bicubic(x: np.ndarray) -> np.ndarray:

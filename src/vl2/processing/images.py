@@ -166,25 +166,21 @@ def make_tiles(image: Image.Image, grid: tuple[int, int], geometry: TileGeometry
     """
     side, (across, down) = geometry.side, grid
     scaler = Scaler(image)
-    whole = _fitted(scaler, side, side)
+    whole = fitted(scaler, side, side)
     if across == down == 1:
         return np.broadcast_to(whole, (2, side, side, 3))
     tiles = np.empty((1 + across * down, side, side, 3), np.uint8)
     tiles[0] = whole
-    view = _fitted(scaler, across * side, down * side)
+    view = fitted(scaler, across * side, down * side)
     tiles[1:].reshape(down, across, side, side, 3)[:] = view.reshape(down, side, across, side, 3).swapaxes(1, 2)
     return tiles
 
 
-def fit_view(image: Image.Image, width: int, height: int) -> np.ndarray:
+def fitted(scaler: Scaler, width: int, height: int) -> np.ndarray:
     """Scale to fit into `width` × `height`, keeping the aspect, centred on grey.
 
     Returns: uint8 [height, width, 3].
     """
-    return _fitted(Scaler(image), width, height)
-
-
-def _fitted(scaler: Scaler, width: int, height: int) -> np.ndarray:
     new_width, new_height = fitted_size(scaler.width, scaler.height, width, height)
     pixels = scaler.to(new_width, new_height)
     if (new_width, new_height) == (width, height):

@@ -26,8 +26,12 @@ MIN_STRIP_PIXELS = 1 << 16
 MIN_NATIVE_STRIP_PIXELS = 1 << 18
 """As many take the native library a quarter of a millisecond."""
 
-MOST_NATIVE_SHRINKING = 64
+MOST_NATIVE_SHRINKING = 32
 """Of one axis. Weights are numbers for as many pixels: a line of a million pixels would have gigabytes of them."""
+MOST_WHOLE_PIXELS = 1 << 22
+"""Of a picture that is copied out of Pillow at once: 12 MiB. Pillow shows no larger one's memory, so that a copy would
+for a moment be two; of those, strips are cut and copied.
+"""
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -67,44 +71,65 @@ class Scaler:
         """
         if (width, height) == (self.width, self.height):
             return self.pixels
-        is_native = native.library() is not None and self._shrinks_to(width, height) <= MOST_NATIVE_SHRINKING
+        is_native = native.library() is not None and self._may_be_native(width, height)
         return self._natively(width, height) if is_native else _by_pillow(self._image, width, height)
 
-    def _shrinks_to(self, width: int, height: int) -> float:
-        return max(self.width / width, self.height / height)
+    @property
+    def _is_whole(self) -> bool:
+        return self.width * self.height <= MOST_WHOLE_PIXELS
+
+    def _may_be_native(self, width: int, height: int) -> bool:
+        shrinks = max(self.width / width, self.height / height)
+        return shrinks <= MOST_NATIVE_SHRINKING and (self._is_whole or width != self.width)
 
     def _natively(self, width: int, height: int) -> np.ndarray:
-        pixels = self.pixels
-        if width != self.width:
-            pixels = _scaled_rows(pixels, width)
+        if width == self.width:
+            pixels = self.pixels
+        else:
+            pixels = _scaled_rows(self.pixels, width) if self._is_whole else _scaled_rows_of(self._image, width)
         return pixels if height == self.height else _scaled_columns(pixels, height)
-
-
-def resize(image: Image.Image, width: int, height: int) -> np.ndarray:
-    """An RGB picture, scaled: uint8 [height, width, 3]."""
-    return Scaler(image).to(width, height)
 
 
 # ---- by the native library ------------------------------------------------------------------------------------------
 
 
 def _scaled_rows(pixels: np.ndarray, width: int) -> np.ndarray:
+    height, old_width, _ = pixels.shape
+    scaled = np.empty((height, width, 3), np.uint8)
+    weights = parts(old_width, width)
+    strips = _cuts(height, old_width, MIN_NATIVE_STRIP_PIXELS)
+    _in_strips(lambda strip: _scale_rows(pixels, scaled, strip, weights), strips)
+    return scaled
+
+
+def _scaled_rows_of(image: Image.Image, width: int) -> np.ndarray:
+    """As above of a picture of which there are never more than some strips, and they are small."""
+    scaled = np.empty((image.height, width, 3), np.uint8)
+    weights = parts(image.width, width)
+    rows = max(1, MIN_NATIVE_STRIP_PIXELS // image.width)
+
+    def work(top: int) -> None:
+        bottom = min(top + rows, image.height)
+        strip = pixels_of(image.crop((0, top, image.width, bottom)))
+        _scale_rows(strip, scaled[top:bottom], (0, bottom - top), weights)
+
+    spread(work, range(0, image.height, rows))
+    return scaled
+
+
+def _scale_rows(
+    pixels: np.ndarray, scaled: np.ndarray, strip: tuple[int, int], weights: tuple[np.ndarray, np.ndarray, np.ndarray]
+) -> None:
+    """The rows `strip` of `pixels` → those of `scaled`."""
     library = native.library()
     assert library is not None
     height, old_width, _ = pixels.shape
-    bounds, weights = coefficients(old_width, width)
-    upper, lower = parts(old_width, width)
-    scaled = np.empty((height, width, 3), np.uint8)
-
-    def work(strip: tuple[int, int]) -> None:
-        spare = np.empty(native.spare_bytes(old_width), np.uint8)
-        library.vl2_scale_rows(
-            pixels.ctypes.data, old_width, height, scaled.ctypes.data, width, *strip,
-            bounds.ctypes.data, upper.ctypes.data, lower.ctypes.data, weights.shape[1], spare.ctypes.data,
-        )  # fmt: skip
-
-    _in_strips(work, _cuts(height, old_width, MIN_NATIVE_STRIP_PIXELS))
-    return scaled
+    bounds, upper, lower = weights
+    spare = np.empty(native.spare_bytes(old_width), np.uint8)
+    library.vl2_scale_rows(
+        pixels.ctypes.data, old_width, height, scaled.ctypes.data, scaled.shape[1], *strip,
+        bounds.ctypes.data, upper.ctypes.data, lower.ctypes.data, upper.shape[1], spare.ctypes.data,
+    )  # fmt: skip
 
 
 def _scaled_columns(pixels: np.ndarray, height: int) -> np.ndarray:
