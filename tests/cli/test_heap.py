@@ -44,6 +44,19 @@ settle()
 print(len(gc.get_objects()))
 """
 
+GARBAGE = """
+import gc, weakref
+from vl2.cli.heap import settle
+gc.disable()
+class Node: pass
+node = Node()
+node.itself = node
+seen = weakref.ref(node)
+del node
+settle()
+print(seen())
+"""
+
 
 def num_pages(how: str) -> int:
     told = subprocess.run([sys.executable, "-c", COUNT, how], capture_output=True, text=True, check=True, timeout=60)
@@ -55,6 +68,11 @@ def num_pages(how: str) -> int:
 
 def test_memory_of_the_last_picture_serves_the_next() -> None:
     assert num_pages("kept") < 100 < num_pages("given back")
+
+
+def test_what_nobody_needs_does_not_stay() -> None:
+    told = subprocess.run([sys.executable, "-c", GARBAGE], capture_output=True, text=True, check=True, timeout=60)
+    assert told.stdout.split() == ["None"]
 
 
 def test_the_garbage_collector_leaves_the_app_alone() -> None:

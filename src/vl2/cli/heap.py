@@ -32,4 +32,5 @@ def settle() -> None:
     models, 90,000 objects through which it went every few hundred requests, 0.1 s in which no request and no stream of
     this process moved.
     """
+    gc.collect()  # or what nobody needs would stay for ever too
     gc.freeze()
