@@ -2,7 +2,8 @@
 installed from a checkout.
 
 With the C compiler that the machine has, else with clang out of the package `ziglang`, which pip gets for the build
-alone. VL2_WITHOUT_NATIVE=1 leaves the library out: torch then computes what it would, and the wheel fits everywhere.
+alone. VL2_WITHOUT_NATIVE=1 leaves them out: torch then computes what the first would, Pillow scales pictures as the
+second would, and the wheel fits everywhere.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ class NativeBuildHook(BuildHookInterface):
         model, pictures = Path(self.root) / "src/vl2/ops/native", Path(self.root) / "src/vl2/processing/native"
         is_own = has_compiler(self._variants)
         if not is_own and importlib.util.find_spec("ziglang") is None:  # a build without isolation
-            self.app.display_warning("no C compiler: building without the native library")
+            self.app.display_warning("no C compiler: building without the native libraries")
             return
         with ThreadPoolExecutor() as threads:
             built = []
@@ -70,7 +71,7 @@ class NativeBuildHook(BuildHookInterface):
 
     @property
     def _variants(self) -> dict[str, tuple[str, str]]:
-        """Of this machine; none where the library is not wanted or not known to work."""
+        """Of this machine; none where no library is wanted or not known to work."""
         is_wanted = sys.platform == "linux" and not os.environ.get("VL2_WITHOUT_NATIVE")
         return VARIANTS.get(platform.machine(), {}) if is_wanted else {}
 
@@ -110,5 +111,7 @@ def build(target: Path, source: Path, flags: tuple[str, str], is_own: bool) -> N
         [*command, *FLAGS, *sources, "-o", str(unfinished)], capture_output=True, text=True, check=False
     )
     if done.returncode:
-        raise RuntimeError(f"the native library does not build (VL2_WITHOUT_NATIVE=1 leaves it out):\n{done.stderr}")
+        raise RuntimeError(
+            f"{target.name} does not build (VL2_WITHOUT_NATIVE=1 leaves out what is native):\n{done.stderr}"
+        )
     unfinished.replace(target)
