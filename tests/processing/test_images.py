@@ -152,6 +152,13 @@ def test_a_bomb_is_refused_by_its_header_without_decoding_or_warning(side):
             open_image(bomb_png(side, side), LIMITS)
 
 
+@pytest.mark.parametrize("size", [(65_536, 1), (1, 40_000_000)], ids=str)
+def test_a_long_line_is_refused_before_it_is_decoded(size: tuple[int, int]):
+    with pytest.raises(InvalidImage, match="the limit of a side is 65535"):
+        open_image(bomb_png(*size), LIMITS)
+    assert open_image(encoded(Image.new("L", (65_535, 1))), LIMITS).size == (65_535, 1)
+
+
 def test_pixels_count_for_decoded_pictures_too():
     with pytest.raises(InvalidImage, match="the limit is 100"):
         open_image(noise(20, 10), ProcessorConfig(max_image_pixels=100))

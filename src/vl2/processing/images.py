@@ -23,6 +23,9 @@ from vl2.processing.resample import Scaler
 PAD_VALUE = 127
 """Grey level around a picture that does not fill its view: int(0.5 · 255)."""
 
+LONGEST_SIDE = 65_535
+"""Pixels, as in a JPEG. A picture of one long line would take hundreds of times its own memory to be scaled."""
+
 Image.preinit()  # PNG, JPEG, GIF, BMP
 FORMATS = ("PNG", "JPEG", TiffImagePlugin.TiffImageFile.format, WebPImagePlugin.WebPImageFile.format, "GIF", "BMP")
 """What is decoded; of animations the first frame. Formats that run code or other programs (EPS …) stay off."""
@@ -113,6 +116,10 @@ def _decode(image: Image.Image, limits: ProcessorConfig) -> Image.Image:
         raise InvalidImage(
             f"the picture has {width} × {height} = {width * height} pixels; the limit is {limits.max_image_pixels} "
             "(max_image_pixels). Send it smaller; the model sees at most 9 tiles of it"
+        )
+    if max(width, height) > LONGEST_SIDE:
+        raise InvalidImage(
+            f"the picture has {width} × {height} pixels; the limit of a side is {LONGEST_SIDE}. Send it smaller, or cut"
         )
     try:
         image.load()
