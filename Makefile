@@ -24,8 +24,8 @@ help:  ## this list
 serve: $(VENV)/.runtime  ## serve the embedded model (or MODEL=…) at http://127.0.0.1:8000
 	@exec $(BIN)/vl2 serve $(MODEL) $(ARGS)
 
-test: $(VENV)/.dev  ## run the tests
-	$(BIN)/python -m pytest -q $(ARGS)
+test: $(VENV)/.dev  ## run the tests, two files at a time
+	$(BIN)/python -m pytest -q --numprocesses 2 --dist loadfile $(ARGS)
 
 test-gpu: $(VENV)/.dev  ## run what concerns a GPU: kernels against references, golden answers, on CUDA
 	$(BIN)/python -m pytest -q --device cuda tests/ops tests/parity tests/engine/test_runner.py $(ARGS)
