@@ -13,7 +13,7 @@ from vl2.ops.linear import multiply as reference
 
 kernel = pytest.importorskip("vl2.ops.single_row.kernel", reason="Triton is not installed")
 expert_kernel = pytest.importorskip("vl2.ops.experts.kernel")
-experts_of_one = pytest.importorskip("vl2.ops.single_row.kernel_experts")
+experts_of_one = pytest.importorskip("vl2.ops.experts.kernel_one")
 Tile = pytest.importorskip("vl2.ops.single_row.kernel_common").Tile
 
 

@@ -23,12 +23,12 @@ from vl2.ops.experts.kernel_common import (
     swish,
 )
 from vl2.ops.experts.kernel_many import can_lay_out, mix_many
+from vl2.ops.experts.kernel_one import mix_single
 from vl2.ops.experts.mixture import Mixture
 from vl2.ops.experts.weights import ExpertWeights
 from vl2.ops.rows import RowRounding
 from vl2.ops.saturate_kernel import to_dtype
 from vl2.ops.single_row.kernel_common import is_one_row
-from vl2.ops.single_row.kernel_experts import mix_single
 from vl2.ops.tuning import tuned
 
 FEW, SEVERAL, SOME, MANY = (
