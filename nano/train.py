@@ -240,7 +240,7 @@ def train(a: argparse.Namespace, drawn: Drawn, saved: dict | None = None, number
     if a.weights and number:  # the first of several may have nothing but sheets drawn for now
         while progress.value < menu.tower and not workers.leads(number):
             feeder.next()
-            time.sleep(0.01)
+            time.sleep(0.01)  # nothing tells of progress: it is a number in memory that processes share
         feeder.used.clear()
         last = time.monotonic()
     while elapsed < total and time.monotonic() - start < a.stop_after:

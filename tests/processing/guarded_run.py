@@ -83,7 +83,7 @@ def strips(length: int) -> list[tuple[int, int]]:
 
 
 def main(edge: str) -> None:
-    library = native.library()
+    library = native.load()
     assert library is not None
     if edge in ("before", "behind"):
         array = Guarded("start" if edge == "before" else "end").empty((8, 3))

@@ -34,7 +34,7 @@ def pillow(image: Image.Image, width: int, height: int) -> np.ndarray:
 def by(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     if request.param == "pillow":
         monkeypatch.setattr(native, "library", lambda: None)
-    elif native.library() is None:
+    elif native.load() is None:
         pytest.skip("the native library is not there")
     return request.param
 
@@ -57,7 +57,7 @@ def test_strips_give_the_pixels_of_the_whole(
 @pytest.mark.cpu_only
 def test_a_checkout_has_the_native_library():
     """It is built where the package is installed; without it all tests of it would be skipped in silence."""
-    assert native.library() is not None or not can_be_built()
+    assert native.load() is not None or not can_be_built()
 
 
 def can_be_built() -> bool:
@@ -100,14 +100,14 @@ def test_narrow_pictures_have_the_pixels_of_pillow(size: tuple[int, int], by: st
     np.testing.assert_array_equal(Scaler(image).to(9, 5), pillow(image, 9, 5))
 
 
-@pytest.mark.skipif(native.library() is None, reason="the native library is not there")
+@pytest.mark.skipif(native.load() is None, reason="the native library is not there")
 @pytest.mark.parametrize("edge", ["start", "end"])
 def test_the_native_library_stays_within_its_memory(edge: str):
     """All it is given lies between pages that nobody may touch, in a process of its own."""
     assert guarded(edge).stdout.split() == ["done"]
 
 
-@pytest.mark.skipif(native.library() is None, reason="the native library is not there")
+@pytest.mark.skipif(native.load() is None, reason="the native library is not there")
 @pytest.mark.parametrize("edge", ["before", "behind"])
 def test_those_pages_end_who_touches_them(edge: str):
     assert guarded(edge).returncode == -signal.SIGSEGV

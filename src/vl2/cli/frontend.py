@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vl2.cli.frontends import FrontendSetup, http_socket
-from vl2.cli.heap import keep_freed_memory, settle
+from vl2.core.heap import keep_freed_memory, settle
 from vl2.core.logs import be_quiet, configure_logging
 
 if TYPE_CHECKING:

@@ -13,10 +13,10 @@ import click
 
 from vl2.cli import model as models
 from vl2.cli.frontends import shared_folder, sharing
-from vl2.cli.heap import keep_freed_memory, settle
 from vl2.cli.options import describe, model_argument, options
 from vl2.core.config import EngineConfig, HubOptions, ProcessorConfig, ServerConfig
 from vl2.core.errors import EngineError, SetupError, VL2Error
+from vl2.core.heap import keep_freed_memory, settle
 from vl2.core.logs import be_quiet, configure_logging
 from vl2.server.addresses import is_loopback
 

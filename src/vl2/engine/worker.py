@@ -7,7 +7,6 @@ configuration as the first message. The process ends with its parent: its standa
 from __future__ import annotations
 
 import contextlib
-import gc
 import logging
 import os
 import queue
@@ -22,6 +21,7 @@ import zmq
 
 from vl2.core.config import EngineConfig
 from vl2.core.errors import SetupError
+from vl2.core.heap import settle
 from vl2.core.logs import configure_logging
 from vl2.engine.instructions import limit_instructions
 from vl2.engine.protocol import (
@@ -160,20 +160,13 @@ def main(address: str) -> None:
 
     def emit(report: Report) -> None:
         if isinstance(report, Ready):
-            _leave_alone_what_is_there()
+            settle()
         socket.send_multipart(encode(report))
 
     run_engine(Path(setup.folder), setup.config, SocketInbox(socket), emit)
     socket.close(linger=1000)
     context.term()  # when the last report is on its way
     os._exit(0)  # torch would take half a second to take itself apart
-
-
-def _leave_alone_what_is_there() -> None:
-    """A full collection of garbage would go through all that was imported and loaded, 180,000 objects: a quarter of a
-    second without a step, every few hundred requests."""
-    gc.collect()
-    gc.freeze()
 
 
 def _end_with_parent(socket_file: Path) -> None:

@@ -35,7 +35,7 @@ _pointer_of.restype, _pointer_of.argtypes = ctypes.c_void_p, (ctypes.py_object, 
 
 def pixels_of(image: Image.Image) -> np.ndarray:
     """Of an RGB picture: uint8 [height, width, 3]."""
-    library = native.library()
+    library = native.load()
     capsules = None if library is None else _arrow(image)
     if library is None or capsules is None:
         return np.asarray(image)

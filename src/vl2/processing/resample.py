@@ -71,7 +71,7 @@ class Scaler:
         """
         if (width, height) == (self.width, self.height):
             return self.pixels
-        is_native = native.library() is not None and self._may_be_native(width, height)
+        is_native = native.load() is not None and self._may_be_native(width, height)
         return self._natively(width, height) if is_native else _by_pillow(self._image, width, height)
 
     @property
@@ -121,7 +121,7 @@ def _scale_rows(
     pixels: np.ndarray, scaled: np.ndarray, strip: tuple[int, int], weights: tuple[np.ndarray, np.ndarray, np.ndarray]
 ) -> None:
     """The rows `strip` of `pixels` → those of `scaled`."""
-    library = native.library()
+    library = native.load()
     assert library is not None
     height, old_width, _ = pixels.shape
     bounds, upper, lower = weights
@@ -133,7 +133,7 @@ def _scale_rows(
 
 
 def _scaled_columns(pixels: np.ndarray, height: int) -> np.ndarray:
-    library = native.library()
+    library = native.load()
     assert library is not None
     old_height, width, _ = pixels.shape
     bounds, weights = coefficients(old_height, height)

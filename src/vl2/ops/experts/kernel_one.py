@@ -25,43 +25,48 @@ def mix_single(
     x: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor, experts: ExpertWeights, num_shared: int
 ) -> Mixture:
     """`Backend.mix_experts` (ops/backend.py) of one row of 16 bits; of a routed one's width there are `num_shared`."""
-    (num_routed, width, inner), num_chosen = experts.down.shape, ids.shape[1]
+    (_, width, inner), num_chosen = experts.down.shape, ids.shape[1]
     num_active = num_chosen + num_shared
     shared_up, shared_down = experts.shared_gate_up, experts.shared_down
     common = dict(NUM_CHOSEN=num_chosen, NUM_SHARED=num_shared, **chained(x.device))
     hidden = torch.empty(num_active, inner, dtype=x.dtype, device=x.device)
     _gate_up[(num_active * triton.cdiv(inner, UP_TILE.block_n),)](
-        x, ids, experts.gate_up, x if shared_up is None else shared_up, hidden, num_routed, width, inner,
+        x, ids, experts.gate_up, x if shared_up is None else shared_up, hidden, width, inner,
         **form_of(experts.gate_up, UP_TILE, width), num_warps=UP_TILE.num_warps, **common,
     )  # fmt: skip
     results = torch.empty(num_active, width, dtype=x.dtype, device=x.device)
     _down[(num_active * triton.cdiv(width, DOWN_TILE.block_n),)](
-        hidden, ids, experts.down, x if shared_down is None else shared_down, results, num_routed, width, inner,
+        hidden, ids, experts.down, x if shared_down is None else shared_down, results, width, inner,
         **form_of(experts.down, DOWN_TILE, inner), num_warps=DOWN_TILE.num_warps, **common,
     )  # fmt: skip
     return Mixture(results, weights)
 
 
 @triton.jit
+def _place_of(num_outputs, NUM_CHOSEN: tl.constexpr, NUM_SHARED: tl.constexpr, BLOCK_N: tl.constexpr):
+    """(which expert of the token's, shared ones first; where it comes in the mixture, shared ones last; outputs [N])"""
+    num_tiles = tl.cdiv(num_outputs, BLOCK_N)
+    place, tile = tl.program_id(0) // num_tiles, tl.program_id(0) % num_tiles
+    pair = tl.where(place < NUM_SHARED, place + NUM_CHOSEN, place - NUM_SHARED)
+    return place, pair, tile * BLOCK_N + tl.arange(0, BLOCK_N)
+
+
+@triton.jit
 def _gate_up(
-    x, ids, gate_up, shared, hidden, num_routed, width, inner,
+    x, ids, gate_up, shared, hidden, width, inner,
     NUM_CHOSEN: tl.constexpr, NUM_SHARED: tl.constexpr, STEP: tl.constexpr, BITS: tl.constexpr,
     GROUP_STEPS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_S: tl.constexpr, HAS_ASM: tl.constexpr,
     CHAINED: tl.constexpr,
 ):  # fmt: skip
     """Shared experts first: they wait for no choice. `_down` reads the choice before it waits, so it is let start only
     when this kernel has it."""
-    num_tiles = tl.cdiv(inner, BLOCK_N)
-    place, tile = tl.program_id(0) // num_tiles, tl.program_id(0) % num_tiles
+    place, pair, column = _place_of(inner, NUM_CHOSEN, NUM_SHARED, BLOCK_N)
     if place < NUM_SHARED:
-        pair = place + NUM_CHOSEN
         gates, up_rows = shared + place.to(tl.int64) * inner * width, inner * NUM_SHARED
     else:
         wait_then_release(CHAINED)
-        pair = place - NUM_SHARED
         gates, up_rows = gate_up + tl.load(ids + pair).to(tl.int64) * (2 * inner) * width, inner
     ups = gates + up_rows.to(tl.int64) * width
-    column = tile * BLOCK_N + tl.arange(0, BLOCK_N)
     is_column = column < inner
     gate_words, one = load_part(
         gates, gates, column, is_column, 0, width, width, inner, STEP, BITS, GROUP_STEPS, BLOCK_S
@@ -79,21 +84,17 @@ def _gate_up(
 
 @triton.jit
 def _down(
-    hidden, ids, down, shared, results, num_routed, width, inner,
+    hidden, ids, down, shared, results, width, inner,
     NUM_CHOSEN: tl.constexpr, NUM_SHARED: tl.constexpr, STEP: tl.constexpr, BITS: tl.constexpr,
     GROUP_STEPS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_S: tl.constexpr, HAS_ASM: tl.constexpr,
     CHAINED: tl.constexpr,
 ):  # fmt: skip
     """Reads the choice before it waits, which only a kernel right behind `_gate_up` may."""
-    num_tiles = tl.cdiv(width, BLOCK_N)
-    place, tile = tl.program_id(0) // num_tiles, tl.program_id(0) % num_tiles
+    place, pair, column = _place_of(width, NUM_CHOSEN, NUM_SHARED, BLOCK_N)
     if place < NUM_SHARED:
-        pair = place + NUM_CHOSEN
         own, row_size = shared + place.to(tl.int64) * inner, inner * NUM_SHARED
     else:
-        pair = place - NUM_SHARED
         own, row_size = down + tl.load(ids + pair, cache_modifier=".cg").to(tl.int64) * width * inner, inner
-    column = tile * BLOCK_N + tl.arange(0, BLOCK_N)
     is_column = column < width
     words, one = load_part(own, own, column, is_column, 0, inner, row_size, width, STEP, BITS, GROUP_STEPS, BLOCK_S)
     wait_for_last(CHAINED)

@@ -19,7 +19,7 @@ FOLDER = Path(__file__).parent
 
 
 @functools.cache
-def library() -> ctypes.CDLL | None:
+def load() -> ctypes.CDLL | None:
     """None where there is none that can be used. Its functions leave the GIL."""
     path = FOLDER / "pictures-x86-64-v3.so"
     if not (platform.machine() == "x86_64" and cpu_words() >= AVX2 and path.exists()):

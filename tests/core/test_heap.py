@@ -14,7 +14,7 @@ import pytest
 COUNT = """
 import resource, sys, threading
 import numpy as np
-from vl2.cli.heap import keep_freed_memory
+from vl2.core.heap import keep_freed_memory
 kept = keep_freed_memory() if sys.argv[1] == "kept" else True
 
 def work():
@@ -35,7 +35,7 @@ thread.join()
 
 SETTLE = """
 import gc
-from vl2.cli.heap import settle
+from vl2.core.heap import settle
 from vl2.core.config import ServerConfig
 from vl2.server.app import create_app
 from fakes import FakeModel
@@ -46,7 +46,7 @@ print(len(gc.get_objects()))
 
 GARBAGE = """
 import gc, weakref
-from vl2.cli.heap import settle
+from vl2.core.heap import settle
 gc.disable()
 class Node: pass
 node = Node()
