@@ -56,7 +56,7 @@ def test_a_picture_in_several_pieces_of_memory_is_read_by_pillow() -> None:
 def test_without_what_it_needs_pillow_reads(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
     image = noise(40, 30)
     if what == "no library":
-        monkeypatch.setattr(native, "library", lambda: None)
+        monkeypatch.setattr(native, "load", lambda: None)
     elif what == "an older Pillow":
         monkeypatch.delattr(Image.Image, "__arrow_c_array__", raising=False)
     else:

@@ -33,7 +33,7 @@ def pillow(image: Image.Image, width: int, height: int) -> np.ndarray:
 @pytest.fixture(params=["native", "pillow"])
 def by(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     if request.param == "pillow":
-        monkeypatch.setattr(native, "library", lambda: None)
+        monkeypatch.setattr(native, "load", lambda: None)
     elif native.load() is None:
         pytest.skip("the native library is not there")
     return request.param
