@@ -7,14 +7,20 @@ import httpx
 import pytest
 
 from vl2.core.errors import SetupError
-from vl2.tools.evaluate import evaluate, read_questions, summarise
-from vl2.tools.scoring import match_boxes, score
+from vl2.tools.evaluate import Answer, Question, evaluate, read_questions, summarise
+from vl2.tools.scoring import Names, match_boxes, score
 
 BOX = "<|ref|>the cat<|/ref|><|det|>[[100, 100, 200, 200]]<|/det|>"
 
 
 def test_text_must_be_exact_but_for_outer_space():
     assert score("cat, dog", "cat, dog ").right == 1 and score("cat, dog", "dog, cat").right == 0
+
+
+def test_of_a_list_that_is_wrong_as_a_whole_its_names_are_counted():
+    assert score("cat, dog, dog", "dog, cat, bird, dog").names == Names(expected=3, answered=4, shared=3)
+    assert score("猫、狗、狗", "狗").names == Names(expected=3, answered=1, shared=1)
+    assert score(BOX, "none").names is None
 
 
 def test_a_box_counts_from_half_overlap_and_under_its_own_name_only():
@@ -60,9 +66,19 @@ def test_turns_are_asked_one_after_the_other_with_pictures_before_the_first(fold
     table = summarise(answers)
     assert table["counting"]["right"] == 1 and table["follow-up · zh"]["mean_iou"] == 1
     assert table["follow-up · 6-9 tiles"]["n"] == 1
+    assert "names_found" not in table["counting"] and "names_found" not in table["follow-up"]
     last = max(seen, key=len)
     assert [m["role"] for m in last] == ["user", "assistant", "user"]
     assert last[0]["content"][0]["image_url"]["url"].startswith("data:image/png;base64,")
+
+
+def test_names_of_lists_are_counted_over_all_answers_of_a_task():
+    def answer(expected: str, said: str) -> Answer:
+        question = Question(0, (), (("What is in the picture?", expected),), "naming", "en", 1)
+        return Answer(question, said, score(expected, said), 0.1)
+
+    row = summarise([answer("cat, dog", "dog, cat"), answer("car", "car"), answer("sun, tree", "sun")])["naming"]
+    assert row == {"n": 3, "right": 0.3333, "names_found": 0.8, "names_true": 1.0}
 
 
 def test_a_refusal_says_what_the_server_said(folder):

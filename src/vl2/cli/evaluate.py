@@ -106,14 +106,16 @@ def command(
             )
         )
     scores = summarise(answers)
-    table = Table("", "questions", "right %", "boxes found %", "mean IoU")
+    table = Table("", "questions", "right %", "boxes found %", "mean IoU", "names found %", "names true %")
     for key, row in scores.items():
         table.add_row(
             key,
             str(int(row["n"])),
             f"{100 * row['right']:.1f}",
-            f"{100 * row['boxes_found']:.1f}" if "boxes_found" in row else "",
+            _percent(row, "boxes_found"),
             f"{row['mean_iou']:.3f}" if "mean_iou" in row else "",
+            _percent(row, "names_found"),
+            _percent(row, "names_true"),
         )
     Console().print(table)
     if output is not None:
@@ -124,3 +126,7 @@ def command(
         output.write_text(
             json.dumps({"scores": scores, "answers": told}, ensure_ascii=False, indent=1) + "\n", encoding="utf-8"
         )
+
+
+def _percent(row: dict[str, float], column: str) -> str:
+    return f"{100 * row[column]:.1f}" if column in row else ""

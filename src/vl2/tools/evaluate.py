@@ -13,7 +13,7 @@ import json
 import time
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from typing import Any
 import httpx
 
 from vl2.core.errors import SetupError
-from vl2.tools.scoring import IOU_FOUND, Score, mean, score
+from vl2.tools.scoring import IOU_FOUND, Names, Score, mean, score
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +155,8 @@ def _data_url(path: Path) -> str:
 def summarise(answers: Iterable[Answer]) -> dict[str, dict[str, float]]:
     """Means by task, by task and language, by task and tile count.
 
-    `right` 0-1; where there are boxes, `boxes_found` (share of all boxes at IoU ≥ 0.5) and `mean_iou`.
+    `right` 0-1; where there are boxes, `boxes_found` (share of all boxes at IoU ≥ 0.5) and `mean_iou`; where lists are
+    expected, `names_found` (share of all expected names) and `names_true` (share of all that were said).
     """
     groups: dict[str, list[Answer]] = defaultdict(list)
     for answer in answers:
@@ -170,5 +171,13 @@ def summarise(answers: Iterable[Answer]) -> dict[str, dict[str, float]]:
         if ious:
             row["boxes_found"] = round(mean(float(value >= IOU_FOUND) for value in ious), 4)
             row["mean_iou"] = round(mean(ious), 4)
-        table[key] = row
+        table[key] = row | _names([a.score.names for a in members if a.score.names is not None])
     return table
+
+
+def _names(lists: list[Names]) -> dict[str, float]:
+    """Nothing where each is a list of one, which `right` tells all about."""
+    if all(names.expected == 1 for names in lists):
+        return {}
+    expected, answered, shared = (sum(values) for values in zip(*map(astuple, lists), strict=True))
+    return {"names_found": round(shared / expected, 4), "names_true": round(shared / answered, 4)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -12,14 +13,26 @@ IOU_FOUND = 0.5
 
 _BOX = re.compile(r"\[(\d+), (\d+), (\d+), (\d+)\]")
 _NAME = re.compile(r"<\|ref\|>(.*?)<\|/ref\|>")
+_BETWEEN_NAMES = re.compile(r", |、")
 
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """`right` is 0-1; `ious` has one number for each expected box, empty for answers without boxes."""
+    """`right` is 0-1; `ious` has one number for each expected box, empty for answers without boxes; `names` is there
+    for answers without them."""
 
     right: float
     ious: tuple[float, ...] = ()
+    names: Names | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Names:
+    """How many the expected list has, how many the answer has, and how many they share, in whatever order."""
+
+    expected: int
+    answered: int
+    shared: int
 
 
 def iou(a: Box, b: Box) -> float:
@@ -51,13 +64,20 @@ def match_boxes(expected: list[Box], answered: list[Box]) -> list[float]:
 def score(expected: str, answer: str) -> Score:
     """Exact match after trimming; where boxes are expected, the share of them found at IoU ≥ 0.5.
 
-    A box is found only under its own name: boxes are compared name by name, and extra ones find nothing.
+    A box is found only under its own name: boxes are compared name by name, and extra ones find nothing. Of a list,
+    which is right as a whole or not, its names are counted, too.
     """
     if "<|det|>" not in expected:
-        return Score(float(expected.strip() == answer.strip()))
+        return Score(float(expected.strip() == answer.strip()), names=match_names(expected, answer))
     truth, given = _by_name(expected), _by_name(answer)
     ious = [value for name, at in truth.items() for value in match_boxes(at, given.get(name, []))]
     return Score(sum(value >= IOU_FOUND for value in ious) / len(ious), tuple(ious))
+
+
+def match_names(expected: str, answer: str) -> Names:
+    """Of lists like `cat, dog` or `猫、狗`; anything else is a list of one. What is there twice must be said twice."""
+    truth, given = (Counter(_BETWEEN_NAMES.split(text.strip())) for text in (expected, answer))
+    return Names(truth.total(), given.total(), (truth & given).total())
 
 
 ANLS_LEAST = 0.5
