@@ -15,6 +15,7 @@ from vl2.ops.native.matrices import STRIP
 from vl2.ops.native.prompts import present_workers
 from vl2.ops.native.structures import Matrix, ProjectorJob, TowerBlock, TowerJob
 from vl2.ops.norm.reference import LAYER_NORM_EPS
+from vl2.ops.patches.reference import normalise
 
 if TYPE_CHECKING:
     from vl2.model.projector import Projector
@@ -29,7 +30,7 @@ class NativeTower:
         self._kept: list[object] = []
         described = [self._block(block) for block in tower.blocks]
         self._blocks = (TowerBlock * len(described))(*described)
-        self._numbers = tower.normalise(torch.arange(256, dtype=torch.uint8)).contiguous()
+        self._numbers = normalise(torch.arange(256, dtype=torch.uint8), tower.pos_embed.dtype).contiguous()
         self._job = TowerJob(
             numbers=self._numbers.data_ptr(),
             places=tower.pos_embed.data_ptr(),

@@ -7,6 +7,7 @@ Source: `siglip_vit.py` of the official repository. The remainder of a tile that
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from vl2.core.model_config import VisionConfig
@@ -14,10 +15,7 @@ from vl2.model.linear import GeluLinear, LayerNorm, Linear, empty
 from vl2.model.native_tower import NativeTower
 from vl2.ops.attention.tiles import attend_tiles
 from vl2.ops.backend import Backend
-from vl2.ops.saturate import to_dtype
-
-PIXEL_MEAN = PIXEL_STD = 0.5
-"""Of every published processor_config.json; the processor refuses others."""
+from vl2.ops.saturate import saturate
 
 
 class VisionBlock(nn.Module):
@@ -34,7 +32,7 @@ class VisionBlock(nn.Module):
         self.fc1 = GeluLinear(width, config.mlp_width, ops, dtype=dtype, device=device)
         self.fc2 = Linear(config.mlp_width, width, bias=True, dtype=dtype, device=device)
 
-    def forward(self, x: torch.Tensor, delta: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(self, x: torch.Tensor, delta: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """x [N, patches, W] in the residual's dtype, and what the block before still has to add to it → the same."""
         x, normed = self.norm1.add(x, delta)
         x, normed = self.norm2.add(x, self.attention(normed))
@@ -47,10 +45,11 @@ class VisionBlock(nn.Module):
 class VisionTower(nn.Module):
     def __init__(self, config: VisionConfig, ops: Backend, *, dtype: torch.dtype, device: torch.device | str) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.ops = config, ops
         self.native: NativeTower | None = None  # set when weights are packed: it computes all of this then
         patch_width = 3 * config.patch_size**2
         self.patch_embed = Linear(patch_width, config.width, bias=True, dtype=dtype, device=device)
+        self._wide_embedding: torch.Tensor | None = None  # patch_embed's weight as wide as the backend's rows
         self.pos_embed = empty(config.grid**2, config.width, dtype=dtype, device=device)
         self.blocks = nn.ModuleList(VisionBlock(config, ops, dtype=dtype, device=device) for _ in range(config.layers))
         self.norm = LayerNorm(config.width, ops, dtype=dtype, device=device)
@@ -59,28 +58,18 @@ class VisionTower(nn.Module):
         """tiles [N, side, side, 3] uint8 → [N, patches, W] model dtype."""
         if self.native is not None:
             return self.native.run(tiles)
-        x = self.patch_embed(self.patches(tiles))
-        x = (x.float() if x.dtype == torch.float16 else x) + self.pos_embed
-        delta = None
+        x = self.embed(tiles)
+        x, delta = x.float() if x.dtype == torch.float16 else x, self.pos_embed
         for block in self.blocks:
             x, delta = block(x, delta)
         return self.norm.add(x, delta)[1]
 
-    def patches(self, tiles: torch.Tensor) -> torch.Tensor:
-        """Pixels as the rows of a matrix, so that the patch embedding is a plain GEMM.
-
-        tiles [N, side, side, 3] uint8 → [N, patches, 3 · P · P], channel-major like the convolution's weight.
-        """
-        grid, size = self.config.grid, self.config.patch_size
-        return (
-            self.normalise(tiles[:, : grid * size, : grid * size])
-            .unflatten(2, (grid, size))
-            .unflatten(1, (grid, size))
-            .permute(0, 1, 3, 5, 2, 4)
-            .flatten(3)
-            .flatten(1, 2)
-        )
-
-    def normalise(self, pixels: torch.Tensor) -> torch.Tensor:
-        """uint8 → model dtype."""
-        return to_dtype((pixels.float() / 255.0 - PIXEL_MEAN) / PIXEL_STD, self.pos_embed.dtype)
+    def embed(self, tiles: torch.Tensor) -> torch.Tensor:
+        """[N, side, side, 3] uint8 → [N, patches, W], without their positions."""
+        rows = self.ops.cut_patches(tiles, self.config.patch_size, self.pos_embed.dtype)
+        weight = self.patch_embed.weight
+        if rows.shape[-1] == weight.shape[1]:
+            return self.patch_embed(rows)
+        if self._wide_embedding is None:
+            self._wide_embedding = F.pad(weight, (0, rows.shape[-1] - weight.shape[1]))
+        return saturate(self.patch_embed.multiply(rows, self._wide_embedding, self.patch_embed.bias))

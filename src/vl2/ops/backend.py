@@ -51,6 +51,15 @@ class Backend(Protocol):
     NAME: str
     quantized_layout: QuantizedLayout
 
+    def cut_patches(self, tiles: torch.Tensor, size: int, dtype: torch.dtype) -> torch.Tensor:
+        """Pixels as the rows of a matrix, from -1 to 1, channel-major as a convolution's weight. What fills no patch
+        is dropped.
+
+        tiles   [N, side, side, 3] uint8
+        Returns [N, patches, ≥ 3 · size²] dtype; kernels fill rows up with zeros to a width that cuBLAS is fast with
+        """
+        ...
+
     def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
         """x / sqrt(mean(x²) + eps) · weight, computed in float32.
 
@@ -77,7 +86,7 @@ class Backend(Protocol):
         """(x + delta, its layer norm with eps 1e-6): what follows each block of the vision tower. No delta is zero.
 
         x       [..., W]  the residual stream: the model's dtype, float32 where that is float16
-        delta   [..., W]  the model's dtype
+        delta   [..., W]  the model's dtype; broadcast along leading axes that it lacks
         Returns ([..., W] x's dtype, rounded to it before the norm; [..., W] weight's dtype), statistics in float32
         """
         ...

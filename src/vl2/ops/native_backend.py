@@ -8,6 +8,7 @@ from vl2.ops.linear import multiply as linear
 from vl2.ops.linear import multiply_both as linear_both
 from vl2.ops.logits import project_logits as logits
 from vl2.ops.norm.native import add_layer_norm, add_rms_norm, rms_norm
+from vl2.ops.patches.reference import cut_patches
 from vl2.ops.quantized_experts.reference import mix_quantized_experts
 from vl2.ops.quantized_linear.reference import quantized_linear, quantized_linear_both, quantized_logits
 from vl2.ops.quantized_weight import torch_layout as quantized_layout
@@ -20,7 +21,7 @@ decode_mla = norm_and_route = None
 
 __all__ = [
     "NAME", "add_layer_norm", "add_rms_norm", "attend_heads", "attend_mla",
-    "begin_decode", "decode_mla", "linear", "linear_both", "linear_gelu", "logits", "mix_experts",
+    "begin_decode", "cut_patches", "decode_mla", "linear", "linear_both", "linear_gelu", "logits", "mix_experts",
     "mix_quantized_experts", "norm_and_route", "quantized_layout", "quantized_linear", "quantized_linear_both",
     "quantized_logits", "rms_norm", "route", "sample", "swiglu", "write_heads", "write_latent",
 ]  # fmt: skip

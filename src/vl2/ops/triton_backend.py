@@ -11,6 +11,7 @@ from vl2.ops.gate.kernel import norm_and_route, route
 from vl2.ops.logits import project_logits as logits
 from vl2.ops.norm.kernel import add_rms_norm, rms_norm
 from vl2.ops.norm.layer_kernel import add_layer_norm
+from vl2.ops.patches.kernel import cut_patches
 from vl2.ops.quantized_experts.kernel import mix_quantized_experts
 from vl2.ops.quantized_linear.kernel import quantized_linear, quantized_linear_both, quantized_logits
 from vl2.ops.quantized_weight import triton_layout as quantized_layout
@@ -23,7 +24,7 @@ NAME = f"triton {triton.__version__}"
 
 __all__ = [
     "NAME", "add_layer_norm", "add_rms_norm", "attend_heads", "attend_mla",
-    "begin_decode", "decode_mla", "linear", "linear_both", "linear_gelu", "logits", "mix_experts",
+    "begin_decode", "cut_patches", "decode_mla", "linear", "linear_both", "linear_gelu", "logits", "mix_experts",
     "mix_quantized_experts", "norm_and_route", "quantized_layout", "quantized_linear", "quantized_linear_both",
     "quantized_logits", "rms_norm", "route", "sample", "swiglu", "write_heads", "write_latent",
 ]  # fmt: skip

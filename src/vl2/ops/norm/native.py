@@ -35,7 +35,7 @@ def add_layer_norm(
     workers = row_workers(x)
     if workers is None or x.dtype != weight.dtype:
         return reference.add_layer_norm(x, delta, weight, bias)
-    rows, added = (None if part is None else part.flatten(0, -2) for part in (x, delta))
+    rows, added = (None if part is None else part.expand_as(x).flatten(0, -2) for part in (x, delta))
     assert rows is not None
     sums, normed = workers.add_norm(rows, added, weight, reference.LAYER_NORM_EPS, bias)
     return sums.view(x.shape), normed.view(x.shape)
