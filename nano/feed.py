@@ -41,7 +41,7 @@ class Menu:
     sets: int  # question sets a picture
     many: float  # several tiles
     tower: float  # so long the tower learns alone
-    sheets: float  # micro-batches without questions after that
+    sheets: float  # micro-batches without questions that are drawn after that
     mix: str = "plain"  # of `scenes.MIXES`
     alike: float = 0.0  # absent things that look like one that is there
 
@@ -152,13 +152,28 @@ class Workers:
 
 
 class Feeder:
-    """Micro-batches on the device: fresh ones first; else the oldest picture with questions left."""
+    """Micro-batches on the device: sheets again, as long as fewer than `sheets` of all were any; else fresh ones; else the
+    oldest picture with questions left.
 
-    def __init__(self, workers: Workers, device: str, keep: int = 150, patience: int = 40, training: int = 0) -> None:
+    A sheet costs twice as much drawing as a micro-batch of scenes, and is moved and faded anew each time it is used, so
+    fewer are drawn than are wanted.
+    """
+
+    def __init__(
+        self,
+        workers: Workers,
+        device: str,
+        sheets: float,
+        *,
+        keep: int = 150,
+        patience: int = 40,
+        training: int = 0,
+    ) -> None:
         self.workers, self.device, self.training = workers, device, training
         self.ready: queue.Queue[Batch] = queue.Queue(3)
-        self.used: list[tuple[Batch, int]] = []
-        self.keep, self.patience, self.fresh, self.again = keep, patience, 0, 0
+        self.sheets, self.keep, self.patience = sheets, keep, patience
+        self.fresh = self.fresh_scenes = self.again = 0
+        self.forget()
         if device == "cuda":  # pinned, so that copies run beside the training step
             rooms = workers.rooms
             refused = torch.cuda.cudart().cudaHostRegister(rooms.ctypes.data, rooms.nbytes, 0)
@@ -180,16 +195,35 @@ class Feeder:
             self.workers.done(slot, self.training)
             self.ready.put(moved)
 
+    def forget(self) -> None:
+        """Use nothing again that was used until now."""
+        self.used: dict[bool, list[tuple[Batch, int]]] = {True: [], False: []}  # sheets, scenes
+        self.shown = {True: 0, False: 0}
+
     def next(self) -> tuple[Batch, int]:
-        if self.ready.empty() and len(self.used) > self.patience:
-            batch, r = self.used.pop(0)
+        shelf = self._shelf()
+        if shelf is not None:
+            batch, r = shelf.pop(0)
             self.again += 1
         else:
             batch, r = self.ready.get(), 0
             self.fresh += 1
+            self.fresh_scenes += not batch.is_sheet
             if batch.tiles.is_cuda:  # the allocator must not reuse this memory while the training stream reads it
                 batch.map(lambda t: t.record_stream(torch.cuda.current_stream()))
+        self.shown[batch.is_sheet] += 1
         if r + 1 < len(batch.targets):
-            self.used.append((batch, r + 1))
-            del self.used[: -self.keep]
+            shelf = self.used[batch.is_sheet]
+            shelf.append((batch, r + 1))
+            del shelf[: -self.keep]
         return batch, r
+
+    def _shelf(self) -> list[tuple[Batch, int]] | None:
+        """Where the next one is taken from; None: a fresh one."""
+        sheets, scenes = self.used[True], self.used[False]
+        are_few = self.shown[True] < self.sheets * sum(self.shown.values())
+        if sheets and self.shown[False] and are_few:
+            return sheets
+        if self.ready.empty():
+            return next((shelf for shelf in (scenes, sheets) if len(shelf) > self.patience), None)
+        return None

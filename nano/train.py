@@ -66,6 +66,12 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
     p.add_argument("--tower", type=float, default=0.1, help="share of the time that the tower learns alone, on sheets")
     p.add_argument("--sheets", type=float, default=0.3, help="share of sheets among the micro-batches after that")
     p.add_argument(
+        "--draw-sheets",
+        type=float,
+        default=0.15,
+        help="share of sheets among those that are drawn; the rest is used again",
+    )
+    p.add_argument(
         "--weights", nargs=2, metavar=("FOLDER", "AT"), help="go on from a checkpoint alone, as if AT (0-1) of the time had passed; "
         "the heads learn alone for the first 20 seconds",
     )  # fmt: skip
@@ -133,7 +139,7 @@ class Drawn:
 
 
 def menu_of(a: argparse.Namespace) -> Menu:
-    return Menu(a.sets, a.many, a.tower, a.sheets, a.mix, a.alike)
+    return Menu(a.sets, a.many, a.tower, a.draw_sheets, a.mix, a.alike)
 
 
 def draw(a: argparse.Namespace, saved: dict | None = None, trainings: int = 1, first: int = 0) -> Drawn:
@@ -208,7 +214,7 @@ def train(a: argparse.Namespace, drawn: Drawn, saved: dict | None = None, number
             trainer.warm_up(batch.to(device))
         torch.cuda.synchronize()
     workers.go()
-    feeder = Feeder(workers, device, training=number)
+    feeder = Feeder(workers, device, a.sheets, training=number)
     print(f"ready after {time.monotonic() - start:.1f} s", flush=True)
 
     log = (a.run / "log.jsonl").open("a")
@@ -241,7 +247,7 @@ def train(a: argparse.Namespace, drawn: Drawn, saved: dict | None = None, number
         while progress.value < menu.tower and not workers.leads(number):
             feeder.next()
             time.sleep(0.01)  # nothing tells of progress: it is a number in memory that processes share
-        feeder.used.clear()
+        feeder.forget()
         last = time.monotonic()
     while elapsed < total and time.monotonic() - start < a.stop_after:
         done = elapsed / total
@@ -250,7 +256,7 @@ def train(a: argparse.Namespace, drawn: Drawn, saved: dict | None = None, number
         later = menu.later(done)
         if alone and later > 0:  # enough of the first sheets
             alone = False
-            feeder.used.clear()
+            feeder.forget()
         sharp = 6.0 if later < 0.15 else 4.0 if later < 0.4 else 2.5 if later < 0.75 else 1.5
         if sharp != sigma:
             sigma = sharp
@@ -275,7 +281,13 @@ def train(a: argparse.Namespace, drawn: Drawn, saved: dict | None = None, number
         if step >= next_log:
             next_log = step + 200
             load = [[round(x, 3) for x in s] for s in trainer.shares.tolist()]
-            counts = dict(rows=rows, fresh=feeder.fresh, again=feeder.again)
+            counts = dict(
+                rows=rows,
+                fresh=feeder.fresh,
+                again=feeder.again,
+                fresh_scenes=feeder.fresh_scenes,
+                scenes=feeder.shown[False],
+            )
             write(dict(lr=round(rate, 3), **counts, **trainer.read_losses(), load=load))
         if elapsed > next_exam:
             next_exam = elapsed + 200
