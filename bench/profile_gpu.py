@@ -1,6 +1,6 @@
 """Where the GPU's time goes: kernels of a decoding step, of a prompt step and of the vision tower, by total time.
 
-python bench/profile_gpu.py [tiny] [--batches 1,128] [--top 14] [--quantization int4]
+python bench/profile_gpu.py [tiny] [--batches 1,128] [--top 14] [--quantization int4] [--deterministic]
 """
 
 from __future__ import annotations
@@ -51,12 +51,14 @@ def main() -> None:
     parser.add_argument("--batches", default="1,128")
     parser.add_argument("--top", type=int, default=14)
     parser.add_argument("--quantization", default="auto", help="as of bench/gpu.py")
+    parser.add_argument("--deterministic", action="store_true", help="as of `vl2 serve`")
     args = parser.parse_args()
     for name in args.shapes:
         folder = shapes.write(name, Path(tempfile.mkdtemp()) / name)
         config = EngineConfig(
             device="cuda", dtype="bfloat16", random_weights=True, prefix_cache=False, max_sequences=128,
             max_step_tokens=8192, max_step_tiles=64, quantization=args.quantization,
+            deterministic=args.deterministic,
         )  # fmt: skip
         engine = Engine(folder, config)
         for batch in map(int, args.batches.split(",")):
