@@ -16,8 +16,10 @@ from triton.compiler import ASTSource
 from vl2.ops.quantized_experts import kernel as experts
 from vl2.ops.quantized_experts import kernel_few as few_experts
 from vl2.ops.quantized_experts import kernel_float8
+from vl2.ops.quantized_experts import kernel_held as held_experts
 from vl2.ops.quantized_linear import kernel as linear
 from vl2.ops.quantized_linear import kernel_few as few_linear
+from vl2.ops.quantized_linear import kernel_held as held_linear
 
 what, codes, scales = sys.argv[1:]
 POINTERS = dict(codes=codes, scales=scales, partial="*fp32", arrivals="*i32", pairs="*i32", block_experts="*i32",
@@ -25,7 +27,7 @@ POINTERS = dict(codes=codes, scales=scales, partial="*fp32", arrivals="*i32", pa
 FLOATS = ("x", "bias", "out", "second_out", "hidden", "results")
 ALIGNED = (*POINTERS, *FLOATS, "row_words", "out_width", "second_width", "row_stride", "width", "inner")
 WORDS = ("ldmatrix", "mma.sync", "lop3", "prmt", "shfl", "cp.async.cg", "k32.f32.e4m3.e4m3", ".e4m3x2",
-         "prefetch.global.L2")
+         "prefetch.global.L2", "ld.global.v4", "st.shared")
 found = {}
 
 
@@ -47,6 +49,11 @@ if what == "rounded":
     own = dict(NUM_ACTIVE=8, NUM_CHOSEN=6, LEAST=1e-10, DTYPE=tl.bfloat16)
     compile(kernel_float8._gate_up, tile | own, 4, hidden=codes)
     compile(kernel_float8._down, tile | dict(NUM_CHOSEN=0), 4, hidden=codes)
+elif what == "held":
+    tile = dict(BLOCK_N=16, GROUP_STEPS=1, WORDS=32, BLOCK_S=16, HAS_ASM=True, CHAINED=True)
+    compile(held_linear._linear, tile | dict(HAS_BIAS=False, NUM_STEPS=16), 1)
+    compile(held_experts._gate_up, tile | dict(NUM_ACTIVE=8, NUM_CHOSEN=6, NUM_STEPS=16, GROUP=8), 1)
+    compile(held_experts._down, tile | dict(NUM_CHOSEN=0, NUM_STEPS=11, GROUP=8), 1)
 else:
     step = dict(GROUP_STEPS=1, STEP=128, BITS=int(what), HAS_ASM=True, CHAINED=True, PRECISION="tf32")
     tile = step | dict(SCALES_FIRST=False, BLOCK_M=16, BLOCK_N=32)
@@ -92,3 +99,13 @@ def test_rounded_rows_and_float8_codes_reach_the_tensor_cores_as_they_are():
         assert counts["k32.f32.e4m3.e4m3"] and counts["cp.async.cg"], name
         assert not counts["ldmatrix"] and not counts["mma.sync"], name
     assert kernels["_gate_up"][".e4m3x2"] and not kernels["_down"][".e4m3x2"]
+
+
+@pytest.mark.cpu_only
+def test_codes_that_are_held_go_from_memory_to_the_tensor_cores():
+    """Eight copies of 16 bytes a thread for its codes and sixteen for its inputs; what goes through shared memory are
+    scales and sums."""
+    for name, counts in compiled("held", "*i16", "*bf16").items():
+        assert counts["mma.sync"] == 32 and counts["lop3"] == 4 * 32, name
+        assert counts["ld.global.v4"] == 8 + 16, name
+        assert counts["st.shared"] <= 12 and counts["ldmatrix"] <= 1 and not counts["cp.async.cg"], name

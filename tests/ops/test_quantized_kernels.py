@@ -11,12 +11,13 @@ from vl2.ops.experts.mixture import add_up
 from vl2.ops.float8 import reference as float8_reference
 from vl2.ops.float8.kernel import round_rows
 from vl2.ops.quantized_experts import kernel as experts_kernel
-from vl2.ops.quantized_experts import kernel_float8
+from vl2.ops.quantized_experts import kernel_float8, kernel_held
 from vl2.ops.quantized_experts import reference as experts_reference
 from vl2.ops.quantized_experts.kernel_few import Tile as FewTile
 from vl2.ops.quantized_experts.kernel_few import mix_few
 from vl2.ops.quantized_experts.weights import QuantizedExperts
 from vl2.ops.quantized_linear import kernel, kernel_few, reference
+from vl2.ops.quantized_linear import kernel_held as linear_held
 from vl2.ops.quantized_weight import torch_layout, triton_layout
 from vl2.ops.quantized_weight.codes import dequantize_codes, round_to_nearest
 from vl2.ops.quantized_weight.weight import QuantizedLayout, QuantizedWeight
@@ -135,6 +136,48 @@ def test_one_row_whose_codes_are_there_before_it(device: torch.device, tile: Row
     for out, expected in zip(multiply_row(x, [weight, other], None, tile), (exact, other_exact), strict=True):
         assert error(out, x.double() @ expected.T) < TOLERANCE[dtype]
     assert torch.equal(kernel.quantized_linear(x, weight, bias), multiply_row(x, [weight], bias)[0])
+
+
+HELD_TILES = [(INT4, 640, 16), (INT4, 384, 2), (INT4_64, 320, 2)]
+"""Steps that are no power of two, all at once or in several turns."""
+
+
+@pytest.mark.parametrize(("scheme", "width", "steps"), HELD_TILES, ids=str)
+@pytest.mark.parametrize("num_rows", [1, 5])
+def test_few_rows_whose_codes_are_held_in_registers(
+    device, num_rows: int, scheme: WeightScheme, width: int, steps: int
+):
+    """Outputs that no tile divides; two matrices give the bits of each alone."""
+    dtype, tile = DTYPES[-1], linear_held.Tile(32, steps, 2)
+    (weight, exact), (other, other_exact) = (
+        quantize(torch.randn(outputs, width), scheme, triton_layout, dtype, device) for outputs in (70, 9)
+    )
+    wide, bias = torch.randn(num_rows, 700, device=device).to(dtype), torch.randn(70, device=device).to(dtype)
+    x = wide[:, :width]
+    out, alone, second = (
+        torch.full((num_rows, outputs), float("nan"), device=device, dtype=dtype) for outputs in (70, 70, 9)
+    )
+    linear_held.multiply_few(x, bias, [(weight, out)], tile)
+    assert error(out, x.double() @ exact.T + bias.double()) < TOLERANCE[dtype]
+    linear_held.multiply_few(x, None, [(weight, alone)], tile)
+    linear_held.multiply_few(x, None, [(weight, out), (other, second)], tile)
+    assert torch.equal(out, alone)
+    assert error(second, x.double() @ other_exact.T) < TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("num_rows", [1, 3])
+def test_rows_to_be_held_are_held(device: torch.device, num_rows: int, monkeypatch: pytest.MonkeyPatch):
+    dtype = DTYPES[-1]
+    pairs = [quantize(torch.randn(width, 256), INT4, triton_layout, dtype, device) for width in (70, 40)]
+    x = torch.randn(num_rows, 256, device=device).to(dtype)
+    expected = [x.double() @ exact.T for _, exact in pairs]
+    monkeypatch.setattr(kernel, "HELD_ROWS", range(9))
+    monkeypatch.setattr(kernel, "multiply_row", None)
+    monkeypatch.setattr(kernel_few, "multiply_few", None)
+    outs = kernel.quantized_linear_both(x, pairs[0][0], pairs[1][0])
+    for out, (weight, _), exact in zip(outs, pairs, expected, strict=True):
+        assert error(out, exact) < TOLERANCE[dtype]
+        assert torch.equal(kernel.quantized_linear(x, weight), out)
 
 
 @pytest.mark.parametrize("scheme", [INT4, INT8_128], ids=str)
@@ -284,6 +327,32 @@ def test_experts_whose_inputs_the_warps_of_a_program_share_out(device: torch.dev
     x = wide[:, :384]
     out = add_up(mix_few(x, ids.int(), weights, experts, FewTile(8, 64, 256, 2, 4, 2)))
     assert error(out, mix_exactly(x, ids, weights, *exact, 1)) < limit_of(dtype)
+
+
+@pytest.mark.parametrize(("scheme", "width", "steps"), HELD_TILES, ids=str)
+@pytest.mark.parametrize(("num_tokens", "num_shared"), [(1, 0), (1, 2), (5, 1)])
+def test_experts_whose_codes_are_held_in_registers(
+    device: torch.device, num_tokens: int, num_shared: int, scheme: WeightScheme, width: int, steps: int
+):
+    """Outputs that no tile divides."""
+    dtype, inner, tile = DTYPES[-1], 3 * scheme.group_size, kernel_held.Tile(256, 256, steps, 2)
+    torch.manual_seed(num_tokens)
+    experts, *exact = experts_of(scheme, triton_layout, dtype, device, num_shared, width, inner)
+    wide, (ids, weights) = torch.randn(num_tokens, 700, device=device).to(dtype), routes(num_tokens, device)
+    x = wide[:, :width]
+    out, again = (add_up(kernel_held.mix_held(x, ids.int(), weights, experts, tile)) for _ in range(2))
+    assert torch.equal(out, again)
+    assert error(out, mix_exactly(x, ids, weights, *exact, num_shared)) < limit_of(dtype)
+
+
+def test_tokens_to_be_held_are_held(device: torch.device, monkeypatch: pytest.MonkeyPatch):
+    dtype = DTYPES[-1]
+    experts, *_ = experts_of(INT4, triton_layout, dtype, device, 2)
+    x, (ids, weights) = torch.randn(3, WIDTH, device=device).to(dtype), routes(3, device)
+    held = add_up(kernel_held.mix_held(x, ids.int(), weights, experts))
+    monkeypatch.setattr(experts_kernel, "HELD_TOKENS", range(9))
+    monkeypatch.setattr(experts_kernel, "mix_few", None)
+    assert torch.equal(add_up(experts_kernel.mix_quantized_experts(x, ids.int(), weights, experts)), held)
 
 
 @pytest.mark.parametrize("tile", ["SOME", "MANY"])

@@ -21,6 +21,7 @@ from vl2.ops.experts.mixture import Mixture
 from vl2.ops.experts.weights import ExpertWeights
 from vl2.ops.quantized_experts.kernel_few import FEW_TOKENS, mix_few
 from vl2.ops.quantized_experts.kernel_float8 import mix_few_float8
+from vl2.ops.quantized_experts.kernel_held import mix_held
 from vl2.ops.quantized_experts.weights import QuantizedExperts
 from vl2.ops.quantized_linear.kernel import dequantize
 from vl2.ops.quantized_weight.kernel_common import add_step, has_asm
@@ -50,6 +51,8 @@ FEW, SOME, MANY = (
 FLOAT32 = Tile(16, 32, 32, False, 4, 2)
 FEW_PAIRS, SOME_PAIRS = 16, 64
 """Pairs of an expert, on average, up to which a tile is taken."""
+HELD_TOKENS = range(0)
+"""So many tokens' 4-bit experts are held in registers; at most `kernel_held.ROWS`. None until it is measured."""
 DEQUANTIZE_TOKENS = 3072
 """From here on a layer's experts are written out in 16 bits: reading and writing them takes less time than unpacking
 them once for every block of rows."""
@@ -70,6 +73,12 @@ def mix_quantized_experts(
     rounding: RowRounding = RowRounding(),
 ) -> Mixture:
     """`Backend.mix_quantized_experts` (ops/backend.py)."""
+    if (
+        len(x) in HELD_TOKENS
+        and x.dtype != torch.float32
+        and experts.gate_up.scheme.bits == experts.down.scheme.bits == 4
+    ):
+        return mix_held(x, ids, weights, experts)
     num_experts = len(experts.gate_up.codes)
     tile = choose_tile(len(x) * (ids.shape[1] + experts.num_shared), num_experts, x.dtype)
     if x.dtype != torch.float32 and len(x) > 1 and experts.gate_up.scheme.is_float and experts.down.scheme.is_float:

@@ -21,7 +21,7 @@ from vl2.ops.attention.kernel import arrival_counters
 from vl2.ops.chain import chained, wait_for_last
 from vl2.ops.experts.kernel_common import precision
 from vl2.ops.float8.kernel import round_rows
-from vl2.ops.quantized_linear import kernel_few
+from vl2.ops.quantized_linear import kernel_few, kernel_held
 from vl2.ops.quantized_weight.kernel_common import add_step, has_asm, plane, times
 from vl2.ops.quantized_weight.triton_layout import step_of
 from vl2.ops.quantized_weight.weight import QuantizedWeight
@@ -52,6 +52,8 @@ FEW, SOME, MANY = (
 )
 FLOAT32 = Tile(16, 32, 1, False, 4, 2)
 FEW_ROWS, SOME_ROWS, DEQUANTIZE_ROWS = 16, 128, 512
+HELD_ROWS = range(0)
+"""So many rows are multiplied with 4-bit codes held in registers; at most 8. None until it is measured."""
 FLOAT8_ROWS = 64
 """Above so many a float8 matrix is multiplied with float8 rows: then their rounding is paid for by arithmetic."""
 MAX_SPLITS = 8
@@ -70,9 +72,13 @@ def quantized_linear(
     rounding: RowRounding = RowRounding(),
 ) -> torch.Tensor:
     """`Backend.quantized_linear` (ops/backend.py)."""
+    rows = x.flatten(0, -2)
+    if _is_held(rows, weight):
+        out = torch.empty(len(rows), weight.out_width, dtype=x.dtype, device=x.device)
+        kernel_held.multiply_few(rows, bias, [(weight, out)], kernel_held.TILE)
+        return out.view(*x.shape[:-1], weight.out_width)
     if is_one_row(x):
         return multiply_row(x, [weight], bias)[0]
-    rows = x.flatten(0, -2)
     if weight.scheme.is_float and len(rows) > FLOAT8_ROWS and x.dtype != torch.float32:
         return multiply_float8(rows, weight, bias).view(*x.shape[:-1], weight.out_width)
     if len(rows) > DEQUANTIZE_ROWS:
@@ -90,15 +96,23 @@ def quantized_linear_both(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """`Backend.quantized_linear_both` (ops/backend.py): of few rows in one launch."""
     rows, is_alike = x.flatten(0, -2), first.scheme == second.scheme
-    if is_alike and is_one_row(x):
+    is_held = _is_held(rows, first)
+    if is_alike and is_one_row(x) and not is_held:
         outs = multiply_row(x, [first, second])
         return outs[0], outs[1]
     if not is_alike or len(rows) > kernel_few.ROWS or x.dtype == torch.float32:
         return quantized_linear(x, first, None, rounding), quantized_linear(x, second, None, rounding)
     outs = [torch.empty(*x.shape[:-1], weight.out_width, dtype=x.dtype, device=x.device) for weight in (first, second)]
     pairs = zip((first, second), (out.flatten(0, -2) for out in outs), strict=True)
-    kernel_few.multiply_few(rows, None, list(pairs), kernel_few.TILE)
+    if is_held:
+        kernel_held.multiply_few(rows, None, list(pairs), kernel_held.TILE)
+    else:
+        kernel_few.multiply_few(rows, None, list(pairs), kernel_few.TILE)
     return outs[0], outs[1]
+
+
+def _is_held(rows: torch.Tensor, weight: QuantizedWeight) -> bool:
+    return len(rows) in HELD_ROWS and rows.dtype != torch.float32 and weight.scheme.bits == 4
 
 
 def quantized_logits(hidden: torch.Tensor, weight: QuantizedWeight, is_exact: bool = True) -> torch.Tensor:

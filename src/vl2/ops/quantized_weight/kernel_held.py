@@ -1,0 +1,77 @@
+"""Products of 4-bit weights with up to 8 rows, straight from registers: codes go through no shared memory.
+
+A program asks for all codes of its outputs at once, each thread for 16 bytes of a row, and tensor cores take them from
+the registers that they arrive in. A thread then has 8 neighbouring words of each of its rows where a product wants 2
+here and 2 there, but which inputs those are is all the same to a sum, if the rows of x are read in the same order. Each
+warp has steps of its own, for all outputs, and sums are brought together once.
+
+Outputs come in sixteens [Q, 2, 8]: eight of one half and eight of the other, of gate and of up for instance.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from vl2.ops.quantized_weight.kernel_common import plane
+
+ROWS = 8
+"""Of x: what a product of tensor cores takes at least."""
+
+
+@triton.jit
+def row_of(sixteen, half, r, IS_PAIR: tl.constexpr):
+    """Which output of a program; where halves are those of two matrices, which one of either."""
+    return sixteen * 8 + r if IS_PAIR else sixteen * 16 + half * 8 + r
+
+
+@triton.jit
+def load_words(
+    codes, limit, apart, first, num_steps, row_words, BLOCK_N: tl.constexpr, IS_PAIR: tl.constexpr,
+    WORDS: tl.constexpr, BLOCK_S: tl.constexpr,
+):  # fmt: skip
+    """words [N / 16, 2, S, 8, W] of the steps from `first` on, zero from the output `limit` on.
+
+    codes  where the program's first row begins; that of the other matrix is `apart` rows further
+    """
+    sixteen, half = tl.arange(0, BLOCK_N // 16)[:, None, None, None, None], tl.arange(0, 2)[None, :, None, None, None]
+    step = first + tl.arange(0, BLOCK_S)[None, None, :, None, None]
+    r, j = tl.arange(0, 8)[None, None, None, :, None], tl.arange(0, WORDS)[None, None, None, None, :]
+    row = row_of(sixteen, half, r, IS_PAIR)
+    at = codes + (half * apart + row) * row_words + step * WORDS + j
+    # A hint to the compiler, false but for the last axis, from which alone it forms vectors: in this order threads take
+    # the axes, first words, then rows, then steps, which is theirs in a product.
+    at = tl.max_contiguous(at, (1, 1, 2, 4, 8))
+    return tl.load(at, mask=(row < limit) & (step < num_steps), other=0)
+
+
+@triton.jit
+def load_scales(
+    scales, limit, apart, first, num_steps, num_columns, GROUP_STEPS: tl.constexpr, BLOCK_N: tl.constexpr,
+    IS_PAIR: tl.constexpr, BLOCK_S: tl.constexpr,
+):  # fmt: skip
+    """[S, N], as `load_words`."""
+    n, step = tl.arange(0, BLOCK_N)[None, :], first + tl.arange(0, BLOCK_S)[:, None]
+    half = n // 8 % 2
+    row = row_of(n // 16, half, n % 8, IS_PAIR)
+    at = scales + step // GROUP_STEPS * num_columns + half * apart + row
+    return tl.load(at, mask=(row < limit) & (step < num_steps), other=0.0)
+
+
+@triton.jit
+def multiply_held(
+    words, scale, rows_at, first, num_steps, BLOCK_N: tl.constexpr, WORDS: tl.constexpr, BLOCK_S: tl.constexpr,
+    HAS_ASM: tl.constexpr,
+):  # fmt: skip
+    """[N, 8] float32: what these steps add to the outputs of the rows at `rows_at` [8]."""
+    step, j = first + tl.arange(0, BLOCK_S)[:, None, None], tl.arange(0, WORDS)[None, None, :]
+    total = tl.zeros((BLOCK_S, BLOCK_N, 8), tl.float32)
+    for p in tl.static_range(4):
+        at = rows_at[None, :, None] + (step * (4 * WORDS) + p * WORDS + j)
+        inputs = tl.load(tl.max_contiguous(at, (2, 4, 8)), mask=step < num_steps, other=0.0)  # as `load_words`
+        numbers = plane(words, p, 4, inputs.dtype, HAS_ASM)
+        numbers = numbers.reshape(BLOCK_N // 16, 2, BLOCK_S, 8, 4, WORDS // 16, 2, 2)
+        numbers = tl.permute(numbers, (2, 0, 1, 3, 5, 6, 4, 7)).reshape(BLOCK_S, BLOCK_N, WORDS)
+        inputs = tl.permute(inputs.reshape(BLOCK_S, 8, 4, WORDS // 16, 2, 2), (0, 3, 4, 2, 5, 1))
+        total = tl.dot(numbers, inputs.reshape(BLOCK_S, WORDS, 8), total)
+    return tl.sum(total * scale.to(tl.float32)[:, :, None], 0)
