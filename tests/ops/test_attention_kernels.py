@@ -7,9 +7,11 @@ import torch
 
 from vl2.ops.attention import reference
 from vl2.ops.attention.batch import AttentionBatch, ChunkShape
+from vl2.ops.rope import reference as rope_reference
 from vl2.ops.rope.table import rope_table
 from vl2.ops.saturate import FLOAT8
 
+chain = pytest.importorskip("vl2.ops.chain", reason="Triton is not installed")
 kernel = pytest.importorskip("vl2.ops.attention.kernel", reason="Triton is not installed")
 kernel_mla = pytest.importorskip("vl2.ops.attention.kernel_mla", reason="Triton is not installed")
 
@@ -133,6 +135,23 @@ def test_splits_of_heads_in_any_number_give_the_same(programs, last_adds, name, 
     assert not kernel.arrival_counters(out.device).any()
 
 
+@pytest.mark.parametrize("group", [1, 2])
+@pytest.mark.parametrize(
+    ("shapes", "dtype", "programs", "last_adds"),
+    [(DECODE, torch.float32, 1, True), (DECODE, torch.float16, 200, True), (MIXED, torch.float32, 200, False)],
+)
+def test_a_cache_in_float8_is_read_in_lanes(shapes, dtype, programs, last_adds, group, device, monkeypatch):
+    tile = kernel.Tile(block_n=8, num_warps=4, num_stages=1, programs=programs, last_adds=last_adds, heads=group)
+    for tiles in (kernel.TILES, kernel.FLOAT32_TILES):
+        monkeypatch.setitem(tiles, "decode_single", tile)
+    q, pool, batch = head_case(shapes, 6, 6, 12, dtype, device)
+    pool = pool.to(FLOAT8)
+    out, expected = (ops.attend_heads(q, pool, batch, 0.2) for ops in (kernel, reference))
+    torch.testing.assert_close(out[:-SPARE_ROWS], expected[:-SPARE_ROWS], **TOLERANCES[dtype])
+    assert not out[-SPARE_ROWS:].any()
+    assert not kernel.arrival_counters(out.device).any()
+
+
 @pytest.mark.parametrize("adder", ["last", "kernel", "expand"])
 @pytest.mark.parametrize("programs", [1, 60, 1000])
 def test_splits_of_latent_rows_in_any_number_give_the_same(programs, adder, device, monkeypatch):
@@ -229,6 +248,30 @@ def test_attend_mla_equals_the_reference(shapes, flags, min_rows, expands, dtype
     *arguments, batch, scale = latent_case(shapes, 3, 24, dtype, device)
     check_latent((*arguments, dataclasses.replace(batch, **flags), scale))
     assert prefills == ([] if shapes == DECODE else ["_prefill_expanded" if expands else "_prefill_absorbed"])
+
+
+@pytest.mark.parametrize("is_early", [False, True])
+@pytest.mark.parametrize(("dtype", "cache"), [(torch.float32, torch.float32), (torch.float16, FLOAT8)])
+def test_a_decoding_step_writes_its_rows_and_sees_them(cache, dtype, is_early, device, monkeypatch):
+    """Early: a split's first block is read before the step's own rows are written, and these once more after."""
+    monkeypatch.setattr(chain, "READS_EARLY", is_early)
+    for tiles in (kernel.TILES, kernel.FLOAT32_TILES):
+        for name in kernel.LATENT_DECODES:
+            tile = dataclasses.replace(tiles[name], ahead=32 * is_early, holds=is_early, programs=30)
+            monkeypatch.setitem(tiles, name, tile)
+    for shapes in (DECODE, DECODE[-1:]):
+        q, kv_b, pool, table, positions, batch, scale = latent_case(shapes, 3, 24, dtype, device)
+        q, positions, pool = q[:-SPARE_ROWS].contiguous(), positions[:-SPARE_ROWS], pool.to(cache)
+        own = torch.randn(len(q), pool.shape[2], device=device).to(dtype)
+        weight = torch.rand(24, device=device).to(dtype)
+        pages = batch.block_tables[torch.arange(len(q), device=device), positions // PAGE_SIZE]
+        slots = pages.long() * PAGE_SIZE + positions % PAGE_SIZE
+        expected_pool = pool.clone()
+        rope_reference.write_latent(own, weight, 1e-6, table, positions, slots, expected_pool)
+        expected = reference.attend_mla(q, kv_b, expected_pool, table, positions, batch, scale)
+        out = kernel_mla.decode_mla(own, weight, 1e-6, q, kv_b, pool, table, positions, slots, batch, scale)
+        tolerance = TOLERANCES[dtype] if dtype == torch.float32 else dict(atol=5e-2, rtol=5e-2)
+        torch.testing.assert_close(out, expected, **tolerance)
 
 
 def noting(names, function):

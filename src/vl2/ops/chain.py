@@ -3,6 +3,10 @@
 A decoding step is a few hundred kernels of some microseconds, and from the last write of one to the first read of the
 next about one more passes. A chained kernel is started early and waits inside, where its programs already have their
 places on the card; what the model's weights are alone can be loaded before the wait.
+
+So can what a step begins with: contexts, block tables, positions, slots, and the cache's rows of earlier steps. It is
+written by work that is not chained (copies, `begin_decode`), and a chained kernel begins after all such work, however
+many others wait before it. It must be read past the first cache (`.cg`), which is not emptied until the wait.
 """
 
 from __future__ import annotations
@@ -16,6 +20,9 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 HOPPER = 9
 """Major compute capability."""
+
+READS_EARLY = False
+"""Whether small kernels read what a step begins with before they wait. Not measured yet."""
 
 
 @functools.cache
@@ -48,3 +55,15 @@ def wait_then_release(CHAINED: tl.constexpr):
     if CHAINED:
         gdc_wait()
         gdc_launch_dependents()
+
+
+@triton.jit
+def fetch(rows, is_wanted, NUM_BYTES: tl.constexpr):
+    """Have the card's cache fetch so many bytes from each wanted row of pointers [N] on; where kernels are chained.
+    It takes nothing into the first cache or into registers, so it does not matter who still writes there."""
+    SPAN: tl.constexpr = 64  # bytes that memory gives at once
+    spans = tl.arange(0, triton.next_power_of_2(triton.cdiv(NUM_BYTES, SPAN))) * SPAN
+    addresses = rows.to(tl.int64)[:, None] + spans[None, :]
+    wanted = (is_wanted[:, None] & (spans < NUM_BYTES)[None, :]).to(tl.int32)
+    one: tl.constexpr = """{ .reg .pred p; setp.ne.b32 p, $2, 0; @p prefetch.global.L2 [$1]; mov.b32 $0, 0; }"""
+    tl.inline_asm_elementwise(one, "=r,l,r", [addresses, wanted], dtype=tl.int32, is_pure=False, pack=1)

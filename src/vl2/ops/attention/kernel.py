@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import triton
@@ -18,7 +18,7 @@ import triton
 from vl2.ops.attention.batch import AttentionBatch
 from vl2.ops.attention.kernel_common import combine_splits
 from vl2.ops.attention.kernel_heads import decode_heads, prefill_heads
-from vl2.ops.attention.kernel_single import decode_single
+from vl2.ops.attention.kernel_single import decode_lanes, decode_single
 from vl2.ops.chain import chained
 from vl2.ops.saturate import FLOAT8
 from vl2.ops.tuning import tuned
@@ -39,6 +39,9 @@ class Tile:
     block_m: int = 0  # prefill: rows × heads
     programs: int = 0  # decode: how many there shall be, if splits can make so many
     last_adds: bool = False  # decode: the program that comes last adds up the splits, instead of a second kernel
+    heads: int = 0  # decode_lanes: that a program has, if their number is a multiple; 0: `decode_single` in its stead
+    ahead: int = 0  # decode_latent, _lanes: positions of a split that the card fetches before the kernel waits
+    holds: bool = False  # decode_latent: whether its first block of positions is in registers before it waits
     terms: int = 1  # of the probabilities in the model's dtype: 1 rounds them once, 2 keeps them to float32's last bits
 
     @property
@@ -97,6 +100,9 @@ def _decode_heads(q: torch.Tensor, pool: torch.Tensor, out: torch.Tensor, batch:
         return
     is_single = pool.dtype == FLOAT8 and heads == kv_heads
     tile = tile_for("decode_single" if is_single else "decode_heads", q.dtype)
+    if is_single and tile.heads and dim % 4 == 0:
+        _decode_lanes(q, pool, out, batch, scale, tile)
+        return
     splits = Splits.of(q, batch, tile, kv_heads, page_size, dim)
     arguments = (
         q, pool[0], pool[1], out, batch.query_starts, *splits.arguments(batch), scale * LOG2_E, *counts(batch, splits),
@@ -111,6 +117,25 @@ def _decode_heads(q: torch.Tensor, pool: torch.Tensor, out: torch.Tensor, batch:
     else:
         sizes = _head_sizes(q, pool)
         decode_heads[grid](*arguments, **sizes, BLOCK_G=block(heads // kv_heads), **tile.options, **settings)
+    splits.combine(out, batch)
+
+
+def _decode_lanes(
+    q: torch.Tensor, pool: torch.Tensor, out: torch.Tensor, batch: AttentionBatch, scale: float, tile: Tile
+) -> None:
+    """A tile of so many positions and lanes: four words of each of its rows go to a thread."""
+    (num_rows, heads, dim), page_size = q.shape, pool.shape[2]
+    group = tile.heads if heads % tile.heads == 0 else 1
+    block_w = triton.next_power_of_2(dim // 4)
+    rows = max(1, min(page_size, 128 * tile.num_warps // (block_w * group)))
+    tile = replace(tile, block_n=max(tile.block_n, rows))
+    splits, words = Splits.of(q, batch, tile, heads // group, page_size, dim), pool.view(torch.int32)
+    decode_lanes[heads // group, splits.count, num_rows](
+        q, words[0], words[1], out, batch.query_starts, *splits.arguments(batch), scale * LOG2_E,
+        *counts(batch, splits), HEADS=heads, GROUP=group, DIM=dim, BLOCK_W=block_w, PAGE_SIZE=page_size,
+        SPLIT=splits.size, ROWS=rows, STEPS=tile.block_n // rows, LAST_ADDS=splits.last_adds,
+        IS_MIXED=batch.may_decode, AHEAD=tile.ahead, num_warps=tile.num_warps, **chained(q.device),
+    )  # fmt: skip
     splits.combine(out, batch)
 
 

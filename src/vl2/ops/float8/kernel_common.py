@@ -12,6 +12,10 @@ prmt.b32 t, $2, 0, 0x1404; shr.b32 m, t, 4; and.b32 m, m, 0x07f007f0; lop3.b32 t
 fma.rn.bf16x2 $0, t, up, none;
 prmt.b32 t, $2, 0, 0x3424; shr.b32 m, t, 4; and.b32 m, m, 0x07f007f0; lop3.b32 t, t, 0x80008000, m, 0xea;
 fma.rn.bf16x2 $1, t, up, none; }""")
+# Four float8 in a word → float32, by way of float16, which holds each of them. Exact.
+FLOAT8_FOUR = tl.constexpr("""{ .reg .b16 l, h, a, b; .reg .b32 t; mov.b32 {l, h}, $4;
+cvt.rn.f16x2.e4m3x2 t, l; mov.b32 {a, b}, t; cvt.f32.f16 $0, a; cvt.f32.f16 $1, b;
+cvt.rn.f16x2.e4m3x2 t, h; mov.b32 {a, b}, t; cvt.f32.f16 $2, a; cvt.f32.f16 $3, b; }""")
 HAS_ASM = tl.constexpr(not triton.knobs.runtime.interpret)
 
 
@@ -23,3 +27,19 @@ def from_float8(codes, dtype: tl.constexpr):
     else:
         numbers = codes.to(dtype)
     return numbers
+
+
+@triton.jit
+def four_from_float8(words):
+    """Four tensors of float32: the numbers in the lowest bytes of int32, in the next ones, ... Exact; from sm_89 on."""
+    if HAS_ASM:
+        return tl.inline_asm_elementwise(
+            FLOAT8_FOUR, "=f,=f,=f,=f,r", [words], dtype=(tl.float32, tl.float32, tl.float32, tl.float32),
+            is_pure=True, pack=1,
+        )  # fmt: skip
+    return _byte(words, 0), _byte(words, 1), _byte(words, 2), _byte(words, 3)
+
+
+@triton.jit
+def _byte(words, INDEX: tl.constexpr):
+    return ((words >> (8 * INDEX)) & 0xFF).to(tl.uint8).to(tl.float8e4nv, bitcast=True).to(tl.float32)
