@@ -138,7 +138,7 @@ def test_one_row_whose_codes_are_there_before_it(device: torch.device, tile: Row
     assert torch.equal(kernel.quantized_linear(x, weight, bias), multiply_row(x, [weight], bias)[0])
 
 
-HELD_TILES = [(INT4, 640, 16), (INT4, 384, 2), (INT4_64, 320, 2)]
+HELD_TILES = [(INT4, 640, 16), (INT4, 384, 2), (INT4_64, 320, 2), (INT8_128, 384, 16), (FP8, 384, 2)]
 """Steps that are no power of two, all at once or in several turns."""
 
 
@@ -171,7 +171,7 @@ def test_rows_to_be_held_are_held(device: torch.device, num_rows: int, monkeypat
     pairs = [quantize(torch.randn(width, 256), INT4, triton_layout, dtype, device) for width in (70, 40)]
     x = torch.randn(num_rows, 256, device=device).to(dtype)
     expected = [x.double() @ exact.T for _, exact in pairs]
-    monkeypatch.setattr(kernel, "HELD_ROWS", range(9))
+    monkeypatch.setattr(kernel, "HELD_ROWS", {4: range(9)})
     monkeypatch.setattr(kernel, "multiply_row", None)
     monkeypatch.setattr(kernel_few, "multiply_few", None)
     outs = kernel.quantized_linear_both(x, pairs[0][0], pairs[1][0])
@@ -335,7 +335,7 @@ def test_experts_whose_codes_are_held_in_registers(
     device: torch.device, num_tokens: int, num_shared: int, scheme: WeightScheme, width: int, steps: int
 ):
     """Outputs that no tile divides."""
-    dtype, inner, tile = DTYPES[-1], 3 * scheme.group_size, kernel_held.Tile(256, 256, steps, 2)
+    dtype, inner, tile = DTYPES[-1], 3 * (scheme.group_size or 64), kernel_held.Tile(256, 256, steps, 2)
     torch.manual_seed(num_tokens)
     experts, *exact = experts_of(scheme, triton_layout, dtype, device, num_shared, width, inner)
     wide, (ids, weights) = torch.randn(num_tokens, 700, device=device).to(dtype), routes(num_tokens, device)
@@ -350,7 +350,7 @@ def test_tokens_to_be_held_are_held(device: torch.device, monkeypatch: pytest.Mo
     experts, *_ = experts_of(INT4, triton_layout, dtype, device, 2)
     x, (ids, weights) = torch.randn(3, WIDTH, device=device).to(dtype), routes(3, device)
     held = add_up(kernel_held.mix_held(x, ids.int(), weights, experts))
-    monkeypatch.setattr(experts_kernel, "HELD_TOKENS", range(9))
+    monkeypatch.setattr(experts_kernel, "HELD_TOKENS", {4: range(9)})
     monkeypatch.setattr(experts_kernel, "mix_few", None)
     assert torch.equal(add_up(experts_kernel.mix_quantized_experts(x, ids.int(), weights, experts)), held)
 

@@ -52,8 +52,8 @@ FEW, SOME, MANY = (
 )
 FLOAT32 = Tile(16, 32, 1, False, 4, 2)
 FEW_ROWS, SOME_ROWS, DEQUANTIZE_ROWS = 16, 128, 512
-HELD_ROWS = range(0)
-"""So many rows are multiplied with 4-bit codes held in registers; at most 8. None until it is measured."""
+HELD_ROWS = {4: range(0), 8: range(0)}
+"""By a weight's bits: so many rows, at most 8, are multiplied with codes held in registers. None until measured."""
 FLOAT8_ROWS = 64
 """Above so many a float8 matrix is multiplied with float8 rows: then their rounding is paid for by arithmetic."""
 MAX_SPLITS = 8
@@ -112,7 +112,7 @@ def quantized_linear_both(
 
 
 def _is_held(rows: torch.Tensor, weight: QuantizedWeight) -> bool:
-    return len(rows) in HELD_ROWS and rows.dtype != torch.float32 and weight.scheme.bits == 4
+    return len(rows) in HELD_ROWS[weight.scheme.bits] and rows.dtype != torch.float32
 
 
 def quantized_logits(hidden: torch.Tensor, weight: QuantizedWeight, is_exact: bool = True) -> torch.Tensor:
