@@ -41,6 +41,7 @@ class Tile:
     last_adds: bool = False  # decode: the program that comes last adds up the splits, instead of a second kernel
     heads: int = 0  # decode_lanes: that a program has, if their number is a multiple; 0: `decode_single` in its stead
     ahead: int = 0  # decode_latent, _lanes: positions of a split that the card fetches before the kernel waits
+    streams: bool = False  # decode_latent: whether the card fetches so far ahead all the time
     holds: bool = False  # decode_latent: whether its first block of positions is in registers before it waits
     terms: int = 1  # of the probabilities in the model's dtype: 1 rounds them once, 2 keeps them to float32's last bits
 

@@ -83,7 +83,7 @@ def decode_latent(
     HEADS: tl.constexpr, RANK: tl.constexpr, NOPE: tl.constexpr, ROPE: tl.constexpr, BLOCK_R: tl.constexpr,
     BLOCK_P: tl.constexpr, BLOCK_H: tl.constexpr, PAGE_SIZE: tl.constexpr, SPLIT: tl.constexpr,
     BLOCK_N: tl.constexpr, TERMS: tl.constexpr, LAST_ADDS: tl.constexpr, HAS_ADDER: tl.constexpr, AHEAD: tl.constexpr,
-    HOLDS: tl.constexpr, CHAINED: tl.constexpr,
+    STREAMS: tl.constexpr, HOLDS: tl.constexpr, CHAINED: tl.constexpr,
 ):  # fmt: skip
     """One split of one row for BLOCK_H heads; splits are added up as in `decode_heads`, or HAS_ADDER: by
     `expand_splits`, which wants them all, one or many.
@@ -92,8 +92,10 @@ def decode_latent(
     q         [Q, H, Dn + Dr]: as they were projected; their last part is rotated here
 
     Where the step has written nothing that these rows see but their newest position, the cache can be read before the
-    wait: the card fetches the first AHEAD positions of a split, and if HOLDS its first BLOCK_N are in registers.
+    wait: the card fetches the first AHEAD positions of a split, and if HOLDS its first BLOCK_N are in registers. If
+    STREAMS it goes on fetching so far ahead, as with two stages nothing else is asked for during the products.
     """
+    ROW_BYTES: tl.constexpr = (RANK + ROPE) * pool.dtype.element_ty.primitive_bitwidth // 8
     IS_EARLY: tl.constexpr = AHEAD > 0 or HOLDS
     if not IS_EARLY:
         wait_for_last(CHAINED)
@@ -105,9 +107,8 @@ def decode_latent(
         return
     end, block_table = tl.minimum(first + size, context), block_tables + row * max_pages
     if AHEAD > 0 and CHAINED:
-        ahead = first + tl.arange(0, AHEAD)
-        at = pool + page_slots(block_table, ahead, end, PAGE_SIZE, True) * (RANK + ROPE)
-        fetch(at, ahead < end, (RANK + ROPE) * pool.dtype.element_ty.primitive_bitwidth // 8)
+        early = first + tl.arange(0, AHEAD)
+        fetch(pool + page_slots(block_table, early, end, PAGE_SIZE, True) * (RANK + ROPE), early < end, ROW_BYTES)
     ranks, ropes = tl.arange(0, BLOCK_R), tl.arange(0, BLOCK_P)
     heads = head_block * BLOCK_H + tl.arange(0, BLOCK_H)
     is_head, rows = heads < HEADS, row * HEADS + heads
@@ -138,6 +139,9 @@ def decode_latent(
             is_seen, last_seen, scale, True, TERMS,
         )  # fmt: skip
     for start in range(first + BLOCK_N if HOLDS else first, end, BLOCK_N):
+        if STREAMS and CHAINED:
+            ahead = start + AHEAD + tl.arange(0, BLOCK_N)
+            fetch(pool + page_slots(block_table, ahead, end, PAGE_SIZE) * (RANK + ROPE), ahead < end, ROW_BYTES)
         slots, top, total, acc = _attend_block(
             own, own_rope, pool, block_table, slots, top, total, acc, start, context, last_seen, scale,
             ranks, ropes, True, RANK, ROPE, BLOCK_R, BLOCK_P, PAGE_SIZE, BLOCK_N, TERMS,

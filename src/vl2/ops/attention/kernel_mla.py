@@ -148,7 +148,8 @@ def _decode(
         absorbed, q, layer.rope.cos, layer.rope.sin, layer.pool, attended, *splits.arguments(batch), layer.scale,
         *counts(batch, splits), **layer.sizes, BLOCK_H=block_h, SPLIT=splits.size,
         LAST_ADDS=splits.last_adds and not has_adder, HAS_ADDER=has_adder, AHEAD=tile.ahead if sees_newest_alone else 0,
-        HOLDS=tile.holds and sees_newest_alone, **tile.options, **chained(q.device),
+        STREAMS=tile.streams and sees_newest_alone, HOLDS=tile.holds and sees_newest_alone, **tile.options,
+        **chained(q.device),
     )  # fmt: skip
     values = layer.values
     if not has_adder:
