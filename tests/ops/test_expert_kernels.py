@@ -57,6 +57,12 @@ def test_blocks_hold_every_pair_once_beside_its_own_kind(device, num_tokens: int
     assert sorted(seen) == list(range(num_tokens * (ACTIVE + 2)))
 
 
+def test_no_more_blocks_than_pairs_can_need(device: torch.device):
+    """A routed expert with pairs has a broken block at most, a shared one every token's."""
+    ids, _ = routes(3, device)
+    assert len(align_module.align(ids, EXPERTS, 2, block_m=4).experts) == 3 * ACTIVE + 2
+
+
 @pytest.mark.parametrize(("num_tokens", "num_shared"), [(1, 0), (7, 2), (400, 2)])
 def test_many_pairs_know_their_places(device: torch.device, num_tokens: int, num_shared: int):
     ids, _ = routes(num_tokens, device)

@@ -34,7 +34,7 @@ def align(ids: torch.Tensor, num_routed: int, num_shared: int, block_m: int) -> 
     num_pairs = num_tokens * num_active
     if num_pairs > ONE_LAUNCH_PAIRS:
         return align_many(ids, num_routed, num_shared, block_m)
-    pairs, experts = _blocks(ids, num_pairs, num_experts, block_m)
+    pairs, experts = _blocks(ids, num_routed, num_shared, block_m)
     _align[(num_experts + 1,)](
         ids, pairs, experts, num_pairs, len(experts), num_routed, num_experts, NUM_CHOSEN=num_chosen,
         NUM_ACTIVE=num_active, BLOCK_M=block_m, BLOCK_P=max(16, triton.next_power_of_2(num_pairs)),
@@ -50,7 +50,7 @@ def align_many(ids: torch.Tensor, num_routed: int, num_shared: int, block_m: int
     num_active, num_experts = num_chosen + num_shared, num_routed + num_shared
     num_pairs = num_tokens * num_active
     num_parts, block_e = triton.cdiv(num_pairs, PART_PAIRS), max(16, triton.next_power_of_2(num_experts))
-    pairs, experts = _blocks(ids, num_pairs, num_experts, block_m)
+    pairs, experts = _blocks(ids, num_routed, num_shared, block_m)
     places = torch.empty(num_pairs, dtype=torch.int32, device=ids.device)
     counts = torch.empty(num_parts, block_e, dtype=torch.int32, device=ids.device)
     sizes = dict(NUM_CHOSEN=num_chosen, NUM_ACTIVE=num_active, BLOCK_P=PART_PAIRS, BLOCK_E=block_e)
@@ -71,9 +71,9 @@ def align_few(ids: torch.Tensor, num_routed: int, num_shared: int, block_m: int)
     return blocks, len(blocks.experts), 0
 
 
-def _blocks(ids: torch.Tensor, num_pairs: int, num_experts: int, block_m: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """`Blocks.pairs` and `Blocks.experts`, not filled in."""
-    num_blocks = max_blocks(num_pairs, num_experts, block_m)
+def _blocks(ids: torch.Tensor, num_routed: int, num_shared: int, block_m: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """`Blocks.pairs` and `Blocks.experts`, not filled in. How many a shared expert has is known."""
+    num_blocks = max_blocks(ids.numel(), num_routed, block_m) + num_shared * triton.cdiv(len(ids), block_m)
     return (
         torch.empty(num_blocks * block_m, dtype=torch.int32, device=ids.device),
         torch.empty(num_blocks, dtype=torch.int32, device=ids.device),
