@@ -54,8 +54,7 @@ def test_patches_become_rows_filled_up_with_zeros(device: torch.device, dtype: t
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_chained_norms_read_what_the_products_before_them_wrote(device: torch.device):
-    """In a graph a norm is there before the product before it ends."""
+def test_norms_in_a_graph_read_what_the_products_before_them_wrote(device: torch.device):
     torch.manual_seed(0)
     x, weight, bias = (torch.randn(*shape, device=device).bfloat16() for shape in ((100, 1152), (1152, 1152), (1152,)))
 
