@@ -42,6 +42,9 @@ class DeepseekVL2(nn.Module):
         for module in self.modules():
             if isinstance(module, Linear):
                 module.multiply = ops.linear
+        for module in self.vision.blocks.modules():
+            if isinstance(module, Linear):
+                module.multiply = ops.tower_linear
 
     def encode_tiles(self, tiles: torch.Tensor) -> torch.Tensor:
         """tiles [N, side, side, 3] uint8 → [N, Q, C] model dtype."""

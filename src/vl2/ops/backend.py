@@ -107,6 +107,10 @@ class Backend(Protocol):
         """
         ...
 
+    def tower_linear(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+        """`linear` of the vision tower, whose few shapes come again and again: each may have been measured."""
+        ...
+
     def linear_gelu(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
         """gelu(x Wᵀ + b), the tanh form: [..., In] → [..., Out]."""
         ...

@@ -1,15 +1,60 @@
-"""GEMMs whose epilogue cuBLAS computes on the accumulators, before they are rounded and written."""
+"""cuBLAS's products with a bias: of the few shapes of the vision tower by the algorithm that is fastest here, and with
+the GELU computed on the accumulators, before they are rounded and written.
+"""
 
 from __future__ import annotations
+
+import functools
+import logging
 
 import torch
 
 from vl2.ops import activation
+from vl2.ops.cublas_choice import Choices, choices_path
+from vl2.ops.cublas_lt import CublasLt, CublasLtError, Epilogue, Product
+from vl2.ops.linear import multiply
+
+log = logging.getLogger(__name__)
+
+
+def tower_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """`Backend.tower_linear` (ops/backend.py)."""
+    out = None if bias is None else _by_choice(x, weight, bias, Epilogue.BIAS)
+    return multiply(x, weight, bias) if out is None else out
 
 
 def linear_gelu(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
     """`Backend.linear_gelu` (ops/backend.py). float16 must saturate between the two, and goes the plain way."""
     if weight.dtype != torch.bfloat16:
         return activation.linear_gelu(x, weight, bias)
+    out = _by_choice(x, weight, bias, Epilogue.GELU_BIAS)
+    if out is not None:
+        return out
     rows = x.flatten(0, -2)
     return torch._addmm_activation(bias, rows, weight.T, use_gelu=True).view(*x.shape[:-1], -1)
+
+
+def _by_choice(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, epilogue: Epilogue) -> torch.Tensor | None:
+    """None: torch must multiply."""
+    if not x.is_cuda or any(tensor.dtype != torch.bfloat16 for tensor in (x, weight, bias)):
+        return None
+    choices = choices_of(x.device)
+    if choices is None:
+        return None
+    rows = x.flatten(0, -2).contiguous()
+    out = rows.new_empty(len(rows), len(weight))
+    if not CublasLt.takes(rows, weight, bias, out):
+        return None
+    product = Product(len(rows), len(weight), rows.shape[1], epilogue)
+    is_done = choices.run(product, lambda algorithm: choices.library.run(product, algorithm, rows, weight, bias, out))
+    return out.view(*x.shape[:-1], -1) if is_done else None
+
+
+@functools.cache
+def choices_of(device: torch.device) -> Choices | None:
+    """None: without the library, torch multiplies; the log says so once."""
+    try:
+        return Choices(CublasLt(device), choices_path(torch.cuda.get_device_name(device)))
+    except CublasLtError as error:
+        log.warning("the vision tower's products have torch's algorithms: %s", error)
+        return None

@@ -7,6 +7,7 @@ import triton
 from vl2.ops.attention.kernel import attend_heads
 from vl2.ops.attention.kernel_mla import attend_mla
 from vl2.ops.exact_linear.kernel import linear, linear_both, linear_gelu, logits
+from vl2.ops.exact_linear.kernel import linear as tower_linear
 from vl2.ops.experts.exact import mix_experts
 from vl2.ops.experts.kernel_common import swiglu
 from vl2.ops.gate.kernel import exact_route as route
@@ -27,5 +28,5 @@ __all__ = [
     "NAME", "add_layer_norm", "add_rms_norm", "attend_heads", "attend_mla",
     "begin_decode", "cut_patches", "decode_mla", "linear", "linear_both", "linear_gelu", "logits", "mix_experts",
     "mix_quantized_experts", "norm_and_route", "quantized_layout", "quantized_linear", "quantized_linear_both",
-    "quantized_logits", "rms_norm", "route", "sample", "swiglu", "write_heads", "write_latent",
+    "quantized_logits", "rms_norm", "route", "sample", "swiglu", "tower_linear", "write_heads", "write_latent",
 ]  # fmt: skip

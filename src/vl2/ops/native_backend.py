@@ -5,6 +5,7 @@ from vl2.ops.attention.reference import attend_heads, attend_mla
 from vl2.ops.experts.native import mix_experts, swiglu
 from vl2.ops.gate.native import route
 from vl2.ops.linear import multiply as linear
+from vl2.ops.linear import multiply as tower_linear
 from vl2.ops.linear import multiply_both as linear_both
 from vl2.ops.logits import project_logits as logits
 from vl2.ops.norm.native import add_layer_norm, add_rms_norm, rms_norm
@@ -23,5 +24,5 @@ __all__ = [
     "NAME", "add_layer_norm", "add_rms_norm", "attend_heads", "attend_mla",
     "begin_decode", "cut_patches", "decode_mla", "linear", "linear_both", "linear_gelu", "logits", "mix_experts",
     "mix_quantized_experts", "norm_and_route", "quantized_layout", "quantized_linear", "quantized_linear_both",
-    "quantized_logits", "rms_norm", "route", "sample", "swiglu", "write_heads", "write_latent",
+    "quantized_logits", "rms_norm", "route", "sample", "swiglu", "tower_linear", "write_heads", "write_latent",
 ]  # fmt: skip

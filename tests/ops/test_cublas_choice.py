@@ -1,0 +1,195 @@
+"""Which of cuBLASLt's algorithms a product has, how that is kept, and what is done without the library."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from vl2.engine.capture import capture
+from vl2.ops import cublas, cublas_lt
+from vl2.ops.cublas_choice import MANY_ROWS, Choices, choices_path
+from vl2.ops.cublas_lt import CublasLtError, Epilogue, Product
+
+PRODUCT = Product(1458, 1152, 4304, Epilogue.BIAS)
+SLOW, FAST, OTHER = (bytes([number]) * cublas_lt.ALGORITHM_BYTES for number in range(3))
+
+
+class FakeLibrary:
+    version = 130200
+
+    def __init__(self, fastest: bytes = FAST) -> None:
+        self.fastest = fastest
+        self.timed: list[int] = []
+        self.unsupported: set[bytes] = set()
+        self.named = [SLOW, FAST, OTHER]
+
+    def candidates(self, product, most):
+        return self.named[:most]
+
+    def supports(self, product, algorithm):
+        return algorithm not in self.unsupported
+
+    def run(self, *arguments):
+        raise NotImplementedError("the tests' work does not multiply")
+
+    def seconds(self, works):
+        self.timed.append(len(works))
+        return [1.0 if algorithm == self.fastest else 2.0 for algorithm in self.named[: len(works)]]
+
+
+@pytest.fixture(autouse=True)
+def _no_graph_is_being_captured(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "new" / "z9.products.json"
+
+
+def ran(choices: Choices, product: Product = PRODUCT) -> list[bytes]:
+    """The algorithms that the work was done with."""
+    done: list[bytes] = []
+    assert choices.run(product, done.append) == bool(done)
+    return done
+
+
+def test_the_fastest_is_chosen_at_a_products_first_time_and_kept_for_the_next_start(path: Path):
+    library = FakeLibrary()
+    choices = Choices(library, path)
+    assert ran(choices) == ran(choices) == [FAST] and library.timed == [3]
+    assert [file.name for file in path.parent.iterdir()] == [path.name], "nothing is left beside it"
+    later = FakeLibrary(fastest=OTHER)
+    assert ran(Choices(later, path)) == [FAST] and not later.timed, "as before, whatever timing would say now"
+
+
+def test_each_product_has_a_choice_of_its_own(path: Path):
+    library = FakeLibrary()
+    choices = Choices(library, path)
+    ran(choices)
+    library.fastest = OTHER
+    assert ran(choices, Product(1458, 1152, 4304, Epilogue.GELU_BIAS)) == [OTHER] and ran(choices) == [FAST]
+    assert len(json.loads(path.read_text())["algorithms"]) == 2
+
+
+def test_products_of_many_rows_are_tried_with_fewer_algorithms(path: Path):
+    library = FakeLibrary()
+    library.named = [bytes([number]) * cublas_lt.ALGORITHM_BYTES for number in range(20)]
+    choices = Choices(library, path)
+    for rows in (MANY_ROWS, MANY_ROWS + 1):
+        ran(choices, Product(rows, 8, 8, Epilogue.BIAS))
+    assert library.timed == [12, 6]
+
+
+def test_choices_of_another_version_of_the_library_are_made_again(path: Path):
+    ran(Choices(FakeLibrary(), path))
+    library = FakeLibrary(fastest=OTHER)
+    library.version += 1
+    assert ran(Choices(library, path)) == [OTHER]
+    assert json.loads(path.read_text())["library"] == library.version
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", "{}", '{"library": 130200, "algorithms": {"x": "abc"}}',
+             '{"library": 130200, "algorithms": {"x": "ab"}}', '{"library": 130200, "algorithms": {"x": 7}}'],
+)  # fmt: skip
+def test_a_broken_file_is_as_none(path: Path, text: str):
+    path.parent.mkdir()
+    path.write_text(text)
+    assert ran(Choices(FakeLibrary(), path)) == [FAST]
+    assert ran(Choices(FakeLibrary(fastest=OTHER), path)) == [FAST], "it was written anew"
+
+
+def test_an_algorithm_that_the_library_does_not_support_any_more_is_replaced(path: Path):
+    ran(Choices(FakeLibrary(), path))
+    library = FakeLibrary(fastest=OTHER)
+    library.unsupported.add(FAST)
+    assert ran(Choices(library, path)) == [OTHER]
+    assert ran(Choices(FakeLibrary(), path)) == [OTHER]
+
+
+def test_of_two_processes_that_start_together_the_later_takes_the_choice_of_the_first(path: Path):
+    first, second = Choices(FakeLibrary(), path), Choices(FakeLibrary(fastest=OTHER), path)
+    assert ran(first) == ran(second) == [FAST]
+
+
+def test_where_nothing_can_be_kept_the_heuristic_chooses(tmp_path: Path, caplog):
+    (tmp_path / "file").touch()
+    assert ran(Choices(FakeLibrary(), tmp_path / "file" / "z9.json")) == [SLOW], "which no timing decides"
+    assert "cannot be kept" in caplog.text
+
+
+def test_a_graph_that_is_being_captured_times_nothing(path: Path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    library = FakeLibrary()
+    assert ran(Choices(library, path)) == [] and not library.timed
+
+
+def test_after_a_call_that_failed_torch_multiplies(path: Path, caplog):
+    def work(algorithm: bytes) -> None:
+        raise CublasLtError("cublasLtMatmul: status 13")
+
+    choices = Choices(FakeLibrary(), path)
+    assert not choices.run(PRODUCT, work) and not choices.run(PRODUCT, work)
+    assert ran(choices, Product(8, 8, 8, Epilogue.BIAS)) == []
+    [record] = caplog.records
+    assert "status 13" in record.message
+
+
+def test_a_product_without_algorithms_is_torchs(path: Path):
+    library = FakeLibrary()
+    library.named = []
+    assert ran(Choices(library, path)) == [] and not path.exists()
+
+
+def test_choices_lie_beside_the_tiles_of_the_same_gpu(monkeypatch, tmp_path: Path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert choices_path("NVIDIA Z9") == tmp_path / ".cache/vl2/tiles/nvidia-z9.products.json"
+
+
+def test_without_the_library_the_log_says_so_once(monkeypatch, caplog):
+    monkeypatch.setattr(cublas_lt, "_loaded_path", lambda: "/nowhere/libcublasLt.so.13")
+    cublas.choices_of.cache_clear()
+    assert all(cublas.choices_of(torch.device("cuda")) is None for _ in range(2))
+    cublas.choices_of.cache_clear()
+    [record] = caplog.records
+    assert "libcublasLt.so.13" in record.message
+
+
+def test_on_a_cpu_products_are_torchs():
+    x, weight, bias = (torch.randn(*shape).bfloat16() for shape in ((2, 5, 64), (96, 64), (96,)))
+    assert torch.equal(cublas.tower_linear(x, weight, bias), F.linear(x, weight, bias))
+    assert torch.equal(cublas.tower_linear(x, weight), F.linear(x, weight))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("rows", [1, 7, 729, 1461])
+def test_products_are_as_near_to_the_truth_as_torchs(device, rows: int, monkeypatch, tmp_path: Path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    cublas.choices_of.cache_clear()
+    torch.manual_seed(rows)
+    for width, depth in ((1152, 4304), (4304, 1152)):
+        x, weight, bias = (torch.randn(*s, device=device) for s in ((rows, depth), (width, depth), (width,)))
+        x, weight, bias = x.bfloat16(), (weight * depth**-0.5).bfloat16(), bias.bfloat16()
+        exact = F.linear(x.double(), weight.double(), bias.double())
+        for ours, truth in (
+            (cublas.tower_linear, exact), (cublas.linear_gelu, F.gelu(exact, approximate="tanh"))
+        ):  # fmt: skip
+            torch.testing.assert_close(ours(x, weight, bias).double(), truth, atol=8e-3, rtol=8e-3)
+    assert len(json.loads(choices_path(torch.cuda.get_device_name()).read_text())["algorithms"]) == 4
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_captured_product_and_the_next_start_have_the_same_bits(device, monkeypatch, tmp_path: Path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    x, weight, bias = (torch.randn(*s, device=device).bfloat16() for s in ((1458, 1152), (1152, 1152), (1152,)))
+    outs = []
+    for _ in range(2):
+        cublas.choices_of.cache_clear()
+        graph, out = capture(lambda: cublas.tower_linear(x, weight, bias), torch.cuda.graph_pool_handle())
+        graph.replay()
+        outs += [out.clone(), cublas.tower_linear(x, weight, bias)]
+    assert all(torch.equal(out, outs[0]) for out in outs)
+    cublas.choices_of.cache_clear()
