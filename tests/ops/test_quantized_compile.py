@@ -50,7 +50,7 @@ if what == "rounded":
     compile(kernel_float8._gate_up, tile | own, 4, hidden=codes)
     compile(kernel_float8._down, tile | dict(NUM_CHOSEN=0), 4, hidden=codes)
 elif what == "held":
-    tile = dict(BLOCK_N=16, GROUP_STEPS=1, BITS=4, WORDS=32, BLOCK_S=16, HAS_ASM=True, CHAINED=True)
+    tile = dict(BLOCK_N=16, GROUP_STEPS=1, WORDS=32, BLOCK_S=16, HAS_ASM=True, CHAINED=True)
     compile(held_linear._linear, tile | dict(HAS_BIAS=False, NUM_STEPS=16), 1)
     compile(held_experts._gate_up, tile | dict(NUM_ACTIVE=8, NUM_CHOSEN=6, NUM_STEPS=16, GROUP=8), 1)
     compile(held_experts._down, tile | dict(NUM_CHOSEN=0, NUM_STEPS=11, GROUP=8), 1)

@@ -1,4 +1,4 @@
-"""Quantised experts of up to 8 tokens, whose codes a program holds in registers (`quantized_weight/kernel_held.py`).
+"""Experts in 4 bits of up to 8 tokens, whose codes a program holds in registers (`quantized_weight/kernel_held.py`).
 
 A layer of one token is read in little more than ten microseconds: a loop that waits for memory a few times is half of
 that. So a program asks for all that it needs of its expert at once; of shared experts of a single token, which need no
@@ -36,7 +36,7 @@ class Tile:
     num_warps: int
 
 
-ONE, FEW = Tile(8, 16, 16, 4), Tile(16, 32, 16, 4)
+ONE, FEW = Tile(8, 32, 16, 4), Tile(16, 32, 8, 4)
 
 
 def mix_held(
@@ -69,7 +69,7 @@ def _form_of(weight: QuantizedWeight, tile: Tile) -> dict[str, object]:
     num_steps = weight.in_width // step
     return dict(
         GROUP_STEPS=(weight.scheme.group_size or weight.in_width) // step, NUM_STEPS=num_steps,
-        BITS=weight.scheme.bits, WORDS=step // 4, BLOCK_S=min(tile.steps, triton.next_power_of_2(num_steps)),
+        WORDS=step // 4, BLOCK_S=min(tile.steps, triton.next_power_of_2(num_steps)),
         GROUP=GROUP_BLOCKS, HAS_ASM=has_asm(weight.codes.device),
     )  # fmt: skip
 
@@ -88,8 +88,8 @@ def _block_and_tile(num_blocks, num_tiles, NUM_CHOSEN: tl.constexpr, GROUP: tl.c
 def _gate_up(
     x, codes, scales, hidden, pairs, block_experts, num_blocks, num_pairs, num_routed, width, inner, row_words,
     row_stride, NUM_ACTIVE: tl.constexpr, NUM_CHOSEN: tl.constexpr, BLOCK_N: tl.constexpr, GROUP_STEPS: tl.constexpr,
-    NUM_STEPS: tl.constexpr, BITS: tl.constexpr, WORDS: tl.constexpr, BLOCK_S: tl.constexpr, GROUP: tl.constexpr,
-    HAS_ASM: tl.constexpr, CHAINED: tl.constexpr,
+    NUM_STEPS: tl.constexpr, WORDS: tl.constexpr, BLOCK_S: tl.constexpr, GROUP: tl.constexpr, HAS_ASM: tl.constexpr,
+    CHAINED: tl.constexpr,
 ):  # fmt: skip
     """Gate rows are the first halves, up rows the others. `_down` reads the blocks before it waits, so it is let start
     only when this kernel has them."""
@@ -103,15 +103,15 @@ def _gate_up(
     limit = inner - tile * OWN
     codes += (expert.to(tl.int64) * 2 * inner + tile * OWN) * row_words
     scales += expert.to(tl.int64) * (NUM_STEPS // GROUP_STEPS) * 2 * inner + tile * OWN
-    words = load_words(codes, limit, inner, 0, NUM_STEPS, row_words, BLOCK_N, True, BITS, WORDS, BLOCK_S)
+    words = load_words(codes, limit, inner, 0, NUM_STEPS, row_words, BLOCK_N, True, WORDS, BLOCK_S)
     scale = load_scales(scales, limit, inner, 0, NUM_STEPS, 2 * inner, GROUP_STEPS, BLOCK_N, True, BLOCK_S)
     wait_then_release(CHAINED)
     rows_at = x + _rows(pair, num_pairs) // NUM_ACTIVE * row_stride
-    total = multiply_held(words, scale, rows_at, 0, NUM_STEPS, BLOCK_N, BITS, WORDS, BLOCK_S, HAS_ASM)
+    total = multiply_held(words, scale, rows_at, 0, NUM_STEPS, BLOCK_N, WORDS, BLOCK_S, HAS_ASM)
     for first in range(BLOCK_S, NUM_STEPS, BLOCK_S):
-        more = load_words(codes, limit, inner, first, NUM_STEPS, row_words, BLOCK_N, True, BITS, WORDS, BLOCK_S)
+        more = load_words(codes, limit, inner, first, NUM_STEPS, row_words, BLOCK_N, True, WORDS, BLOCK_S)
         its_scale = load_scales(scales, limit, inner, first, NUM_STEPS, 2 * inner, GROUP_STEPS, BLOCK_N, True, BLOCK_S)
-        total += multiply_held(more, its_scale, rows_at, first, NUM_STEPS, BLOCK_N, BITS, WORDS, BLOCK_S, HAS_ASM)
+        total += multiply_held(more, its_scale, rows_at, first, NUM_STEPS, BLOCK_N, WORDS, BLOCK_S, HAS_ASM)
     gate, up = tl.split(tl.permute(total.reshape(BLOCK_N // 16, 2, 8, 8), (0, 2, 3, 1)))
     column = tl.arange(0, BLOCK_N // 16)[:, None, None] * 8 + tl.arange(0, 8)[None, :, None]
     at = hidden + pair.to(tl.int64)[None, None, :] * inner + tile * OWN + column
@@ -122,8 +122,7 @@ def _gate_up(
 def _down(
     hidden, codes, scales, results, pairs, block_experts, num_blocks, num_pairs, num_routed, width, inner, row_words,
     NUM_CHOSEN: tl.constexpr, BLOCK_N: tl.constexpr, GROUP_STEPS: tl.constexpr, NUM_STEPS: tl.constexpr,
-    BITS: tl.constexpr, WORDS: tl.constexpr, BLOCK_S: tl.constexpr, GROUP: tl.constexpr, HAS_ASM: tl.constexpr,
-    CHAINED: tl.constexpr,
+    WORDS: tl.constexpr, BLOCK_S: tl.constexpr, GROUP: tl.constexpr, HAS_ASM: tl.constexpr, CHAINED: tl.constexpr,
 ):  # fmt: skip
     """Reads the blocks before it waits, which only a kernel right behind `_gate_up` may."""
     block, tile = _block_and_tile(num_blocks, tl.cdiv(width, BLOCK_N), NUM_CHOSEN, GROUP)
@@ -132,17 +131,17 @@ def _down(
     own = tl.maximum(expert, 0).to(tl.int64)
     codes += (own * width + tile * BLOCK_N) * row_words
     scales += own * (NUM_STEPS // GROUP_STEPS) * width + tile * BLOCK_N
-    words = load_words(codes, limit, 0, 0, NUM_STEPS, row_words, BLOCK_N, False, BITS, WORDS, BLOCK_S)
+    words = load_words(codes, limit, 0, 0, NUM_STEPS, row_words, BLOCK_N, False, WORDS, BLOCK_S)
     scale = load_scales(scales, limit, 0, 0, NUM_STEPS, width, GROUP_STEPS, BLOCK_N, False, BLOCK_S)
     wait_for_last(CHAINED)
     if expert < 0:
         return
     rows_at = hidden + _rows(pair, num_pairs) * inner
-    total = multiply_held(words, scale, rows_at, 0, NUM_STEPS, BLOCK_N, BITS, WORDS, BLOCK_S, HAS_ASM)
+    total = multiply_held(words, scale, rows_at, 0, NUM_STEPS, BLOCK_N, WORDS, BLOCK_S, HAS_ASM)
     for first in range(BLOCK_S, NUM_STEPS, BLOCK_S):
-        more = load_words(codes, limit, 0, first, NUM_STEPS, row_words, BLOCK_N, False, BITS, WORDS, BLOCK_S)
+        more = load_words(codes, limit, 0, first, NUM_STEPS, row_words, BLOCK_N, False, WORDS, BLOCK_S)
         its_scale = load_scales(scales, limit, 0, first, NUM_STEPS, width, GROUP_STEPS, BLOCK_N, False, BLOCK_S)
-        total += multiply_held(more, its_scale, rows_at, first, NUM_STEPS, BLOCK_N, BITS, WORDS, BLOCK_S, HAS_ASM)
+        total += multiply_held(more, its_scale, rows_at, first, NUM_STEPS, BLOCK_N, WORDS, BLOCK_S, HAS_ASM)
     column = tl.arange(0, BLOCK_N)[:, None]
     at = results + pair.to(tl.int64)[None, :] * width + tile * BLOCK_N + column
     tl.store(at, to_dtype(total, results.dtype.element_ty), mask=(pair < num_pairs)[None, :] & (column < limit))

@@ -21,7 +21,7 @@ from vl2.ops.attention.kernel import arrival_counters
 from vl2.ops.chain import chained, wait_for_last
 from vl2.ops.experts.kernel_common import precision
 from vl2.ops.float8.kernel import round_rows
-from vl2.ops.quantized_linear import kernel_few, kernel_held
+from vl2.ops.quantized_linear import kernel_few, kernel_held, kernel_logits
 from vl2.ops.quantized_weight.kernel_common import add_step, has_asm, plane, times
 from vl2.ops.quantized_weight.triton_layout import step_of
 from vl2.ops.quantized_weight.weight import QuantizedWeight
@@ -29,7 +29,7 @@ from vl2.ops.rows import RowRounding
 from vl2.ops.saturate import saturate
 from vl2.ops.saturate import to_dtype as cast
 from vl2.ops.saturate_kernel import to_dtype
-from vl2.ops.single_row.kernel import multiply_row
+from vl2.ops.single_row.kernel import HEAD_TILE, multiply_row
 from vl2.ops.single_row.kernel_common import is_one_row
 
 
@@ -52,8 +52,8 @@ FEW, SOME, MANY = (
 )
 FLOAT32 = Tile(16, 32, 1, False, 4, 2)
 FEW_ROWS, SOME_ROWS, DEQUANTIZE_ROWS = 16, 128, 512
-HELD_ROWS = {4: range(0), 8: range(0)}
-"""By a weight's bits: so many rows, at most 8, are multiplied with codes held in registers. None until measured."""
+HELD_ROWS = range(2, 9)
+"""So many rows are multiplied with codes of 4 bits that registers hold; of a single one plain arithmetic is faster."""
 FLOAT8_ROWS = 64
 """Above so many a float8 matrix is multiplied with float8 rows: then their rounding is paid for by arithmetic."""
 MAX_SPLITS = 8
@@ -112,13 +112,17 @@ def quantized_linear_both(
 
 
 def _is_held(rows: torch.Tensor, weight: QuantizedWeight) -> bool:
-    return len(rows) in HELD_ROWS[weight.scheme.bits] and rows.dtype != torch.float32
+    return len(rows) in HELD_ROWS and weight.scheme.bits == 4 and rows.dtype != torch.float32
 
 
 def quantized_logits(hidden: torch.Tensor, weight: QuantizedWeight, is_exact: bool = True) -> torch.Tensor:
     """`Backend.quantized_logits` (ops/backend.py)."""
+    if is_one_row(hidden):
+        return multiply_row(hidden, [weight], tile=HEAD_TILE, out_dtype=torch.float32)[0]
     out = torch.empty(len(hidden), weight.out_width, dtype=torch.float32, device=hidden.device)
-    if len(hidden):  # scales stay float32, which those of many rows would not
+    if len(hidden) and kernel_logits.multiplies(weight, hidden.dtype):
+        kernel_logits.multiply_logits(hidden, weight, out, kernel_logits.choose_tile(len(hidden)))
+    elif len(hidden):  # scales stay float32, which those of many rows would not
         multiply(hidden, weight, None, out, choose_tile(min(len(hidden), SOME_ROWS), hidden.dtype))
     return out
 

@@ -1,4 +1,4 @@
-"""Products of up to 8 rows with a quantised matrix, whose codes are in registers before the rows are there.
+"""Products of up to 8 rows with a matrix in 4 bits, whose codes are in registers before the rows are there.
 
 As `ops/quantized_weight/kernel_held.py`, where it says how, and `ops/single_row`, which does it without tensor cores.
 """
@@ -45,7 +45,7 @@ def multiply_few(
         rows, weight.codes, weight.scales, out if bias is None else bias, out, second.codes, second.scales, second_out,
         len(rows), weight.codes.stride(-2), weight.out_width, second.out_width, num_tiles, rows.stride(0),
         HAS_BIAS=bias is not None, GROUP_STEPS=(weight.scheme.group_size or weight.in_width) // step,
-        NUM_STEPS=num_steps, BITS=weight.scheme.bits, WORDS=step // 4,
+        NUM_STEPS=num_steps, WORDS=step // 4,
         BLOCK_S=min(tile.steps, triton.next_power_of_2(num_steps)), BLOCK_N=tile.block_n, HAS_ASM=has_asm(out.device),
         num_warps=tile.num_warps, num_stages=1, **chained(out.device),
     )  # fmt: skip
@@ -55,8 +55,7 @@ def multiply_few(
 def _linear(
     x, codes, scales, bias, out, second_codes, second_scales, second_out, num_rows, row_words, out_width, second_width,
     num_tiles, row_stride, HAS_BIAS: tl.constexpr, GROUP_STEPS: tl.constexpr, NUM_STEPS: tl.constexpr,
-    BITS: tl.constexpr, WORDS: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_N: tl.constexpr, HAS_ASM: tl.constexpr,
-    CHAINED: tl.constexpr,
+    WORDS: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_N: tl.constexpr, HAS_ASM: tl.constexpr, CHAINED: tl.constexpr,
 ):  # fmt: skip
     """Of the first matrix `num_tiles` programs, of the second the rest."""
     tile = tl.program_id(0)
@@ -67,16 +66,16 @@ def _linear(
     limit = out_width - start
     codes += start.to(tl.int64) * row_words
     scales += start
-    words = load_words(codes, limit, 0, 0, NUM_STEPS, row_words, BLOCK_N, False, BITS, WORDS, BLOCK_S)
+    words = load_words(codes, limit, 0, 0, NUM_STEPS, row_words, BLOCK_N, False, WORDS, BLOCK_S)
     scale = load_scales(scales, limit, 0, 0, NUM_STEPS, out_width, GROUP_STEPS, BLOCK_N, False, BLOCK_S)
     wait_for_last(CHAINED)  # only the weights are there before
     n, m = tl.arange(0, BLOCK_N), tl.arange(0, 8)
     rows_at = x + tl.minimum(m, num_rows - 1) * row_stride
-    total = multiply_held(words, scale, rows_at, 0, NUM_STEPS, BLOCK_N, BITS, WORDS, BLOCK_S, HAS_ASM)
+    total = multiply_held(words, scale, rows_at, 0, NUM_STEPS, BLOCK_N, WORDS, BLOCK_S, HAS_ASM)
     for first in range(BLOCK_S, NUM_STEPS, BLOCK_S):
-        more = load_words(codes, limit, 0, first, NUM_STEPS, row_words, BLOCK_N, False, BITS, WORDS, BLOCK_S)
+        more = load_words(codes, limit, 0, first, NUM_STEPS, row_words, BLOCK_N, False, WORDS, BLOCK_S)
         its_scale = load_scales(scales, limit, 0, first, NUM_STEPS, out_width, GROUP_STEPS, BLOCK_N, False, BLOCK_S)
-        total += multiply_held(more, its_scale, rows_at, first, NUM_STEPS, BLOCK_N, BITS, WORDS, BLOCK_S, HAS_ASM)
+        total += multiply_held(more, its_scale, rows_at, first, NUM_STEPS, BLOCK_N, WORDS, BLOCK_S, HAS_ASM)
     if HAS_BIAS:
         total += tl.load(bias + start + n, mask=n < limit, other=0.0).to(tl.float32)[:, None]
     at = out + m.to(tl.int64)[None, :] * out_width + start + n[:, None]

@@ -1,12 +1,9 @@
-"""Products of quantised weights with up to 8 rows, straight from registers: codes go through no shared memory.
+"""Products of weights in 4 bits with up to 8 rows, straight from registers: codes go through no shared memory.
 
 A program asks for all codes of its outputs at once, each thread for 8 neighbouring words of a row, and tensor cores
 take them from the registers that they arrive in. A product wants 2 here and 2 there, but which inputs those are is all
 the same to a sum, if the rows of x are read in the same order. Each warp has steps of its own, for all outputs, and
 sums are brought together once.
-
-A step is a quarter of its inputs four times: of 4 bits those are the planes of the same words, of 8 bits words of
-their own.
 
 Outputs come in sixteens [Q, 2, 8]: eight of one half and eight of the other, of gate and of up for instance.
 """
@@ -31,9 +28,9 @@ def row_of(sixteen, half, r, IS_PAIR: tl.constexpr):
 @triton.jit
 def load_words(
     codes, limit, apart, first, num_steps, row_words, BLOCK_N: tl.constexpr, IS_PAIR: tl.constexpr,
-    BITS: tl.constexpr, WORDS: tl.constexpr, BLOCK_S: tl.constexpr,
+    WORDS: tl.constexpr, BLOCK_S: tl.constexpr,
 ):  # fmt: skip
-    """words [N / 16, 2, S, 8, W] of the steps from `first` on, one or four of them; zero from the output `limit` on.
+    """words [N / 16, 2, S, 8, W] of the steps from `first` on; zero from the output `limit` on.
 
     codes  where the program's first row begins; that of the other matrix is `apart` rows further
     """
@@ -41,15 +38,10 @@ def load_words(
     step = first + tl.arange(0, BLOCK_S)[None, None, :, None, None]
     r, j = tl.arange(0, 8)[None, None, None, :, None], tl.arange(0, WORDS)[None, None, None, None, :]
     row = row_of(sixteen, half, r, IS_PAIR)
-    PARTS: tl.constexpr = 1 if BITS == 4 else 4
-    inside, words = (row < limit) & (step < num_steps), ()
-    for part in tl.static_range(PARTS):
-        at = codes + ((half * apart + row) * row_words + (step * PARTS + part) * WORDS + j)
-        # A hint to the compiler, false but for the last axis, from which alone it forms vectors: in this order threads
-        # take the axes, first words, then rows, then steps, which is theirs in a product.
-        at = tl.max_contiguous(at, (1, 1, 2, 4, 8))
-        words += (tl.load(at, mask=inside, other=0.0),)
-    return words
+    at = codes + ((half * apart + row) * row_words + step * WORDS + j)
+    # A hint to the compiler, false but for the last axis, from which alone it forms vectors: in this order threads take
+    # the axes, first words, then rows, then steps, which is theirs in a product.
+    return tl.load(tl.max_contiguous(at, (1, 1, 2, 4, 8)), mask=(row < limit) & (step < num_steps), other=0.0)
 
 
 @triton.jit
@@ -67,20 +59,19 @@ def load_scales(
 
 @triton.jit
 def multiply_held(
-    words, scale, rows_at, first, num_steps, BLOCK_N: tl.constexpr, BITS: tl.constexpr, WORDS: tl.constexpr,
-    BLOCK_S: tl.constexpr, HAS_ASM: tl.constexpr,
+    words, scale, rows_at, first, num_steps, BLOCK_N: tl.constexpr, WORDS: tl.constexpr, BLOCK_S: tl.constexpr,
+    HAS_ASM: tl.constexpr,
 ):  # fmt: skip
     """[N, 8] float32: what these steps add to the outputs of the rows at `rows_at` [8]."""
-    NEAR: tl.constexpr = 4 if BITS == 8 and WORDS >= 32 else 2  # neighbours that the compiler gives a thread
-    FAR: tl.constexpr = WORDS // (8 * NEAR)
+    FAR: tl.constexpr = WORDS // 16
     step, j = first + tl.arange(0, BLOCK_S)[:, None, None], tl.arange(0, WORDS)[None, None, :]
     total = tl.zeros((BLOCK_S, BLOCK_N, 8), tl.float32)
     for p in tl.static_range(4):
         at = rows_at[None, :, None] + (step * (4 * WORDS) + p * WORDS + j)
         inputs = tl.load(tl.max_contiguous(at, (2, 4, 8)), mask=step < num_steps, other=0.0)  # as `load_words`
-        numbers = plane(words[0 if BITS == 4 else p], p, BITS, inputs.dtype, HAS_ASM)
-        numbers = numbers.reshape(BLOCK_N // 16, 2, BLOCK_S, 8, 4, FAR, 2, NEAR)
+        numbers = plane(words, p, 4, inputs.dtype, HAS_ASM)
+        numbers = numbers.reshape(BLOCK_N // 16, 2, BLOCK_S, 8, 4, FAR, 2, 2)
         numbers = tl.permute(numbers, (2, 0, 1, 3, 5, 6, 4, 7)).reshape(BLOCK_S, BLOCK_N, WORDS)
-        inputs = tl.permute(inputs.reshape(BLOCK_S, 8, 4, FAR, 2, NEAR), (0, 3, 4, 2, 5, 1))
+        inputs = tl.permute(inputs.reshape(BLOCK_S, 8, 4, FAR, 2, 2), (0, 3, 4, 2, 5, 1))
         total = tl.dot(numbers, inputs.reshape(BLOCK_S, WORDS, 8), total)
     return tl.sum(total * scale.to(tl.float32)[:, :, None], 0)

@@ -29,8 +29,10 @@ from vl2.ops.single_row.kernel_common import (
 )
 
 Matrix: TypeAlias = torch.Tensor | QuantizedWeight
-TILES = {16: Tile(8, 2048, 8), 8: Tile(1, 2048, 2), 4: Tile(8, 2048, 8)}
+TILES = {16: Tile(8, 2048, 8), 8: Tile(1, 2048, 2), 4: Tile(2, 2048, 4)}
 """By a weight's bits, measured on an H100."""
+HEAD_TILE = Tile(8, 2048, 8)
+"""Of a quantised vocabulary, which has programs enough."""
 
 
 def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
@@ -47,13 +49,20 @@ def linear_both(x: torch.Tensor, first: torch.Tensor, second: torch.Tensor) -> t
 
 
 def multiply_row(
-    x: torch.Tensor, matrices: Sequence[Matrix], bias: torch.Tensor | None = None, tile: Tile | None = None
+    x: torch.Tensor,
+    matrices: Sequence[Matrix],
+    bias: torch.Tensor | None = None,
+    tile: Tile | None = None,
+    out_dtype: torch.dtype | None = None,
 ) -> list[torch.Tensor]:
-    """x (..., K), one row of 16 bits, times one matrix [N, K] with a bias or none, or two that are alike but in N."""
+    """x (..., K), one row of 16 bits, times one matrix [N, K] with a bias or none, or two that are alike but in N.
+
+    out_dtype  that of x if there is none
+    """
     first, second = matrices[0], matrices[-1]
     (codes, scales), (second_codes, second_scales) = parts_of(first), parts_of(second)
     tile = tile or TILES[16 if isinstance(first, torch.Tensor) else first.scheme.bits]
-    outs = [x.new_empty(*x.shape[:-1], parts_of(matrix)[0].shape[-2]) for matrix in matrices]
+    outs = [x.new_empty(*x.shape[:-1], parts_of(m)[0].shape[-2], dtype=out_dtype or x.dtype) for m in matrices]
     widths = [out.shape[-1] for out in outs]
     num_tiles = [triton.cdiv(width, tile.block_n) for width in widths]
     _multiply[(sum(num_tiles),)](
