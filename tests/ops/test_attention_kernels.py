@@ -11,7 +11,6 @@ from vl2.ops.rope import reference as rope_reference
 from vl2.ops.rope.table import rope_table
 from vl2.ops.saturate import FLOAT8
 
-chain = pytest.importorskip("vl2.ops.chain", reason="Triton is not installed")
 kernel = pytest.importorskip("vl2.ops.attention.kernel", reason="Triton is not installed")
 kernel_mla = pytest.importorskip("vl2.ops.attention.kernel_mla", reason="Triton is not installed")
 
@@ -135,13 +134,12 @@ def test_splits_of_heads_in_any_number_give_the_same(programs, last_adds, name, 
     assert not kernel.arrival_counters(out.device).any()
 
 
-@pytest.mark.parametrize("group", [1, 2])
 @pytest.mark.parametrize(
     ("shapes", "dtype", "programs", "last_adds"),
     [(DECODE, torch.float32, 1, True), (DECODE, torch.float16, 200, True), (MIXED, torch.float32, 200, False)],
 )
-def test_a_cache_in_float8_is_read_in_lanes(shapes, dtype, programs, last_adds, group, device, monkeypatch):
-    tile = kernel.Tile(block_n=8, num_warps=4, num_stages=1, programs=programs, last_adds=last_adds, heads=group)
+def test_a_cache_in_float8_is_read_in_lanes(shapes, dtype, programs, last_adds, device, monkeypatch):
+    tile = kernel.Tile(block_n=8, num_warps=4, num_stages=1, programs=programs, last_adds=last_adds)
     for tiles in (kernel.TILES, kernel.FLOAT32_TILES):
         monkeypatch.setitem(tiles, "decode_single", tile)
     q, pool, batch = head_case(shapes, 6, 6, 12, dtype, device)
@@ -250,15 +248,8 @@ def test_attend_mla_equals_the_reference(shapes, flags, min_rows, expands, dtype
     assert prefills == ([] if shapes == DECODE else ["_prefill_expanded" if expands else "_prefill_absorbed"])
 
 
-@pytest.mark.parametrize("is_early", [False, True])
 @pytest.mark.parametrize(("dtype", "cache"), [(torch.float32, torch.float32), (torch.float16, FLOAT8)])
-def test_a_decoding_step_writes_its_rows_and_sees_them(cache, dtype, is_early, device, monkeypatch):
-    """Early: a split's first block is read before the step's own rows are written, and these once more after."""
-    monkeypatch.setattr(chain, "READS_EARLY", is_early)
-    for tiles in (kernel.TILES, kernel.FLOAT32_TILES):
-        for name in kernel.LATENT_DECODES:
-            tile = dataclasses.replace(tiles[name], ahead=32 * is_early, holds=is_early, programs=30)
-            monkeypatch.setitem(tiles, name, tile)
+def test_a_decoding_step_writes_its_rows_and_sees_them(cache, dtype, device):
     for shapes in (DECODE, DECODE[-1:]):
         q, kv_b, pool, table, positions, batch, scale = latent_case(shapes, 3, 24, dtype, device)
         q, positions, pool = q[:-SPARE_ROWS].contiguous(), positions[:-SPARE_ROWS], pool.to(cache)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 
 import pytest
@@ -12,9 +11,7 @@ from tests.ops.test_attention_kernels import PAGE_SIZE, make_batch
 from tests.ops.test_ops import moe_config
 from tests.ops.test_quantized_kernels import INT4, experts_of
 from vl2.engine.capture import capture
-from vl2.ops import chain
 from vl2.ops import triton_backend as ops
-from vl2.ops.attention import kernel as attention
 from vl2.ops.experts.mixture import Mixture, add_up
 from vl2.ops.experts.weights import ExpertWeights
 from vl2.ops.quantized_weight import triton_layout
@@ -93,14 +90,7 @@ def attentions(
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("contexts", [[97], [97, 64, 33]])
-def test_a_step_reads_its_own_cache_rows_after_they_are_written(
-    contexts: list[int], device: torch.device, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """All else that attention reads of the cache it may read before."""
-    monkeypatch.setattr(chain, "READS_EARLY", True)
-    for name in attention.LATENT_DECODES:
-        tile = dataclasses.replace(attention.TILES[name], block_n=32, num_warps=8, ahead=32, holds=True)
-        monkeypatch.setitem(attention.TILES, name, tile)
+def test_a_step_reads_its_own_cache_rows_after_they_are_written(contexts: list[int], device: torch.device) -> None:
     run, newest = attentions(device, contexts, torch.bfloat16)
     expected = run()
     torch.cuda.synchronize()

@@ -1,5 +1,6 @@
 """The beginning of a decoding step, against its reference."""
 
+import pytest
 import torch
 
 from vl2.ops.step import kernel, reference
@@ -21,3 +22,14 @@ def test_a_step_finds_its_tokens_and_adds_the_pages_it_writes_to(device: torch.d
     for name in ("embeds", "positions", "slots", "block_tables"):
         assert torch.equal(getattr(ours, name), getattr(expected, name)), name
     assert ours.slots.tolist() == [99 * 4 + 1, 98 * 4, 97 * 4]
+
+
+def test_what_a_step_begins_with_is_written_by_a_kernel_that_is_not_chained(
+    device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Chained ones read it before they wait (ops/chain.py): they would miss what a chained one writes."""
+    launches = []
+    monkeypatch.setattr(kernel, "_begin_decode", {(1,): lambda *_, **options: launches.append(set(options))})
+    numbers, tables = torch.zeros(1, dtype=torch.int32, device=device), torch.zeros(1, 1, dtype=torch.int32)
+    kernel.begin_decode(DecodeRows(numbers, numbers, numbers), tables, numbers.long(), torch.zeros(1, 8), 4)
+    assert launches == [{"BLOCK_PAGES", "BLOCK_WIDTH"}], "neither CHAINED nor launch_pdl"

@@ -4,9 +4,10 @@ A decoding step is a few hundred kernels of some microseconds, and from the last
 next about one more passes. A chained kernel is started early and waits inside, where its programs already have their
 places on the card; what the model's weights are alone can be loaded before the wait.
 
-So can what a step begins with: contexts, block tables, positions, slots, and the cache's rows of earlier steps. It is
-written by work that is not chained (copies, `begin_decode`), and a chained kernel begins after all such work, however
-many others wait before it. It must be read past the first cache (`.cg`), which is not emptied until the wait.
+So can what a step begins with: positions, slots, contexts. It is written by work that is not chained, which must stay
+so: copies, torch's kernels, `begin_decode` (ops/step). A chained kernel begins after all such work before it, however
+many others wait in between; nothing chained writes over it, as it is held until the step ends. It is read past the
+first cache (`.cg`), which is not emptied until the wait.
 """
 
 from __future__ import annotations
@@ -20,9 +21,6 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 HOPPER = 9
 """Major compute capability."""
-
-READS_EARLY = False
-"""Whether small kernels read what a step begins with before they wait. Not measured yet."""
 
 
 @functools.cache

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 import triton
@@ -18,7 +18,7 @@ import triton
 from vl2.ops.attention.batch import AttentionBatch
 from vl2.ops.attention.kernel_common import combine_splits
 from vl2.ops.attention.kernel_heads import decode_heads, prefill_heads
-from vl2.ops.attention.kernel_single import decode_lanes, decode_single
+from vl2.ops.attention.kernel_single import decode_single
 from vl2.ops.chain import chained
 from vl2.ops.saturate import FLOAT8
 from vl2.ops.tuning import tuned
@@ -39,10 +39,7 @@ class Tile:
     block_m: int = 0  # prefill: rows × heads
     programs: int = 0  # decode: how many there shall be, if splits can make so many
     last_adds: bool = False  # decode: the program that comes last adds up the splits, instead of a second kernel
-    heads: int = 0  # decode_lanes: that a program has, if their number is a multiple; 0: `decode_single` in its stead
-    ahead: int = 0  # decode_latent, _lanes: positions of a split that the card fetches before the kernel waits
-    streams: bool = False  # decode_latent: whether the card fetches so far ahead all the time
-    holds: bool = False  # decode_latent: whether its first block of positions is in registers before it waits
+    streams: int = 0  # decode_latent: how many positions ahead the card fetches rows into its cache
     terms: int = 1  # of the probabilities in the model's dtype: 1 rounds them once, 2 keeps them to float32's last bits
 
     @property
@@ -53,14 +50,12 @@ class Tile:
 KERNELS = "decode_heads", "prefill_heads", "prefill_latent", "prefill_expanded"
 LATENT_DECODES = "decode_latent_one", "decode_latent", "decode_latent_many"
 """Of one row, of more, and of more than the card has multiprocessors."""
-TILES = {kernel: tuned(kernel, Tile) for kernel in (*KERNELS, *LATENT_DECODES)} | {
-    "decode_single": Tile(block_n=32, num_warps=4, num_stages=3, programs=1056, last_adds=True)
-}
+DECODE_SINGLE = {"decode_single": Tile(block_n=64, num_warps=4, num_stages=1, programs=1056, last_adds=True)}
+TILES = {kernel: tuned(kernel, Tile) for kernel in (*KERNELS, *LATENT_DECODES)} | DECODE_SINGLE
 """Rows (prefill) come in 64s, for wgmma. With two stages nothing is loaded during the products (see `page_slots`)."""
-FLOAT32_TILES = {
+FLOAT32_TILES = DECODE_SINGLE | {
     # no tensor core: products are unrolled, so tiles are small
     "decode_heads": Tile(block_n=32, num_warps=4, num_stages=1, programs=264, last_adds=True),
-    "decode_single": Tile(block_n=32, num_warps=4, num_stages=2, programs=1056, last_adds=True),
     "prefill_heads": Tile(block_n=32, num_warps=4, num_stages=1, block_m=32),
     **dict.fromkeys(LATENT_DECODES, Tile(block_n=16, num_warps=8, num_stages=1, programs=132)),
     "prefill_latent": Tile(block_n=16, num_warps=8, num_stages=1, block_m=16),
@@ -99,44 +94,25 @@ def _decode_heads(q: torch.Tensor, pool: torch.Tensor, out: torch.Tensor, batch:
     (num_rows, heads, dim), (page_size, kv_heads) = q.shape, pool.shape[2:4]
     if not num_rows:
         return
-    is_single = pool.dtype == FLOAT8 and heads == kv_heads
+    is_single = pool.dtype == FLOAT8 and heads == kv_heads and dim % 4 == 0
     tile = tile_for("decode_single" if is_single else "decode_heads", q.dtype)
-    if is_single and tile.heads and dim % 4 == 0:
-        _decode_lanes(q, pool, out, batch, scale, tile)
-        return
     splits = Splits.of(q, batch, tile, kv_heads, page_size, dim)
-    arguments = (
-        q, pool[0], pool[1], out, batch.query_starts, *splits.arguments(batch), scale * LOG2_E, *counts(batch, splits),
-    )  # fmt: skip
+    common = *splits.arguments(batch), scale * LOG2_E, *counts(batch, splits)
     settings = dict(SPLIT=splits.size, LAST_ADDS=splits.last_adds, IS_MIXED=batch.may_decode, **chained(q.device))
     grid = kv_heads, splits.count, num_rows
     if is_single:
+        words, block_w = pool.view(torch.int32), triton.next_power_of_2(dim // 4)
+        most_rows = min(tile.block_n, max(1, 128 * tile.num_warps // block_w))  # four words of each to a thread
+        rows = min(page_size & -page_size, most_rows)  # of one page, as its largest power of two divides it
         decode_single[grid](
-            *arguments, HEADS=heads, DIM=dim, BLOCK_D=block(dim), PAGE_SIZE=page_size, BLOCK_N=tile.block_n,
-            STAGES=tile.num_stages, num_warps=tile.num_warps, **settings,
+            q, words[0], words[1], out, batch.query_starts, *common, HEADS=heads, DIM=dim, BLOCK_W=block_w,
+            PAGE_SIZE=page_size, ROWS=rows, STEPS=tile.block_n // rows, num_warps=tile.num_warps, **settings,
         )  # fmt: skip
     else:
-        sizes = _head_sizes(q, pool)
-        decode_heads[grid](*arguments, **sizes, BLOCK_G=block(heads // kv_heads), **tile.options, **settings)
-    splits.combine(out, batch)
-
-
-def _decode_lanes(
-    q: torch.Tensor, pool: torch.Tensor, out: torch.Tensor, batch: AttentionBatch, scale: float, tile: Tile
-) -> None:
-    """A tile of so many positions and lanes: four words of each of its rows go to a thread."""
-    (num_rows, heads, dim), page_size = q.shape, pool.shape[2]
-    group = tile.heads if heads % tile.heads == 0 else 1
-    block_w = triton.next_power_of_2(dim // 4)
-    rows = max(1, min(page_size, 128 * tile.num_warps // (block_w * group)))
-    tile = replace(tile, block_n=max(tile.block_n, rows))
-    splits, words = Splits.of(q, batch, tile, heads // group, page_size, dim), pool.view(torch.int32)
-    decode_lanes[heads // group, splits.count, num_rows](
-        q, words[0], words[1], out, batch.query_starts, *splits.arguments(batch), scale * LOG2_E,
-        *counts(batch, splits), HEADS=heads, GROUP=group, DIM=dim, BLOCK_W=block_w, PAGE_SIZE=page_size,
-        SPLIT=splits.size, ROWS=rows, STEPS=tile.block_n // rows, LAST_ADDS=splits.last_adds,
-        IS_MIXED=batch.may_decode, AHEAD=tile.ahead, num_warps=tile.num_warps, **chained(q.device),
-    )  # fmt: skip
+        decode_heads[grid](
+            q, pool[0], pool[1], out, batch.query_starts, *common, **_head_sizes(q, pool),
+            BLOCK_G=block(heads // kv_heads), **tile.options, **settings,
+        )  # fmt: skip
     splits.combine(out, batch)
 
 

@@ -17,14 +17,12 @@ FLOOR = tl.constexpr(-1e30)
 
 
 @triton.jit
-def page_slots(block_table, positions, seen, PAGE_SIZE: tl.constexpr, IS_EARLY: tl.constexpr = False):
+def page_slots(block_table, positions, seen, PAGE_SIZE: tl.constexpr):
     """Rows of the pool [N] int64 that hold these positions; pools have more than 2³¹ elements.
 
     Loops look them up one block ahead: only then does the compiler load a block's rows during the work on others.
-    IS_EARLY: before the wait (ops/chain.py).
     """
-    CACHE: tl.constexpr = ".cg" if IS_EARLY else ""
-    pages = tl.load(block_table + positions // PAGE_SIZE, mask=positions < seen, other=0, cache_modifier=CACHE)
+    pages = tl.load(block_table + positions // PAGE_SIZE, mask=positions < seen, other=0)
     return pages.to(tl.int64) * PAGE_SIZE + positions % PAGE_SIZE
 
 
@@ -92,25 +90,12 @@ def seen_positions(context, first_row, end, BLOCK_Q: tl.constexpr, BLOCK_N: tl.c
 @triton.jit
 def rotate_pairs(rows, positions, has_row, cos, sin, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
     """[N, BLOCK]: `WIDTH` numbers of a query at each of these pointers, dimension 2i rotated with 2i + 1."""
-    c, s = load_turns(positions, has_row, cos, sin, WIDTH, BLOCK)
-    return turn_pairs(rows, has_row, c, s, WIDTH, BLOCK)
-
-
-@triton.jit
-def load_turns(positions, has_row, cos, sin, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
-    """Cosines and sines [N, BLOCK / 2] of these positions."""
-    pairs = tl.arange(0, BLOCK // 2)[None, :]
-    has, at = has_row[:, None] & (pairs < WIDTH // 2), positions[:, None] * (WIDTH // 2) + pairs
-    return tl.load(cos + at, mask=has, other=0.0), tl.load(sin + at, mask=has, other=0.0)
-
-
-@triton.jit
-def turn_pairs(rows, has_row, c, s, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
-    """`rotate_pairs` by these cosines and sines."""
     pairs = tl.arange(0, BLOCK // 2)[None, :]
     has = has_row[:, None] & (pairs < WIDTH // 2)
     even = tl.load(rows[:, None] + 2 * pairs, mask=has, other=0.0).to(tl.float32)
     odd = tl.load(rows[:, None] + 2 * pairs + 1, mask=has, other=0.0).to(tl.float32)
+    turn = positions[:, None] * (WIDTH // 2) + pairs
+    c, s = tl.load(cos + turn, mask=has, other=0.0), tl.load(sin + turn, mask=has, other=0.0)
     return to_dtype(tl.interleave(even * c - odd * s, odd * c + even * s), rows.dtype.element_ty)
 
 

@@ -15,16 +15,13 @@ from vl2.ops.attention.kernel_common import (
     find_tile,
     is_last,
     load_rows,
-    load_turns,
     page_slots,
     rotate_pairs,
     seen_positions,
     split_size,
-    turn_pairs,
 )
 from vl2.ops.attention.kernel_heads import add_weighted_t
 from vl2.ops.chain import fetch, wait_for_last
-from vl2.ops.float8.kernel_common import from_float8
 from vl2.ops.saturate_kernel import to_dtype
 
 
@@ -41,17 +38,6 @@ def _attend_block(
     slots = page_slots(block_table, positions + BLOCK_N, seen, PAGE_SIZE)
     latent = load_rows(pool, offsets, ranks, is_seen, q_latent.dtype, RANK, BLOCK_R, IS_MASKED)
     rope = load_rows(pool, offsets + RANK, ropes, is_seen, q_latent.dtype, ROPE, BLOCK_P, IS_MASKED)
-    top, total, acc = _attend_rows(
-        q_latent, q_rope, latent, rope, top, total, acc, positions, is_seen, last_seen, scale, IS_MASKED, TERMS
-    )
-    return slots, top, total, acc
-
-
-@triton.jit
-def _attend_rows(
-    q_latent, q_rope, latent, rope, top, total, acc, positions, is_seen, last_seen, scale, IS_MASKED: tl.constexpr,
-    TERMS: tl.constexpr,
-):  # fmt: skip
     scores = tl.dot(rope, q_rope, input_precision="ieee")
     scores = tl.dot(latent, q_latent, scores, input_precision="ieee")
     if IS_MASKED:
@@ -61,16 +47,13 @@ def _attend_rows(
     fade = tl.exp2(top - highest)
     p = tl.exp2(scores * scale - highest[None, :])
     acc = add_weighted_t(acc * fade[None, :], p, latent, TERMS)
-    return highest, total * fade + tl.sum(p, 0), acc
+    return slots, highest, total * fade + tl.sum(p, 0), acc
 
 
 @triton.jit
-def _stored(pool, offsets, columns, is_wanted, other, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
-    """[N, BLOCK] of the cache as it holds them, past the first cache; `other` in rows that are not wanted."""
-    pointers, mask = pool + offsets[:, None] + columns[None, :], is_wanted[:, None]
-    if WIDTH < BLOCK:
-        mask = mask & (columns < WIDTH)[None, :]
-    return tl.load(pointers, mask=mask, other=other, cache_modifier=".cg")
+def _fetch_rows(pool, block_table, positions, end, WIDTH: tl.constexpr, PAGE_SIZE: tl.constexpr):
+    NUM_BYTES: tl.constexpr = WIDTH * pool.dtype.element_ty.primitive_bitwidth // 8
+    fetch(pool + page_slots(block_table, positions, end, PAGE_SIZE) * WIDTH, positions < end, NUM_BYTES)
 
 
 @triton.jit(
@@ -82,8 +65,8 @@ def decode_latent(
     max_pages, num_splits,
     HEADS: tl.constexpr, RANK: tl.constexpr, NOPE: tl.constexpr, ROPE: tl.constexpr, BLOCK_R: tl.constexpr,
     BLOCK_P: tl.constexpr, BLOCK_H: tl.constexpr, PAGE_SIZE: tl.constexpr, SPLIT: tl.constexpr,
-    BLOCK_N: tl.constexpr, TERMS: tl.constexpr, LAST_ADDS: tl.constexpr, HAS_ADDER: tl.constexpr, AHEAD: tl.constexpr,
-    STREAMS: tl.constexpr, HOLDS: tl.constexpr, CHAINED: tl.constexpr,
+    BLOCK_N: tl.constexpr, TERMS: tl.constexpr, LAST_ADDS: tl.constexpr, HAS_ADDER: tl.constexpr, STREAMS: tl.constexpr,
+    CHAINED: tl.constexpr,
 ):  # fmt: skip
     """One split of one row for BLOCK_H heads; splits are added up as in `decode_heads`, or HAS_ADDER: by
     `expand_splits`, which wants them all, one or many.
@@ -91,57 +74,33 @@ def decode_latent(
     q_latent  [Q, H, R]: queries in the latent space
     q         [Q, H, Dn + Dr]: as they were projected; their last part is rotated here
 
-    Where the step has written nothing that these rows see but their newest position, the cache can be read before the
-    wait: the card fetches the first AHEAD positions of a split, and if HOLDS its first BLOCK_N are in registers. If
-    STREAMS it goes on fetching so far ahead, as with two stages nothing else is asked for during the products.
+    The card fetches rows STREAMS positions before they are loaded, as with two stages nothing is asked for during the
+    products.
     """
-    ROW_BYTES: tl.constexpr = (RANK + ROPE) * pool.dtype.element_ty.primitive_bitwidth // 8
-    IS_EARLY: tl.constexpr = AHEAD > 0 or HOLDS
-    if not IS_EARLY:
-        wait_for_last(CHAINED)
+    wait_for_last(CHAINED)
     head_block, split, row = tl.program_id(0), tl.program_id(1), tl.program_id(2)
-    context = tl.load(context_lengths + row, mask=row < num_chunks, other=0, cache_modifier=".cg")
+    context = tl.load(context_lengths + row, mask=row < num_chunks, other=0)
     size = split_size(context, num_splits, SPLIT, BLOCK_N)
     first = split * size
     if (first >= context) & (split > 0):
         return
-    end, block_table = tl.minimum(first + size, context), block_tables + row * max_pages
-    if AHEAD > 0 and CHAINED:
-        early = first + tl.arange(0, AHEAD)
-        fetch(pool + page_slots(block_table, early, end, PAGE_SIZE, True) * (RANK + ROPE), early < end, ROW_BYTES)
     ranks, ropes = tl.arange(0, BLOCK_R), tl.arange(0, BLOCK_P)
     heads = head_block * BLOCK_H + tl.arange(0, BLOCK_H)
     is_head, rows = heads < HEADS, row * HEADS + heads
     in_latent = (ranks < RANK)[:, None] & is_head[None, :]
     last_seen = tl.zeros([BLOCK_H], tl.int32) + context - 1
-    is_turned = is_head & (last_seen >= 0)
-    c, s = load_turns(last_seen, is_turned, cos, sin, ROPE, BLOCK_P)
-    positions = first + tl.arange(0, BLOCK_N)
-    slots = page_slots(block_table, positions, context, PAGE_SIZE, True)
-    if HOLDS:
-        offsets, is_seen = slots * (RANK + ROPE), positions < context
-        latent = _stored(pool, offsets, ranks, is_seen, 0.0, RANK, BLOCK_R)
-        rope = _stored(pool, offsets + RANK, ropes, is_seen, 0.0, ROPE, BLOCK_P)
-    if IS_EARLY:
-        wait_for_last(CHAINED)
-    if HOLDS:
-        latent = _stored(pool, offsets, ranks, positions == context - 1, latent, RANK, BLOCK_R)
-        rope = _stored(pool, offsets + RANK, ropes, positions == context - 1, rope, ROPE, BLOCK_P)
     own = tl.load(q_latent + rows[None, :] * RANK + ranks[:, None], mask=in_latent, other=0.0)
-    own_rope = tl.trans(turn_pairs(q + rows * (NOPE + ROPE) + NOPE, is_turned, c, s, ROPE, BLOCK_P))
+    is_turned = is_head & (last_seen >= 0)
+    own_rope = tl.trans(rotate_pairs(q + rows * (NOPE + ROPE) + NOPE, last_seen, is_turned, cos, sin, ROPE, BLOCK_P))
 
     top, total = tl.full([BLOCK_H], FLOOR, tl.float32), tl.zeros([BLOCK_H], tl.float32)
     acc = tl.zeros([BLOCK_R, BLOCK_H], tl.float32)
-    if HOLDS:
-        slots = page_slots(block_table, positions + BLOCK_N, context, PAGE_SIZE)
-        top, total, acc = _attend_rows(
-            own, own_rope, from_float8(latent, own.dtype), from_float8(rope, own.dtype), top, total, acc, positions,
-            is_seen, last_seen, scale, True, TERMS,
-        )  # fmt: skip
-    for start in range(first + BLOCK_N if HOLDS else first, end, BLOCK_N):
-        if STREAMS and CHAINED:
-            ahead = start + AHEAD + tl.arange(0, BLOCK_N)
-            fetch(pool + page_slots(block_table, ahead, end, PAGE_SIZE) * (RANK + ROPE), ahead < end, ROW_BYTES)
+    block_table = block_tables + row * max_pages
+    slots = page_slots(block_table, first + tl.arange(0, BLOCK_N), context, PAGE_SIZE)
+    end = tl.minimum(first + size, context)
+    for start in range(first, end, BLOCK_N):
+        if STREAMS > 0 and CHAINED:
+            _fetch_rows(pool, block_table, start + STREAMS + tl.arange(0, BLOCK_N), end, RANK + ROPE, PAGE_SIZE)
         slots, top, total, acc = _attend_block(
             own, own_rope, pool, block_table, slots, top, total, acc, start, context, last_seen, scale,
             ranks, ropes, True, RANK, ROPE, BLOCK_R, BLOCK_P, PAGE_SIZE, BLOCK_N, TERMS,
@@ -222,7 +181,7 @@ def prefill_latent(
 def expand_splits(
     parts, stats, values, out, context_lengths, num_chunks, num_splits, head_stride, value_stride,
     HEADS: tl.constexpr, RANK: tl.constexpr, DIM: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_D: tl.constexpr,
-    SPLIT: tl.constexpr, BLOCK_N: tl.constexpr, IS_EARLY: tl.constexpr, CHAINED: tl.constexpr,
+    SPLIT: tl.constexpr, BLOCK_N: tl.constexpr, CHAINED: tl.constexpr,
 ):  # fmt: skip
     """Add up the splits of a row and head and take the result out of the latent space: BLOCK_D of its numbers.
 
@@ -233,11 +192,8 @@ def expand_splits(
     dims, ranks = tl.program_id(0) * BLOCK_D + tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_R)
     pointers = values + head * head_stride + dims[:, None] * value_stride + ranks[None, :]
     value = tl.load(pointers, mask=(dims < DIM)[:, None] & (ranks < RANK)[None, :], other=0.0)
-    if not IS_EARLY:
-        wait_for_last(CHAINED)
     context = tl.load(context_lengths + row, mask=row < num_chunks, other=0, cache_modifier=".cg")
-    if IS_EARLY:
-        wait_for_last(CHAINED)
+    wait_for_last(CHAINED)  # only weights and contexts are there before
     used = tl.maximum(tl.cdiv(context, split_size(context, num_splits, SPLIT, BLOCK_N)), 1)
     row_head = (row * HEADS + head).to(tl.int64)
     first = row_head * num_splits

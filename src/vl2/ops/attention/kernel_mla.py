@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 import triton
 
-from vl2.ops import chain
 from vl2.ops.attention.batch import AttentionBatch
 from vl2.ops.attention.kernel import LOG2_E, Splits, block, chunks, counts, num_tiles, row_counts, tile_for
 from vl2.ops.attention.kernel_expanded import gather_rows, prefill_expanded
@@ -81,7 +80,7 @@ def decode_mla(
     absorbed = write_and_absorb(latent_and_key, norm_weight, eps, rope, positions, slots, pool, q, layer.keys)
     out = torch.empty(len(q), layer.heads * layer.value, dtype=q.dtype, device=q.device)
     if len(q):
-        _decode(q, absorbed, layer, batch, out, sees_newest_alone=True)
+        _decode(q, absorbed, layer, batch, out)
     return out
 
 
@@ -126,15 +125,7 @@ class Layer:
         return sizes | dict(BLOCK_R=block(self.rank), BLOCK_P=block(rope))
 
 
-def _decode(
-    q: torch.Tensor,
-    absorbed: torch.Tensor,
-    layer: Layer,
-    batch: AttentionBatch,
-    out: torch.Tensor,
-    sees_newest_alone: bool = False,
-) -> None:
-    """sees_newest_alone: of what this step has written to the cache, a row sees its own position's row at most."""
+def _decode(q: torch.Tensor, absorbed: torch.Tensor, layer: Layer, batch: AttentionBatch, out: torch.Tensor) -> None:
     num_rows, heads, rank = len(q), layer.heads, layer.rank
     block_h, is_exact = min(block(heads), 32), batch.has_fixed_splits
     head_blocks = triton.cdiv(heads, block_h)
@@ -147,8 +138,7 @@ def _decode(
     decode_latent[head_blocks, splits.count, num_rows](
         absorbed, q, layer.rope.cos, layer.rope.sin, layer.pool, attended, *splits.arguments(batch), layer.scale,
         *counts(batch, splits), **layer.sizes, BLOCK_H=block_h, SPLIT=splits.size,
-        LAST_ADDS=splits.last_adds and not has_adder, HAS_ADDER=has_adder, AHEAD=tile.ahead if sees_newest_alone else 0,
-        STREAMS=tile.streams and sees_newest_alone, HOLDS=tile.holds and sees_newest_alone, **tile.options,
+        LAST_ADDS=splits.last_adds and not has_adder, HAS_ADDER=has_adder, STREAMS=tile.streams, **tile.options,
         **chained(q.device),
     )  # fmt: skip
     values = layer.values
@@ -160,8 +150,7 @@ def _decode(
     expand_splits[triton.cdiv(layer.value, block_d), heads, num_rows](
         splits.parts, splits.stats, values, out, batch.context_lengths, len(batch.block_tables), splits.count,
         values.stride(0), values.stride(1), HEADS=heads, RANK=rank, DIM=layer.value, BLOCK_R=block(rank),
-        BLOCK_D=block_d, SPLIT=splits.size, BLOCK_N=tile.block_n, IS_EARLY=chain.READS_EARLY, num_warps=4,
-        **chained(q.device),
+        BLOCK_D=block_d, SPLIT=splits.size, BLOCK_N=tile.block_n, num_warps=4, **chained(q.device),
     )  # fmt: skip
 
 

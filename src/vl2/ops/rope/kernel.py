@@ -6,7 +6,6 @@ import torch
 import triton
 import triton.language as tl
 
-from vl2.ops import chain
 from vl2.ops.chain import chained, fetch, wait_for_last
 from vl2.ops.rope.table import RopeTable
 from vl2.ops.saturate import saturate
@@ -22,13 +21,11 @@ FEW_BLOCK, SOME_BLOCK = (16, 32), (64, 64)
 def _write_heads(
     qkv, cos, sin, positions, slots, keys, values, out,
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HALF: tl.constexpr,
-    BLOCK_HALF: tl.constexpr, BLOCK_HEADS: tl.constexpr, IS_EARLY: tl.constexpr, CHAINED: tl.constexpr,
+    BLOCK_HALF: tl.constexpr, BLOCK_HEADS: tl.constexpr, CHAINED: tl.constexpr,
 ):  # fmt: skip
     """BLOCK_HEADS heads of one token, whichever of queries, keys and values they are: only the keys' and values' goal
     is a page, and values are not rotated.
     """
-    if not IS_EARLY:
-        wait_for_last(CHAINED)
     DIM: tl.constexpr = 2 * HALF
     token = tl.program_id(0).to(tl.int64)
     heads = tl.program_id(1) * BLOCK_HEADS + tl.arange(0, BLOCK_HEADS)[:, None]
@@ -38,8 +35,7 @@ def _write_heads(
     c = tl.load(cos + row, mask=dims < HALF, other=0.0)
     s = tl.load(sin + row, mask=dims < HALF, other=0.0)
     cached = tl.load(slots + token, cache_modifier=".cg") * (KV_HEADS * DIM) + dims
-    if IS_EARLY:
-        wait_for_last(CHAINED)
+    wait_for_last(CHAINED)  # weights and what the step begins with are there before
     source = qkv + token * ((HEADS + 2 * KV_HEADS) * DIM) + heads * DIM + dims
     first = tl.load(source, mask=has, other=0.0).to(tl.float32)
     second = tl.load(source + HALF, mask=has, other=0.0).to(tl.float32)
@@ -73,7 +69,7 @@ def write_heads(
         _write_heads[num_tokens, triton.cdiv(all_heads, block_heads)](
             qkv, rope.cos, rope.sin, positions, slots, pool[0], pool[1], out,
             HEADS=out.shape[1], KV_HEADS=kv_heads, HALF=dim // 2, BLOCK_HALF=triton.next_power_of_2(dim // 2),
-            BLOCK_HEADS=block_heads, IS_EARLY=chain.READS_EARLY, num_warps=4, **chained(qkv.device),
+            BLOCK_HEADS=block_heads, num_warps=4, **chained(qkv.device),
         )  # fmt: skip
     return out
 
@@ -90,33 +86,30 @@ def _rotate_pairs(source, target, c, s, pairs, has):
 @triton.jit(do_not_specialize=["stride"])
 def _write_latent(
     latent_and_key, stride, weight, eps, cos, sin, positions, slots, pool,
-    RANK: tl.constexpr, PAIRS: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_PAIRS: tl.constexpr, IS_EARLY: tl.constexpr,
+    RANK: tl.constexpr, PAIRS: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_PAIRS: tl.constexpr,
     CHAINED: tl.constexpr,
 ):  # fmt: skip
     token = tl.program_id(0).to(tl.int64)
     _write_row(
         token, latent_and_key, stride, weight, eps, cos, sin, positions, slots, pool, RANK, PAIRS, BLOCK_R, BLOCK_PAIRS,
-        IS_EARLY, CHAINED,
+        CHAINED,
     )  # fmt: skip
 
 
 @triton.jit
 def _write_row(
     token, latent_and_key, stride, weight, eps, cos, sin, positions, slots, pool,
-    RANK: tl.constexpr, PAIRS: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_PAIRS: tl.constexpr, IS_EARLY: tl.constexpr,
+    RANK: tl.constexpr, PAIRS: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_PAIRS: tl.constexpr,
     CHAINED: tl.constexpr,
 ):  # fmt: skip
     """One token: norm its latent, rotate its key, write both as one row."""
-    if not IS_EARLY:
-        wait_for_last(CHAINED)
     source = latent_and_key + token * stride
     target = pool + tl.load(slots + token, cache_modifier=".cg") * (RANK + 2 * PAIRS)
     pairs, ranks = tl.arange(0, BLOCK_PAIRS), tl.arange(0, BLOCK_R)
     row, has = tl.load(positions + token, cache_modifier=".cg") * PAIRS + pairs, pairs < PAIRS
     c, s = tl.load(cos + row, mask=has, other=0.0), tl.load(sin + row, mask=has, other=0.0)
     w = tl.load(weight + ranks, mask=ranks < RANK, other=0.0).to(tl.float32)
-    if IS_EARLY:
-        wait_for_last(CHAINED)
+    wait_for_last(CHAINED)  # weights and what the step begins with are there before
     _rotate_pairs(source + RANK, target + RANK, c, s, pairs, has)
     x = tl.load(source + ranks, mask=ranks < RANK, other=0.0).to(tl.float32)
     normed = x * tl.rsqrt(tl.sum(x * x, 0) / RANK + eps) * w
@@ -139,7 +132,7 @@ def write_latent(
         _write_latent[(len(latent_and_key),)](
             latent_and_key, latent_and_key.stride(0), norm_weight, eps, rope.cos, rope.sin, positions, slots, pool,
             RANK=rank, PAIRS=pairs, BLOCK_R=triton.next_power_of_2(rank), BLOCK_PAIRS=triton.next_power_of_2(pairs),
-            IS_EARLY=chain.READS_EARLY, num_warps=2, **chained(pool.device),
+            num_warps=2, **chained(pool.device),
         )  # fmt: skip
 
 
@@ -207,14 +200,14 @@ def _write_and_absorb(
     latent_and_key, stride, weight, eps, cos, sin, positions, slots, pool, q, keys, out, num_rows, head_stride,
     dim_stride, PAIRS: tl.constexpr, BLOCK_LATENT: tl.constexpr, BLOCK_PAIRS: tl.constexpr,
     HEADS: tl.constexpr, DIM: tl.constexpr, WIDTH: tl.constexpr, RANK: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_R: tl.constexpr, IS_EARLY: tl.constexpr, CHAINED: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_R: tl.constexpr, CHAINED: tl.constexpr,
 ):  # fmt: skip
     """The first programs write a row each, the others absorb queries: neither needs the other."""
     token = tl.program_id(0).to(tl.int64)
     if token < num_rows:
         _write_row(
             token, latent_and_key, stride, weight, eps, cos, sin, positions, slots, pool, RANK, PAIRS, BLOCK_LATENT,
-            BLOCK_PAIRS, IS_EARLY, CHAINED,
+            BLOCK_PAIRS, CHAINED,
         )  # fmt: skip
     else:
         number, num_blocks = tl.program_id(0) - num_rows, tl.cdiv(RANK, BLOCK_R)
@@ -247,7 +240,7 @@ def write_and_absorb(
     _write_and_absorb[(num_rows + triton.cdiv(num_rows, block[0]) * heads * triton.cdiv(rank, block[1]),)](
         latent_and_key, latent_and_key.stride(0), norm_weight, eps, rope.cos, rope.sin, positions, slots, pool, q, keys,
         out, num_rows, keys.stride(0), keys.stride(1), PAIRS=pairs, BLOCK_LATENT=triton.next_power_of_2(rank),
-        BLOCK_PAIRS=triton.next_power_of_2(pairs), **_sizes(q, keys, block), IS_EARLY=chain.READS_EARLY, num_warps=4,
+        BLOCK_PAIRS=triton.next_power_of_2(pairs), **_sizes(q, keys, block), num_warps=4,
         **chained(q.device),
     )  # fmt: skip
     return out
@@ -257,14 +250,14 @@ def write_and_absorb(
 def _expand_values(
     latent, values, out, num_rows, head_stride, value_stride,
     HEADS: tl.constexpr, RANK: tl.constexpr, DIM: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_D: tl.constexpr, IS_EARLY: tl.constexpr, CHAINED: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_D: tl.constexpr, CHAINED: tl.constexpr,
 ):  # fmt: skip
     """BLOCK_M rows of one head's result times BLOCK_D rows of its value matrix."""
     head = tl.program_id(2)
     rows = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     dims = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
     is_row, is_dim = (rows < num_rows)[:, None], (dims < DIM)[None, :]
-    if IS_EARLY and CHAINED:
+    if CHAINED:
         NUM_BYTES: tl.constexpr = RANK * values.dtype.element_ty.primitive_bitwidth // 8
         fetch(values + head * head_stride + dims * value_stride, dims < DIM, NUM_BYTES)
     wait_for_last(CHAINED)
@@ -299,7 +292,7 @@ def expand_values(
         _expand_values[triton.cdiv(num_rows, block_m), triton.cdiv(dim, block_d), heads](
             latent, values, out, num_rows, values.stride(0), values.stride(1),
             HEADS=heads, RANK=rank, DIM=dim, BLOCK_M=block_m, BLOCK_D=block_d,
-            BLOCK_R=min(block_r, max(16, triton.next_power_of_2(rank))), IS_EARLY=chain.READS_EARLY, num_warps=4,
+            BLOCK_R=min(block_r, max(16, triton.next_power_of_2(rank))), num_warps=4,
             num_stages=num_stages, **chained(out.device),
         )  # fmt: skip
     return out
