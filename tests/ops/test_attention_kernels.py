@@ -249,11 +249,16 @@ def test_attend_mla_equals_the_reference(shapes, flags, min_rows, expands, dtype
 
 
 @pytest.mark.parametrize(("dtype", "cache"), [(torch.float32, torch.float32), (torch.float16, FLOAT8)])
-def test_a_decoding_step_writes_its_rows_and_sees_them(cache, dtype, device):
+@pytest.mark.parametrize("are_joined", [False, True], ids=["two products", "one product"])
+def test_a_decoding_step_writes_its_rows_and_sees_them(are_joined, cache, dtype, device):
+    """Latents and queries may be columns of one product's rows."""
     for shapes in (DECODE, DECODE[-1:]):
         q, kv_b, pool, table, positions, batch, scale = latent_case(shapes, 3, 24, dtype, device)
         q, positions, pool = q[:-SPARE_ROWS].contiguous(), positions[:-SPARE_ROWS], pool.to(cache)
         own = torch.randn(len(q), pool.shape[2], device=device).to(dtype)
+        if are_joined:
+            both = torch.cat((own, q.flatten(1)), 1)
+            own, q = both[:, : own.shape[1]], both[:, own.shape[1] :].unflatten(1, q.shape[1:])
         weight = torch.rand(24, device=device).to(dtype)
         pages = batch.block_tables[torch.arange(len(q), device=device), positions // PAGE_SIZE]
         slots = pages.long() * PAGE_SIZE + positions % PAGE_SIZE

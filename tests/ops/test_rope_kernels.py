@@ -102,6 +102,9 @@ def test_cache_rows_and_absorbed_queries_of_few_tokens_in_one_launch(rows, dtype
     kernel.write_latent(*other)
     assert_close(*pools)
     assert_close(absorbed, kernel.absorb_queries(q, keys))
+    beside_others = torch.cat((latent, q.flatten(1)), 1)[:, rank + rope :].unflatten(1, q.shape[1:])
+    assert torch.equal(kernel.write_and_absorb(*own, beside_others, keys), absorbed)
+    assert torch.equal(kernel.absorb_queries(beside_others, keys), kernel.absorb_queries(q, keys))
 
 
 def test_float16_results_saturate(device):

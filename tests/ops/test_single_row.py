@@ -7,8 +7,10 @@ import sys
 import pytest
 import torch
 
+from vl2.model.linear import Linear, lie_together
 from vl2.ops.experts.mixture import add_up
 from vl2.ops.experts.weights import ExpertWeights
+from vl2.ops.linear import joined
 from vl2.ops.linear import multiply as reference
 
 kernel = pytest.importorskip("vl2.ops.single_row.kernel", reason="Triton is not installed")
@@ -40,6 +42,19 @@ def test_two_matrices_in_one_launch_have_the_bits_of_each_alone(device):
     second = first[:5] * 2
     for out, weight in zip(kernel.linear_both(x, first, second), (first, second), strict=True):
         assert torch.equal(out, kernel.linear(x, weight))
+
+
+def test_few_rows_take_two_matrices_that_lie_together_as_one(device):
+    linears = [Linear(100, width, dtype=torch.float32, device=device) for width in (5, 21)]
+    lie_together(*linears)
+    first, second = (torch.nn.init.normal_(linear.weight) for linear in linears)
+    assert torch.equal(joined(first, second), torch.cat((first, second))) and joined(second, first) is None
+    for rows, are_columns in ((2, True), (kernel.MOST_JOINED_ROWS + 1, False)):
+        x = torch.randn(rows, 100, device=device)
+        outs = kernel.linear_both(x, first, second)
+        assert (outs[1].stride(0) == 26) == are_columns
+        for out, weight in zip(outs, (first, second), strict=True):
+            torch.testing.assert_close(out, reference(x, weight))
 
 
 def test_what_float16_cannot_hold_is_its_largest_number(device):

@@ -9,7 +9,7 @@ from torch import nn
 
 from vl2.core.model_config import LanguageConfig
 from vl2.core.yarn import yarn_scale
-from vl2.model.linear import Linear, Place, RMSNorm, is_plain, is_plainly_quantized
+from vl2.model.linear import Linear, Place, RMSNorm, is_plain, is_plainly_quantized, lie_together
 from vl2.model.step import QueryRows, StepInputs
 from vl2.ops.attention.reference import attend_mla
 from vl2.ops.backend import Backend
@@ -84,6 +84,8 @@ class MLA(nn.Module):
             self.q_b = place.linear(mla.q_lora_rank, {"q_b_proj": q_width}, ops, dtype=dtype, device=device)
         latent = {"kv_a_proj_with_mqa": mla.kv_lora_rank + mla.rope_dim}
         self.kv_a = place.linear(width, latent, ops, bias=bias, dtype=dtype, device=device)
+        if mla.q_lora_rank is None:
+            lie_together(self.kv_a, self.q_proj)
         self.kv_norm = RMSNorm(mla.kv_lora_rank, INNER_NORM_EPS, ops, dtype=dtype, device=device)
         kv_b_width = config.heads * (mla.nope_dim + mla.value_dim)
         self.kv_b = Linear(mla.kv_lora_rank, kv_b_width, dtype=dtype, device=device)

@@ -84,6 +84,14 @@ class QuantizedLinear(nn.Module):
         return self.ops.quantized_linear(x, self.weight, self.bias, self.rounding)
 
 
+def lie_together(first: Linear | QuantizedLinear, second: Linear | QuantizedLinear) -> None:
+    """Give two linears of the same rows weights in one piece of memory, so that one product can compute both."""
+    if isinstance(first, Linear) and isinstance(second, Linear):
+        both = torch.cat((first.weight, second.weight))
+        for linear, weight in zip((first, second), both.split((len(first.weight), len(second.weight))), strict=True):
+            linear.weight = nn.Parameter(weight, requires_grad=False)
+
+
 def is_plain(linear: Linear | QuantizedLinear) -> TypeGuard[Linear]:
     """Whether it is the product with a weight that lies there as it is, and no more. Who watches it must be told."""
     if isinstance(linear, QuantizedLinear) or linear.native is not None or linear.bias is not None:

@@ -48,3 +48,12 @@ def multiply(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = 
 def multiply_both(x: torch.Tensor, first: torch.Tensor, second: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """The same rows times two weights that are not packed."""
     return F.linear(x, first), F.linear(x, second)
+
+
+def joined(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor | None:
+    """[N, K] and [M, K] → both [N + M, K], if the second lies right behind the first (`model.linear.lie_together`)."""
+    is_one_piece = first.untyped_storage().data_ptr() == second.untyped_storage().data_ptr()
+    follows = second.storage_offset() == first.storage_offset() + first.numel()
+    if not (is_one_piece and follows and first.is_contiguous() and second.is_contiguous()):
+        return None
+    return first.as_strided((len(first) + len(second), first.shape[1]), first.stride())

@@ -61,8 +61,8 @@ def _fetch_rows(pool, block_table, positions, end, WIDTH: tl.constexpr, PAGE_SIZ
     do_not_specialize_on_alignment=["block_tables", "context_lengths"],
 )
 def decode_latent(
-    q_latent, q, cos, sin, pool, out, block_tables, context_lengths, parts, stats, counters, scale, num_chunks,
-    max_pages, num_splits,
+    q_latent, q, row_stride, cos, sin, pool, out, block_tables, context_lengths, parts, stats, counters, scale,
+    num_chunks, max_pages, num_splits,
     HEADS: tl.constexpr, RANK: tl.constexpr, NOPE: tl.constexpr, ROPE: tl.constexpr, BLOCK_R: tl.constexpr,
     BLOCK_P: tl.constexpr, BLOCK_H: tl.constexpr, PAGE_SIZE: tl.constexpr, SPLIT: tl.constexpr,
     BLOCK_N: tl.constexpr, TERMS: tl.constexpr, LAST_ADDS: tl.constexpr, HAS_ADDER: tl.constexpr, STREAMS: tl.constexpr,
@@ -72,7 +72,7 @@ def decode_latent(
     `expand_splits`, which wants them all, one or many.
 
     q_latent  [Q, H, R]: queries in the latent space
-    q         [Q, H, Dn + Dr]: as they were projected; their last part is rotated here
+    q         [Q, H, Dn + Dr], rows may be strided: as they were projected; their last part is rotated here
 
     The card fetches rows STREAMS positions before they are loaded, as with two stages nothing is asked for during the
     products.
@@ -91,7 +91,8 @@ def decode_latent(
     last_seen = tl.zeros([BLOCK_H], tl.int32) + context - 1
     own = tl.load(q_latent + rows[None, :] * RANK + ranks[:, None], mask=in_latent, other=0.0)
     is_turned = is_head & (last_seen >= 0)
-    own_rope = tl.trans(rotate_pairs(q + rows * (NOPE + ROPE) + NOPE, last_seen, is_turned, cos, sin, ROPE, BLOCK_P))
+    source = q + row * row_stride + heads * (NOPE + ROPE) + NOPE
+    own_rope = tl.trans(rotate_pairs(source, last_seen, is_turned, cos, sin, ROPE, BLOCK_P))
 
     top, total = tl.full([BLOCK_H], FLOOR, tl.float32), tl.zeros([BLOCK_H], tl.float32)
     acc = tl.zeros([BLOCK_R, BLOCK_H], tl.float32)

@@ -39,7 +39,8 @@ def attend_mla(
     scale: float,
 ) -> torch.Tensor:
     """`Backend.attend_mla` (ops/backend.py). Positions follow from the batch."""
-    assert q.is_contiguous() and pool.is_contiguous() and kv_b.is_contiguous()
+    q = q.contiguous()
+    assert pool.is_contiguous() and kv_b.is_contiguous()
     assert all(x.shape[-1] * x.element_size() % 16 == 0 for x in (q, pool)) or q.dtype == torch.float32
     layer, num_rows = Layer.of(q, kv_b, pool, rope, scale), len(q)
     out = torch.empty(num_rows, layer.heads * layer.value, dtype=q.dtype, device=q.device)
@@ -136,8 +137,8 @@ def _decode(q: torch.Tensor, absorbed: torch.Tensor, layer: Layer, batch: Attent
     has_adder = num_rows <= FEW_ROWS and splits.count > 1 and not is_exact
     attended = q.new_empty(0 if has_adder else num_rows, heads, rank)
     decode_latent[head_blocks, splits.count, num_rows](
-        absorbed, q, layer.rope.cos, layer.rope.sin, layer.pool, attended, *splits.arguments(batch), layer.scale,
-        *counts(batch, splits), **layer.sizes, BLOCK_H=block_h, SPLIT=splits.size,
+        absorbed, q, q.stride(0), layer.rope.cos, layer.rope.sin, layer.pool, attended, *splits.arguments(batch),
+        layer.scale, *counts(batch, splits), **layer.sizes, BLOCK_H=block_h, SPLIT=splits.size,
         LAST_ADDS=splits.last_adds and not has_adder, HAS_ADDER=has_adder, STREAMS=tile.streams, **tile.options,
         **chained(q.device),
     )  # fmt: skip

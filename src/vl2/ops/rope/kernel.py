@@ -138,43 +138,46 @@ def write_latent(
 
 @triton.jit(do_not_specialize=["num_rows"])
 def _absorb_queries(
-    q, keys, out, num_rows, head_stride, dim_stride,
+    q, row_stride, keys, out, num_rows, head_stride, dim_stride,
     HEADS: tl.constexpr, DIM: tl.constexpr, WIDTH: tl.constexpr, RANK: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_R: tl.constexpr, CHAINED: tl.constexpr,
 ):  # fmt: skip
     _absorb(
-        q, keys, out, num_rows, head_stride, dim_stride, tl.program_id(0), tl.program_id(1), tl.program_id(2), HEADS,
-        DIM, WIDTH, RANK, BLOCK_M, BLOCK_D, BLOCK_R, CHAINED,
+        q, row_stride, keys, out, num_rows, head_stride, dim_stride, tl.program_id(0), tl.program_id(1),
+        tl.program_id(2), HEADS, DIM, WIDTH, RANK, BLOCK_M, BLOCK_D, BLOCK_R, CHAINED,
     )  # fmt: skip
 
 
 @triton.jit
 def _absorb(
-    q, keys, out, num_rows, head_stride, dim_stride, rank_block, head, row_block,
+    q, row_stride, keys, out, num_rows, head_stride, dim_stride, rank_block, head, row_block,
     HEADS: tl.constexpr, DIM: tl.constexpr, WIDTH: tl.constexpr, RANK: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_R: tl.constexpr, CHAINED: tl.constexpr,
 ):  # fmt: skip
     """BLOCK_M queries of one head times BLOCK_R columns of its key matrix."""
     rows, dims = row_block * BLOCK_M + tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_D)
     ranks = rank_block * BLOCK_R + tl.arange(0, BLOCK_R)
-    is_row, row_heads = (rows < num_rows)[:, None], (rows * HEADS + head)[:, None]
+    is_row = (rows < num_rows)[:, None]
     in_keys = (dims < DIM)[:, None] & (ranks < RANK)[None, :]
     key = tl.load(keys + head * head_stride + dims[:, None] * dim_stride + ranks[None, :], mask=in_keys, other=0.0)
     wait_for_last(CHAINED)  # only the weights are there before
-    own = tl.load(q + row_heads * WIDTH + dims[None, :], mask=is_row & (dims < DIM)[None, :], other=0.0)
+    at = q + (rows * row_stride + head * WIDTH)[:, None] + dims[None, :]
+    own = tl.load(at, mask=is_row & (dims < DIM)[None, :], other=0.0)
     latent = to_dtype(tl.dot(own, key, input_precision="ieee"), out.dtype.element_ty)
-    tl.store(out + row_heads * RANK + ranks[None, :], latent, mask=is_row & (ranks < RANK)[None, :])
+    tl.store(
+        out + (rows * HEADS + head)[:, None] * RANK + ranks[None, :], latent, mask=is_row & (ranks < RANK)[None, :]
+    )
 
 
 def absorb_queries(q: torch.Tensor, keys: torch.Tensor, is_exact: bool = False) -> torch.Tensor:
     """MLA: take queries into the latent space.
 
-    q         [Q, H, Dn + Dr]: the last part is left out
+    q         [Q, H, Dn + Dr], rows may be strided: the last part is left out
     keys      [H, Dn, R], may be strided: kv_b's key half
     is_exact  a row's bits must not depend on the number of rows: one kernel for all numbers
     Returns   [Q, H, R]
     """
-    assert q.is_contiguous() and keys.stride(2) == 1
+    assert q[:1].is_contiguous() and keys.stride(2) == 1
     (num_rows, heads, _), (dim, rank) = q.shape, keys.shape[1:]
     out = torch.empty(num_rows, heads, rank, dtype=q.dtype, device=q.device)
     if num_rows > FEW_ROWS and not is_exact:
@@ -182,7 +185,7 @@ def absorb_queries(q: torch.Tensor, keys: torch.Tensor, is_exact: bool = False) 
         return saturate(out)
     block_m, block_r = FEW_BLOCK
     _absorb_queries[triton.cdiv(rank, block_r), heads, triton.cdiv(num_rows, block_m)](
-        q, keys, out, num_rows, keys.stride(0), keys.stride(1), **_sizes(q, keys, FEW_BLOCK), num_warps=4,
+        q, q.stride(0), keys, out, num_rows, keys.stride(0), keys.stride(1), **_sizes(q, keys, FEW_BLOCK), num_warps=4,
         **chained(q.device),
     )  # fmt: skip
     return out
@@ -197,8 +200,8 @@ def _sizes(q: torch.Tensor, keys: torch.Tensor, block: tuple[int, int]) -> dict[
 
 @triton.jit(do_not_specialize=["stride", "num_rows"])
 def _write_and_absorb(
-    latent_and_key, stride, weight, eps, cos, sin, positions, slots, pool, q, keys, out, num_rows, head_stride,
-    dim_stride, PAIRS: tl.constexpr, BLOCK_LATENT: tl.constexpr, BLOCK_PAIRS: tl.constexpr,
+    latent_and_key, stride, weight, eps, cos, sin, positions, slots, pool, q, row_stride, keys, out, num_rows,
+    head_stride, dim_stride, PAIRS: tl.constexpr, BLOCK_LATENT: tl.constexpr, BLOCK_PAIRS: tl.constexpr,
     HEADS: tl.constexpr, DIM: tl.constexpr, WIDTH: tl.constexpr, RANK: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_R: tl.constexpr, CHAINED: tl.constexpr,
 ):  # fmt: skip
@@ -212,8 +215,9 @@ def _write_and_absorb(
     else:
         number, num_blocks = tl.program_id(0) - num_rows, tl.cdiv(RANK, BLOCK_R)
         _absorb(
-            q, keys, out, num_rows, head_stride, dim_stride, number % num_blocks, number // num_blocks % HEADS,
-            number // num_blocks // HEADS, HEADS, DIM, WIDTH, RANK, BLOCK_M, BLOCK_D, BLOCK_R, CHAINED,
+            q, row_stride, keys, out, num_rows, head_stride, dim_stride, number % num_blocks,
+            number // num_blocks % HEADS, number // num_blocks // HEADS, HEADS, DIM, WIDTH, RANK, BLOCK_M,
+            BLOCK_D, BLOCK_R, CHAINED,
         )  # fmt: skip
 
 
@@ -228,8 +232,10 @@ def write_and_absorb(
     q: torch.Tensor,
     keys: torch.Tensor,
 ) -> torch.Tensor:
-    """`write_latent` and `absorb_queries` of the same tokens, in one launch if they are not many; returns [T, H, R]."""
-    assert latent_and_key.stride(1) == 1 and pool.is_contiguous() and q.is_contiguous() and keys.stride(2) == 1
+    """`write_latent` and `absorb_queries` of the same tokens, in one launch if they are not many; returns [T, H, R].
+    Rows of both may be strided."""
+    assert latent_and_key.stride(1) == 1 and pool.is_contiguous() and q[:1].is_contiguous()
+    assert keys.stride(2) == 1
     (num_rows, heads, _), rank, pairs = q.shape, len(norm_weight), rope.cos.shape[1]
     most = FEW_ROWS if q.dtype == torch.float32 else SOME_ROWS
     if not 0 < num_rows <= most:
@@ -238,10 +244,10 @@ def write_and_absorb(
     out = torch.empty(num_rows, heads, rank, dtype=q.dtype, device=q.device)
     block = FEW_BLOCK if num_rows <= FEW_ROWS else SOME_BLOCK
     _write_and_absorb[(num_rows + triton.cdiv(num_rows, block[0]) * heads * triton.cdiv(rank, block[1]),)](
-        latent_and_key, latent_and_key.stride(0), norm_weight, eps, rope.cos, rope.sin, positions, slots, pool, q, keys,
-        out, num_rows, keys.stride(0), keys.stride(1), PAIRS=pairs, BLOCK_LATENT=triton.next_power_of_2(rank),
-        BLOCK_PAIRS=triton.next_power_of_2(pairs), **_sizes(q, keys, block), num_warps=4,
-        **chained(q.device),
+        latent_and_key, latent_and_key.stride(0), norm_weight, eps, rope.cos, rope.sin, positions, slots, pool, q,
+        q.stride(0), keys, out, num_rows, keys.stride(0), keys.stride(1), PAIRS=pairs,
+        BLOCK_LATENT=triton.next_power_of_2(rank), BLOCK_PAIRS=triton.next_power_of_2(pairs),
+        **_sizes(q, keys, block), num_warps=4, **chained(q.device),
     )  # fmt: skip
     return out
 

@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 
 from vl2.ops.chain import chained, wait_for_last
-from vl2.ops.linear import multiply, multiply_both
+from vl2.ops.linear import joined, multiply, multiply_both
 from vl2.ops.quantized_weight.weight import QuantizedWeight
 from vl2.ops.saturate_kernel import to_dtype
 from vl2.ops.single_row.kernel_common import (
@@ -31,8 +31,10 @@ from vl2.ops.single_row.kernel_common import (
 Matrix: TypeAlias = torch.Tensor | QuantizedWeight
 TILES = {16: Tile(8, 2048, 8), 8: Tile(1, 2048, 2), 4: Tile(2, 2048, 4)}
 """By a weight's bits, measured on an H100."""
-HEAD_TILE = Tile(8, 2048, 8)
-"""Of a quantised vocabulary, which has programs enough."""
+MOST_JOINED_ROWS = 256
+"""More are a prompt's, whose attention wants queries side by side: copying them takes longer than a second product."""
+HEAD_TILE = Tile(4, 2048, 4)
+"""Of a quantised vocabulary, which has programs enough; measured as the others."""
 
 
 def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
@@ -41,11 +43,16 @@ def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = No
 
 
 def linear_both(x: torch.Tensor, first: torch.Tensor, second: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """`Backend.linear_both` (ops/backend.py): of one row in one launch."""
-    if not is_one_row(x):
+    """`Backend.linear_both` (ops/backend.py): of one row in one launch, of few in one product of weights that lie
+    together in memory. Rows of the results are strided then."""
+    if is_one_row(x):
+        outs = multiply_row(x, [first, second])
+        return outs[0], outs[1]
+    together = joined(first, second) if x.numel() <= MOST_JOINED_ROWS * x.shape[-1] else None
+    if together is None:
         return multiply_both(x, first, second)
-    outs = multiply_row(x, [first, second])
-    return outs[0], outs[1]
+    out = multiply(x, together)
+    return out[..., : len(first)], out[..., len(first) :]
 
 
 def multiply_row(
