@@ -37,7 +37,7 @@ class Tile:
     num_stages: int
 
 
-FEWEST, FEWEST_BYTES, FEW = Tile(8, 32, 32, 4, 4, 2), Tile(8, 16, 16, 2, 2, 4), Tile(8, 32, 32, 2, 2, 4)
+FEWEST, FEWEST_BYTES, FEW = Tile(8, 32, 32, 4, 4, 2), Tile(8, 16, 16, 2, 2, 4), Tile(8, 32, 32, 2, 2, 3)
 FEWEST_TOKENS = 4
 FEW_TOKENS = 8
 """Beyond, whole tiles are faster. No expert has more rows than there are tokens; tensor cores take 8 at least."""

@@ -36,7 +36,7 @@ class Tile:
     num_warps: int
 
 
-ONE, FEW = Tile(8, 32, 16, 4), Tile(16, 32, 8, 4)
+ONE, FEW = Tile(8, 32, 16, 2), Tile(16, 32, 8, 4)
 
 
 def mix_held(
