@@ -252,7 +252,7 @@ def test_linear_on_a_cpu_gives_a_row_the_same_bits_in_any_number(scheme: WeightS
     assert torch.equal(reference.quantized_linear(x[4:5], weight), few[4:5])
 
 
-@pytest.mark.parametrize("num_rows", [0, 1, 3, 20, 50])
+@pytest.mark.parametrize("num_rows", [0, 1, 3, 9, 20, 50, 130])
 def test_logits_are_float32(device: torch.device, num_rows: int):
     """Not rounded to the hidden states' type; scales in float32, and codes of 8 bits by rows."""
     hidden = torch.randn(num_rows, 128).half()
@@ -275,6 +275,11 @@ def test_logits_of_tiles_that_divide_nothing(device: torch.device, scheme: Weigh
     assert torch.equal(
         kernel.quantized_logits(x[:1], weight), multiply_row(x[:1], [weight], out_dtype=torch.float32)[0]
     )
+
+
+@pytest.mark.parametrize(("num_rows", "block_m"), [(2, 8), (8, 8), (9, 16), (32, 32), (33, 64), (65, 128), (500, 128)])
+def test_a_tile_of_logits_has_all_rows_or_many(num_rows: int, block_m: int):
+    assert kernel_logits.choose_tile(num_rows).block_m == block_m
 
 
 EXPERTS, ACTIVE, WIDTH, INNER = 4, 2, 256, 128
