@@ -200,7 +200,7 @@ def main() -> None:
     parser.add_argument("--deterministic", action="store_true")
     asked = parser.parse_args()
     compiled = compile_kernels(
-        with_quantization(official_config(asked.model), asked.quantization, head_bits=16),
+        with_quantization(official_config(asked.model), asked.quantization),
         asked.capability,
         asked.shared_memory_bytes,
         dtype=getattr(torch, asked.dtype),

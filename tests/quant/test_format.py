@@ -123,12 +123,14 @@ def build(folder: Path, dtype: torch.dtype, mode: str = "auto") -> DeepseekVL2:
 
 @pytest.mark.parametrize(("bits", "group"), [(4, 128), (8, None)])
 def test_rounded_while_loaded_is_rounded_by_the_tool(source: Path, tmp_path: Path, bits: int, group: int | None):
-    written = build(rtn(source, tmp_path / "out", bits, group), torch.bfloat16)
+    """The tool with --head-bits 8."""
+    written = build(rtn(source, tmp_path / "out", bits, group, head_bits=8), torch.bfloat16)
     loaded = build(source, torch.bfloat16, f"int{bits}")
     for (name, one), (_, other) in zip(written.named_parameters(), loaded.named_parameters(), strict=True):
         assert torch.equal(one, other), name
     parts = [target for _, target in destinations(loaded) if isinstance(target, QuantizedPart)]
-    assert len(parts) == 3 * 3 + 3 + 2 * (4 + 1) * 3  # q, kv_a, o; the dense MLP; two layers of experts and shared ones
+    # q, kv_a, o; the dense MLP; two layers of experts and shared ones; the vocabulary's matrix
+    assert len(parts) == 3 * 3 + 3 + 2 * (4 + 1) * 3 + 1
 
 
 def test_each_quantised_element_is_loaded_to_its_place(int4: Path):
@@ -263,6 +265,8 @@ def test_what_is_not_supported_is_named(change: dict, message: str):
 def test_a_checkpoint_that_is_quantised_otherwise_is_not_rounded_again(int4: Path):
     with pytest.raises(SetupError, match="quantised already, to"):
         with_quantization(read_model_config(rtn_config_of(int4, 4)), "int8")
+    with pytest.raises(SetupError, match="quantised already, to int4;"):  # 8 bits of the vocabulary are not int8
+        with_quantization(read_model_config(int4), "int8")
 
 
 def rtn_config_of(folder: Path, bits: int) -> Path:

@@ -95,6 +95,12 @@ def test_fp8_takes_a_byte_a_number() -> None:
     assert small.quantization == "fp8"
 
 
+def test_a_plan_in_few_bits_names_those_of_the_layers() -> None:
+    """The vocabulary's matrix has 8 beside 4."""
+    plan = make_plan(official_config("small"), Device("any", 40 * GIB), Wanted(quantization="int4"), EngineConfig())
+    assert plan.quantization == "int4"
+
+
 def test_pages_are_what_the_rest_leaves() -> None:
     plan = make_plan(official_config("small"), Device("any", 40 * GIB), Wanted(), EngineConfig())
     per_page = plan.kv_bytes_per_token * 16

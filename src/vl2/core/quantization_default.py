@@ -2,7 +2,7 @@
 
 Kept: the vision tower and the projector (small, and every picture goes through them), the router (its choices are
 decisions, not sums), MLA's kv_b (absorbed into queries and results, and as long as the cache), embeddings, norms, and
-the vocabulary's projection, which may be 8 bits. All other linears of the decoder are quantised. Four bits are in
+the vocabulary's projection, unless it has 8 bits. All other linears of the decoder are quantised. Four bits are in
 groups of 128 inputs, or 64 where a width is no multiple of 128 (the dense layer of Tiny and Small); eight bits, whether
 integers or float8, have one scale for each output.
 """
@@ -21,6 +21,8 @@ KEPT = (
 )  # fmt: skip
 HEAD = "re:.*lm_head$"
 SMALLER_GROUPS = (64, 32)
+LOADED_HEAD_BITS = 8
+"""Of the vocabulary's matrix beside int4 and int8, rounded while it is loaded; beside float8 it stays in 16."""
 MODES = {"int4": StoredScheme(4, 128), "int8": StoredScheme(8), "fp8": StoredScheme(8, is_float=True)}
 
 
@@ -43,10 +45,8 @@ def default_quantization(config: LanguageConfig, usual: StoredScheme, *, head_bi
     return Quantization(ROUND_TO_NEAREST, found, tuple(ignore))
 
 
-def with_quantization(config: ModelConfig, mode: str, *, head_bits: int = 16) -> ModelConfig:
+def with_quantization(config: ModelConfig, mode: str) -> ModelConfig:
     """mode as in --quantization: auto is what the checkpoint says, else it is rounded to nearest while it is loaded.
-
-    head_bits  of the vocabulary's matrix then; beside float8 it stays in 16
 
     Raises: SetupError when the checkpoint is quantised otherwise.
     """
@@ -54,14 +54,20 @@ def with_quantization(config: ModelConfig, mode: str, *, head_bits: int = 16) ->
         return config
     wanted = MODES[mode]
     if config.quantization is None:
-        plan = default_quantization(config.language, wanted, head_bits=16 if wanted.is_float else head_bits)
+        head_bits = 16 if wanted.is_float else LOADED_HEAD_BITS
+        plan = default_quantization(config.language, wanted, head_bits=head_bits)
         return replace(config, quantization=plan)
-    found = sorted({str(group.scheme) for group in config.quantization.groups})
+    found = bits_of_layers(config.quantization)
     if str(wanted) not in found:
         raise SetupError(
             f"--quantization {mode}, but this checkpoint is quantised already, to {', '.join(found)}; leave it out"
         )
     return config
+
+
+def bits_of_layers(quantization: Quantization) -> list[str]:
+    """As --quantization names them; not those of the vocabulary's matrix alone."""
+    return sorted({str(group.scheme) for group in quantization.groups if group.targets != (HEAD,)})
 
 
 def _sites(config: LanguageConfig) -> dict[str, int]:

@@ -42,8 +42,6 @@ from vl2.ops.rows import RowRounding, find_row_multiple
 log = logging.getLogger(__name__)
 
 SIZES_PER_OCTAVE = 8
-HEAD_BITS = {"cpu": 8, "cuda": 16}
-"""Of the vocabulary's matrix, quantised while it is loaded: reading it would be most of a CPU's decoding step."""
 
 
 class Runner:
@@ -52,8 +50,7 @@ class Runner:
     def __init__(self, folder: Path, config: EngineConfig, on_progress: Progress | None = None) -> None:
         started_s = time.monotonic()
         self.device = choose_device(config.device, config.replicas, config.replica_idx)
-        head_bits = HEAD_BITS[self.device.type]
-        model_config = with_quantization(read_model_config(folder), config.quantization, head_bits=head_bits)
+        model_config = with_quantization(read_model_config(folder), config.quantization)
         self.config, self.model_config = config, model_config
         self.dtype = choose_dtype(config.dtype, self.device)
         if self.device.type == "cpu":

@@ -8,7 +8,7 @@ from vl2.core.config import EngineConfig
 from vl2.core.errors import SetupError
 from vl2.core.gpu_memory import GRAPH_BYTES, RUNTIME_BYTES, usable_bytes
 from vl2.core.model_config import ModelConfig
-from vl2.core.quantization_default import with_quantization
+from vl2.core.quantization_default import bits_of_layers, with_quantization
 from vl2.tools.plan_devices import Device
 from vl2.tools.plan_sizes import (
     BYTES_PER_NUMBER,
@@ -40,7 +40,7 @@ class Plan:
 
     device: Device
     dtype: str
-    quantization: str  # of the decoder's weights, as int4; empty: none
+    quantization: str  # of the decoder's layers, as int4; empty: none
     context_tokens: int
     max_sequences: int
     weights_bytes: int
@@ -163,7 +163,7 @@ def _longest_context(config: ModelConfig, plan: Plan, wanted: Wanted, engine: En
 
 
 def _shown(config: ModelConfig) -> str:
-    """Bits of the decoder's weights, as int4; empty: none are quantised."""
+    """Bits of the decoder's layers, as int4; empty: none are quantised."""
     if config.quantization is None:
         return ""
-    return "/".join(sorted({str(group.scheme) for group in config.quantization.groups}))
+    return "/".join(bits_of_layers(config.quantization))

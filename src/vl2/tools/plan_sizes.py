@@ -26,6 +26,7 @@ class Linear:
     out_width: int
     in_width: int
     count: int = 1
+    has_float32_scales: bool = False  # as logits, which are float32
 
     @property
     def numbers(self) -> int:
@@ -36,7 +37,7 @@ class Linear:
 class Weights:
     """What a model's parameters are."""
 
-    linears: tuple[Linear, ...]  # of the decoder's layers, which few bits can hold
+    linears: tuple[Linear, ...]  # of the decoder's layers, and its head: what few bits can hold
     plain: int  # numbers in the computing format: tower, projector, embeddings, norms, biases, kv_b
     float32: int  # the routers, always
 
@@ -45,7 +46,7 @@ class Weights:
         return sum(linear.numbers for linear in self.linears) + self.plain + self.float32
 
     def num_bytes(self, dtype: str, quantization: Quantization | None = None) -> int:
-        """On a GPU: codes of few bits lie side by side, with one scale in `dtype` (fp8: float32) for each group."""
+        """On a GPU: codes of few bits lie side by side, one scale in `dtype` (fp8, head: float32) for each group."""
         size = BYTES_PER_NUMBER[dtype]
         total = self.plain * size + self.float32 * FLOAT32_BYTES
         for linear in self.linears:
@@ -54,7 +55,8 @@ class Weights:
                 total += linear.numbers * size
             else:
                 scales = linear.count * linear.out_width * scheme.num_groups(linear.in_width)
-                total += linear.numbers * scheme.bits // 8 + scales * (FLOAT32_BYTES if scheme.is_float else size)
+                is_float32 = scheme.is_float or linear.has_float32_scales
+                total += linear.numbers * scheme.bits // 8 + scales * (FLOAT32_BYTES if is_float32 else size)
         return total
 
 
@@ -69,7 +71,7 @@ def count_weights(config: ModelConfig) -> Weights:
     language = config.language
     width, mla = language.hidden_size, language.mla
     plain = _vision(config.vision) + _projector(config.projector)
-    plain += 2 * language.vocab_size * width + 3 * width  # embeddings, head; last norm, newline, separator
+    plain += language.vocab_size * width + 3 * width  # embeddings; last norm, newline, separator
     plain += language.layers * (2 * width + _vectors(language))
     if mla is not None:
         plain += language.layers * mla.kv_lora_rank * language.heads * (mla.nope_dim + mla.value_dim)  # kv_b
@@ -77,6 +79,7 @@ def count_weights(config: ModelConfig) -> Weights:
     has_bias = language.moe is not None and language.moe.topk_method == "noaux_tc"
     router = 0 if language.moe is None else language.moe.num_experts * (width + has_bias)
     linears = [linear for layer in range(language.layers) for linear in _layer(language, layer)]
+    linears.append(Linear("language.lm_head", language.vocab_size, width, has_float32_scales=True))
     return Weights(tuple(linears), plain, moe_layers * router)
 
 
