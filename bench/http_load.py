@@ -26,6 +26,8 @@ PICTURES, PICTURES_AT_ONCE = 384, 64
 STREAMS, ANSWER = 256, 128
 CLIENTS = 4
 WORDS = "please say in a few words what can be seen on this picture and where it is " * 3
+QUESTION = 64
+"""Tokens of the text beside a picture, without the template's."""
 FLAGS = (
     "--random-weights --device cuda --no-prefix-cache --max-step-tiles 64 --max-sequences 256 --max-step-tokens 8192"
 )
@@ -39,13 +41,13 @@ def picture_rows(folder: Path, frontends: int = 1) -> dict[str, float]:
         ProcessPoolExecutor(CLIENTS, mp_context=get_context("spawn")) as clients,
     ):
         rows = {"start until ready through the CLI, s": time.perf_counter() - started_s}
+        question = _question(port)
         for size in SIZES:
             name = f"{size[0]} × {size[1]}"
-            _add_medians(rows, f"first token, one {name} picture + 64 tokens", port, size, 1)
-            _add_medians(rows, f"picture {name} to 32 answer tokens", port, size, 32)
-            seconds = _all_at_once_s(
-                clients, port, [_pictures(size, PICTURES_AT_ONCE, 0), _pictures(size, PICTURES, 1)]
-            )
+            _add_medians(rows, f"first token, one {name} picture + {QUESTION} tokens", port, size, question, 1)
+            _add_medians(rows, f"picture {name} to 32 answer tokens", port, size, question, 32)
+            turns = [_pictures(size, num, turn, question) for turn, num in enumerate((PICTURES_AT_ONCE, PICTURES))]
+            seconds = _all_at_once_s(clients, port, turns)
             rows[f"pictures/s, {PICTURES_AT_ONCE} at once, {name}, HTTP"] = PICTURES / seconds
         seconds = _all_at_once_s(clients, port, [_prompts(port, 0), _prompts(port, 1)], at_once=STREAMS)
         rows[f"{STREAMS} streams 1024 in / {ANSWER} out, HTTP, output tok/s"] = STREAMS * ANSWER / seconds
@@ -57,33 +59,50 @@ def body(content: Any, max_tokens: int, **more: Any) -> bytes:
     return json.dumps(fixed | more | {"messages": [{"role": "user", "content": content}]}).encode()
 
 
-def picture_body(size: tuple[int, int], seed: int, max_tokens: int) -> bytes:
+def picture_body(size: tuple[int, int], seed: int, question: str, max_tokens: int) -> bytes:
     url = picture_url(*size, seed, "JPEG", quality=90)
-    return body([{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": WORDS}], max_tokens)
+    return body([{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": question}], max_tokens)
 
 
-def _pictures(size: tuple[int, int], num: int, turn: int) -> list[bytes]:
-    return [picture_body(size, 100_000 * (turn + 1) + i, 1) for i in range(num)]
+def _pictures(size: tuple[int, int], num: int, turn: int, question: str) -> list[bytes]:
+    return [picture_body(size, 100_000 * (turn + 1) + i, question, 1) for i in range(num)]
+
+
+def _count(port: int, text: str) -> int:
+    """Tokens."""
+    answer = httpx.post(f"http://127.0.0.1:{port}/v1/tokenize", json=dict(model="default", prompt=text))
+    return int(answer.raise_for_status().json()["count"])
+
+
+def _question(port: int) -> str:
+    """As many words as have no more than QUESTION tokens."""
+    words = WORDS.split()
+    return next(text for k in range(len(words), 0, -1) if _count(port, text := " ".join(words[:k])) <= QUESTION)
 
 
 def _prompts(port: int, turn: int) -> list[bytes]:
     """Streams of about 1,024 tokens of prompt each."""
     words = WORDS.split()
-    answer = httpx.post(f"http://127.0.0.1:{port}/v1/tokenize", json=dict(model="default", prompt=" ".join(words)))
-    num_words = int(1024 * len(words) / answer.raise_for_status().json()["count"])
+    num_words = int(1024 * len(words) / _count(port, " ".join(words)))
     dice = random.Random(turn)
     return [body(" ".join(dice.choices(words, k=num_words)), ANSWER, stream=True) for _ in range(STREAMS)]
 
 
 def _add_medians(
-    rows: dict[str, float], what: str, port: int, size: tuple[int, int], max_tokens: int, repeat: int = 12
+    rows: dict[str, float],
+    what: str,
+    port: int,
+    size: tuple[int, int],
+    question: str,
+    max_tokens: int,
+    repeat: int = 12,
 ) -> None:
     """Milliseconds of one picture after the other, and how many of them the engine had.
 
     From before the connection is made until the answer's last byte. Without an event loop: making one and taking it
     apart took a millisecond of what was measured.
     """
-    bodies = [picture_body(size, max_tokens * 1000 + i, max_tokens) for i in range(repeat)]
+    bodies = [picture_body(size, max_tokens * 1000 + i, question, max_tokens) for i in range(repeat)]
     whole, in_engine = [], []
     for asked in bodies:
         request = _request(asked)
