@@ -13,7 +13,7 @@ from dataclasses import dataclass
 STALL_FACTOR = 1.7
 MIN_PREFILL_TOKENS = 16
 """Prompts always move on, however slow they are."""
-GPU_STEP_S = 0.06
+GPU_STEP_S = 0.085
 """On a GPU a step may take so long in any case: nobody who reads a stream sees it, and a short chunk of a prompt reads
 nearly all experts' weights as a long one does.
 """
