@@ -155,7 +155,7 @@ class Feeder:
     """Micro-batches on the device: sheets again, as long as fewer than `sheets` of all were any; else fresh ones; else the
     oldest picture with questions left.
 
-    A sheet costs twice as much drawing as a micro-batch of scenes, and is moved and faded anew each time it is used, so
+    A sheet costs more than twice as much drawing as a micro-batch of scenes, and is moved and faded anew each time it is used, so
     fewer are drawn than are wanted.
     """
 

@@ -21,7 +21,7 @@ from vl2.ops.quantized_linear import kernel_held as linear_held
 from vl2.ops.quantized_weight import torch_layout, triton_layout
 from vl2.ops.quantized_weight.codes import dequantize_codes, round_to_nearest
 from vl2.ops.quantized_weight.weight import QuantizedLayout, QuantizedWeight
-from vl2.ops.single_row.kernel import multiply_row
+from vl2.ops.single_row.kernel import HEAD_TILE, multiply_row
 from vl2.ops.single_row.kernel_common import Tile as RowTile
 
 INT4, INT4_64, INT8 = WeightScheme(4, 128), WeightScheme(4, 64), WeightScheme(8, None)
@@ -332,6 +332,19 @@ def test_experts_kernel(device: torch.device, num_tokens: int, scheme: WeightSch
     x, (ids, weights) = torch.randn(num_tokens, WIDTH, device=device).to(dtype), routes(num_tokens, device)
     out = add_up(experts_kernel.mix_quantized_experts(x, ids.int(), weights, experts))
     assert error(out, mix_exactly(x, ids, weights, *exact, num_shared)) < limit_of(dtype)
+
+
+@pytest.mark.parametrize("num_tokens", [1, 3])
+def test_experts_whose_two_matrices_have_other_bits(device: torch.device, num_tokens: int):
+    """`down` is often kept in 8 bits where gate and up have 4."""
+    dtype = DTYPES[-1]
+    (four, exact_up, _), (eight, _, exact_down) = (
+        experts_of(scheme, triton_layout, dtype, device, 1) for scheme in (INT4, INT8)
+    )
+    experts = QuantizedExperts(four.gate_up, eight.down, 1)
+    x, (ids, weights) = torch.randn(num_tokens, WIDTH, device=device).to(dtype), routes(num_tokens, device)
+    out = add_up(experts_kernel.mix_quantized_experts(x, ids.int(), weights, experts))
+    assert error(out, mix_exactly(x, ids, weights, exact_up, exact_down, 1)) < limit_of(dtype)
 
 
 @pytest.mark.parametrize("scheme", [INT4, INT8], ids=str)

@@ -94,7 +94,7 @@ def _decode_heads(q: torch.Tensor, pool: torch.Tensor, out: torch.Tensor, batch:
     (num_rows, heads, dim), (page_size, kv_heads) = q.shape, pool.shape[2:4]
     if not num_rows:
         return
-    is_single = pool.dtype == FLOAT8 and heads == kv_heads and dim % 4 == 0
+    is_single = pool.dtype == FLOAT8 and heads == kv_heads and dim % 4 == page_size % 4 == 0
     tile = tile_for("decode_single" if is_single else "decode_heads", q.dtype)
     splits = Splits.of(q, batch, tile, kv_heads, page_size, dim)
     common = *splits.arguments(batch), scale * LOG2_E, *counts(batch, splits)

@@ -73,7 +73,8 @@ def mix_quantized_experts(
     rounding: RowRounding = RowRounding(),
 ) -> Mixture:
     """`Backend.mix_quantized_experts` (ops/backend.py)."""
-    if len(x) <= HELD_TOKENS and experts.gate_up.scheme.bits == 4 and x.dtype != torch.float32:
+    all_4 = experts.gate_up.scheme.bits == experts.down.scheme.bits == 4
+    if len(x) <= HELD_TOKENS and all_4 and x.dtype != torch.float32:
         return mix_held(x, ids, weights, experts)
     num_experts = len(experts.gate_up.codes)
     tile = choose_tile(len(x) * (ids.shape[1] + experts.num_shared), num_experts, x.dtype)
