@@ -1,6 +1,10 @@
 """Which of cuBLASLt's algorithms a product has, how that is kept, and what is done without the library."""
 
+import contextlib
 import json
+import tempfile
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -36,7 +40,7 @@ class FakeLibrary:
 
     def seconds(self, works):
         self.timed.append(len(works))
-        return [1.0 if algorithm == self.fastest else 2.0 for algorithm in self.named[: len(works)]]
+        return [1.0 if work.args == (self.fastest,) else 2.0 for work in works]
 
 
 @pytest.fixture(autouse=True)
@@ -50,17 +54,30 @@ def path(tmp_path: Path) -> Path:
 
 
 def ran(choices: Choices, product: Product = PRODUCT) -> list[bytes]:
-    """The algorithms that the work was done with."""
+    """The algorithm that the work was done with, after those that were tried."""
     done: list[bytes] = []
     assert choices.run(product, done.append) == bool(done)
-    return done
+    return done[-1:]
+
+
+class Failing:
+    """Work that some algorithms fail at."""
+
+    def __init__(self, *failing: bytes) -> None:
+        self.failing = failing
+        self.done: list[bytes] = []
+
+    def __call__(self, algorithm: bytes) -> None:
+        if algorithm in self.failing:
+            raise CublasLtError("cublasLtMatmul: status 13")
+        self.done.append(algorithm)
 
 
 def test_the_fastest_is_chosen_at_a_products_first_time_and_kept_for_the_next_start(path: Path):
     library = FakeLibrary()
     choices = Choices(library, path)
     assert ran(choices) == ran(choices) == [FAST] and library.timed == [3]
-    assert [file.name for file in path.parent.iterdir()] == [path.name], "nothing is left beside it"
+    assert {file.name for file in path.parent.iterdir()} == {path.name, "z9.products.lock"}, "nothing else is left"
     later = FakeLibrary(fastest=OTHER)
     assert ran(Choices(later, path)) == [FAST] and not later.timed, "as before, whatever timing would say now"
 
@@ -115,10 +132,70 @@ def test_of_two_processes_that_start_together_the_later_takes_the_choice_of_the_
     assert ran(first) == ran(second) == [FAST]
 
 
-def test_where_nothing_can_be_kept_the_heuristic_chooses(tmp_path: Path, caplog):
+def test_processes_that_write_at_once_agree_and_lose_nothing(path: Path):
+    both = threading.Barrier(2)
+
+    class Slow(Choices):
+        def _read(self) -> dict[str, bytes]:
+            kept = super()._read()
+            with contextlib.suppress(threading.BrokenBarrierError):  # as only one gets here under the lock
+                both.wait(timeout=0.5)
+            return kept
+
+    def start(fastest: bytes, own: Product) -> list[list[bytes]]:
+        choices = Slow(FakeLibrary(fastest), path)
+        return [ran(choices, product) for product in (PRODUCT, own)]
+
+    own = [Product(rows, 8, 8, Epilogue.BIAS) for rows in (1, 2)]
+    with ThreadPoolExecutor(2) as pool:
+        one, other = pool.map(start, (FAST, OTHER), own)
+    assert one[0] == other[0] and (one[1], other[1]) == ([FAST], [OTHER])
+    assert set(json.loads(path.read_text())["algorithms"]) == {str(product) for product in (PRODUCT, *own)}
+
+
+def test_where_nothing_can_be_kept_nothing_is_timed_and_the_log_says_so_once(tmp_path: Path, caplog):
     (tmp_path / "file").touch()
-    assert ran(Choices(FakeLibrary(), tmp_path / "file" / "z9.json")) == [SLOW], "which no timing decides"
-    assert "cannot be kept" in caplog.text
+    library = FakeLibrary()
+    choices = Choices(library, tmp_path / "file" / "z9.json")
+    for rows in range(1, 4):
+        assert ran(choices, Product(rows, 8, 8, Epilogue.BIAS)) == [SLOW], "the heuristic's first"
+    assert not library.timed
+    [record] = caplog.records
+    assert "cannot be kept" in record.message
+
+
+def test_a_folder_that_can_be_written_no_more_is_as_one_that_never_could(path: Path, monkeypatch, caplog):
+    library = FakeLibrary()
+    choices = Choices(library, path)
+    assert ran(choices) == [FAST]
+
+    def full(**options):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(tempfile, "TemporaryDirectory", full)
+    for rows in range(1, 4):
+        assert ran(choices, Product(rows, 8, 8, Epilogue.BIAS)) == [SLOW], "which no timing decides"
+    assert library.timed == [3, 3] and ran(choices) == [FAST]
+    [record] = caplog.records
+    assert "No space left" in record.message
+
+
+def test_an_algorithm_that_fails_when_it_is_tried_is_left_out(path: Path, caplog):
+    library = FakeLibrary()
+    choices = Choices(library, path)
+    work = Failing(SLOW, FAST)
+    assert choices.run(PRODUCT, work) and work.done[-1] == OTHER and library.timed == [1]
+    other, none_works = (Product(rows, 8, 8, Epilogue.BIAS) for rows in (1, 2))
+    assert not choices.run(none_works, Failing(SLOW, FAST, OTHER)), "torch multiplies these"
+    assert ran(choices, other) == [FAST], "and these have their own"
+    assert not caplog.records
+
+
+def test_where_nothing_can_be_kept_the_first_that_works_is_taken(tmp_path: Path):
+    (tmp_path / "file").touch()
+    choices = Choices(FakeLibrary(fastest=OTHER), tmp_path / "file" / "z9.json")
+    work = Failing(SLOW)
+    assert choices.run(PRODUCT, work) and set(work.done) == {FAST}
 
 
 def test_a_graph_that_is_being_captured_times_nothing(path: Path, monkeypatch):
@@ -128,11 +205,9 @@ def test_a_graph_that_is_being_captured_times_nothing(path: Path, monkeypatch):
 
 
 def test_after_a_call_that_failed_torch_multiplies(path: Path, caplog):
-    def work(algorithm: bytes) -> None:
-        raise CublasLtError("cublasLtMatmul: status 13")
-
     choices = Choices(FakeLibrary(), path)
-    assert not choices.run(PRODUCT, work) and not choices.run(PRODUCT, work)
+    assert ran(choices) == [FAST]
+    assert not choices.run(PRODUCT, Failing(FAST)) and ran(choices) == []
     assert ran(choices, Product(8, 8, 8, Epilogue.BIAS)) == []
     [record] = caplog.records
     assert "status 13" in record.message
@@ -142,6 +217,31 @@ def test_a_product_without_algorithms_is_torchs(path: Path):
     library = FakeLibrary()
     library.named = []
     assert ran(Choices(library, path)) == [] and not path.exists()
+
+
+class FakeCalls:
+    """The library's functions, one of which fails."""
+
+    def __init__(self, failing: str) -> None:
+        self.failing = failing
+        self.called: list[str] = []
+
+    def __getattr__(self, name: str):
+        def call(*arguments) -> int:
+            self.called.append(name)
+            return 13 if name == self.failing else 0
+
+        return call
+
+
+@pytest.mark.parametrize("failing", ["cublasLtMatmulPreferenceSetAttribute", "cublasLtMatmulAlgoGetHeuristic"])
+def test_a_preference_is_given_back_whatever_fails(monkeypatch, failing: str):
+    calls = FakeCalls(failing)
+    monkeypatch.setattr(cublas_lt, "_load", lambda: calls)
+    monkeypatch.setattr(torch.cuda, "device", contextlib.nullcontext)
+    with pytest.raises(CublasLtError, match=failing):
+        cublas_lt.CublasLt(torch.device("cpu")).candidates(PRODUCT, 3)
+    assert calls.called[-1] == "cublasLtMatmulPreferenceDestroy"
 
 
 def test_choices_lie_beside_the_tiles_of_the_same_gpu(monkeypatch, tmp_path: Path):

@@ -2,16 +2,18 @@
 
 The first in the heuristic's opinion takes up to half as long again (SigLIP's fc2 of two tiles: 36 µs, another 23).
 Algorithms add in different orders, and timing is noisy, so a choice is kept beside the tuned tiles (ops/tuning.py): the
-next start has the same bits.
+next start has the same bits. Where nothing can be kept, nothing is timed, and the heuristic's first is taken.
 """
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import functools
 import json
 import logging
-import os
-from collections.abc import Callable, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -53,7 +55,6 @@ class Choices:
 
     def __init__(self, library: Library, path: Path) -> None:
         self.library, self._path = library, path
-        self._kept = self._read()
         self._chosen: dict[Product, bytes | None] = {}
         self._is_broken = False
 
@@ -78,23 +79,48 @@ class Choices:
             return False
 
     def _choose(self, product: Product, work: Callable[[bytes], None]) -> bytes | None:
-        kept = self._usable(product, self._kept)
+        kept = self._usable(product, self._read())
         if kept is not None:
             return kept
         most = CANDIDATES if product.rows <= MANY_ROWS else CANDIDATES_OF_MANY_ROWS
-        candidates = self.library.candidates(product, most)
-        if not candidates:
-            return None
-        if not self._chosen:
-            log.info("timing cuBLAS's algorithms for the vision tower; choices are kept in %s", self._path)
+        working = (one for one in self.library.candidates(product, most) if _works(work, one))
+        first = next(working, None)
+        if first is None or not self._can_keep:
+            return first
+        candidates = [first, *working]
         times = self.library.seconds([functools.partial(work, algorithm) for algorithm in candidates])
         best = candidates[times.index(min(times))]
         log.debug("%s: %.1f µs, the heuristic's first %.1f", product, 1e6 * min(times), 1e6 * times[0])
         try:
             return self._keep(product, best)
         except OSError as error:  # what is not kept must not depend on timing either
-            log.warning("choices cannot be kept in %s (%s), so cuBLAS's heuristic chooses", self._path, error.strerror)
-            return candidates[0]
+            self._can_keep = self._cannot_keep(error)
+            return first
+
+    @functools.cached_property
+    def _can_keep(self) -> bool:
+        """Found out before anything is timed."""
+        try:
+            with self._locked(), tempfile.TemporaryFile(dir=self._path.parent):
+                log.info("timing cuBLAS's algorithms for the vision tower; choices are kept in %s", self._path)
+                return True
+        except OSError as error:
+            return self._cannot_keep(error)
+
+    def _cannot_keep(self, error: OSError) -> bool:
+        log.warning("choices cannot be kept in %s (%s), so cuBLAS's heuristic chooses", self._path, error.strerror)
+        return False
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        """One at a time, as replicas start together.
+
+        Raises: OSError where the folder cannot be written.
+        """
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        with self._path.with_suffix(".lock").open("ab") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
 
     def _usable(self, product: Product, kept: dict[str, bytes]) -> bytes | None:
         algorithm = kept.get(str(product))
@@ -102,17 +128,17 @@ class Choices:
 
     def _keep(self, product: Product, algorithm: bytes) -> bytes:
         """→ what is kept now: another process's choice, where that came first."""
-        kept = self._read()
-        first = self._usable(product, kept)
-        if first is not None:
-            return first
-        kept[str(product)] = algorithm
-        text = json.dumps({"library": self.library.version, "algorithms": {key: kept[key].hex() for key in kept}})
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        beside = self._path.with_name(f"{self._path.name}.{os.getpid()}")
-        beside.write_text(text + "\n", encoding="utf-8")
-        beside.replace(self._path)
-        return algorithm
+        with self._locked(), tempfile.TemporaryDirectory(dir=self._path.parent) as folder:
+            kept = self._read()
+            first = self._usable(product, kept)
+            if first is not None:
+                return first
+            kept[str(product)] = algorithm
+            text = json.dumps({"library": self.library.version, "algorithms": {key: kept[key].hex() for key in kept}})
+            whole = Path(folder) / self._path.name
+            whole.write_text(text + "\n", encoding="utf-8")
+            whole.replace(self._path)
+            return algorithm
 
     def _read(self) -> dict[str, bytes]:
         """Nothing, where the file is none, of another version of the library, or broken."""
@@ -123,6 +149,15 @@ class Choices:
             return kept if is_whole and content["library"] == self.library.version else {}
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return {}
+
+
+def _works(work: Callable[[bytes], None], algorithm: bytes) -> bool:
+    try:
+        work(algorithm)
+    except CublasLtError as error:
+        log.debug("an algorithm that the heuristic names is left out: %s", error)
+        return False
+    return True
 
 
 def choices_path(gpu: str) -> Path:

@@ -23,8 +23,8 @@ ALIGNMENT_BYTES = 256
 """Of every tensor, which the heuristic takes for granted."""
 WORKSPACE_BYTES = 64 << 20
 """More than the second cache, which writing it empties."""
-ROUNDS = 4
-"""Of timing; in the first, kernels are loaded."""
+ROUNDS = 3
+"""Of timing."""
 
 
 class CublasLtError(Exception):
@@ -98,12 +98,14 @@ class CublasLt:
         about, preference, size = self._describe(product), c_void_p(), c_size_t(WORKSPACE_BYTES)
         found, count = (_Found * most)(), c_int()
         self._call("cublasLtMatmulPreferenceCreate", byref(preference))
-        self._call("cublasLtMatmulPreferenceSetAttribute", preference, PREFERENCE_WORKSPACE, byref(size), 8)
-        status = self._library.cublasLtMatmulAlgoGetHeuristic(
-            self._handle, about.operation, about.weight, about.x, about.out, about.out, preference, most, found,
-            byref(count),
-        )  # fmt: skip
-        self._call("cublasLtMatmulPreferenceDestroy", preference)
+        try:
+            self._call("cublasLtMatmulPreferenceSetAttribute", preference, PREFERENCE_WORKSPACE, byref(size), 8)
+            status = self._library.cublasLtMatmulAlgoGetHeuristic(
+                self._handle, about.operation, about.weight, about.x, about.out, about.out, preference, most, found,
+                byref(count),
+            )  # fmt: skip
+        finally:
+            self._library.cublasLtMatmulPreferenceDestroy(preference)
         if status not in (0, NOT_SUPPORTED):
             raise CublasLtError(f"cublasLtMatmulAlgoGetHeuristic: status {status} for {product}")
         return [bytes(one.algorithm) for one in found[: count.value] if one.state == 0]
@@ -140,7 +142,10 @@ class CublasLt:
         )  # fmt: skip
 
     def seconds(self, works: Sequence[Callable[[], None]]) -> list[float]:
-        """How long each takes at least, with the weight out of the cache, as it is when its turn comes."""
+        """How long each takes at least, with the weight out of the cache, as it is when its turn comes.
+
+        Kernels are loaded at a work's first time: it has been done before.
+        """
         events = []
         for work in [*works] * ROUNDS:
             start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
