@@ -182,6 +182,16 @@ def test_a_downloaded_model_is_served_offline(chart: Path) -> None:
     assert not any(item["kind"] == "Job" for item in local) and "initContainers" not in pod_of(local)
 
 
+@pytest.mark.parametrize("model", ["tiny", "/data/mine"])
+def test_caches_lie_where_the_server_can_write(chart: Path, model: str) -> None:
+    """Choices of products and tuned tiles in HOME (ops/tuning.py), which is /data in the image."""
+    pod = pod_of(render(chart, merged(preset(chart, "dev"), {"model": model})))
+    mounts = {mount["mountPath"]: mount for mount in pod["containers"][0]["volumeMounts"]}
+    variables = environment(pod)
+    for folder in (Path(variables.get("HOME", "/data")), Path(variables["TRITON_CACHE_DIR"])):
+        assert not mounts[f"/{folder.parts[1]}"].get("readOnly", False)
+
+
 def test_every_image_comes_from_the_registry_that_is_named(chart: Path) -> None:
     text = json.dumps(render(chart, everything(chart)))
     images = re.findall(r'"image": "([^"]+)"', text)

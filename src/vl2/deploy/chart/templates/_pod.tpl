@@ -93,6 +93,7 @@ spec:
         {{- end }}
         {{- if include "vl2.isDownloaded" $root }}
         - {name: VL2_OFFLINE, value: "1"}
+        - {name: HOME, value: /tmp}  # of caches: /data is read-only
         {{- end }}
         - {name: PYTORCH_CUDA_ALLOC_CONF, value: {{ $v.server.allocator | quote }}}
         - {name: TRITON_CACHE_DIR, value: /tmp/triton}
