@@ -46,7 +46,7 @@ def _by_choice(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, epilog
     if not CublasLt.takes(rows, weight, bias, out):
         return None
     product = Product(len(rows), len(weight), rows.shape[1], epilogue)
-    is_done = choices.run(product, lambda algorithm: choices.library.run(product, algorithm, rows, weight, bias, out))
+    is_done = choices.run(product, lambda algorithm: choices.cublas_lt.run(product, algorithm, rows, weight, bias, out))
     return out.view(*x.shape[:-1], -1) if is_done else None
 
 

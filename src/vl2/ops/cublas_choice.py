@@ -54,7 +54,7 @@ class Choices:
     """Of one device."""
 
     def __init__(self, library: Library, path: Path) -> None:
-        self.library, self._path = library, path
+        self.cublas_lt, self._path = library, path
         self._chosen: dict[Product, bytes | None] = {}
         self._is_broken = False
 
@@ -83,12 +83,12 @@ class Choices:
         if kept is not None:
             return kept
         most = CANDIDATES if product.rows <= MANY_ROWS else CANDIDATES_OF_MANY_ROWS
-        working = (one for one in self.library.candidates(product, most) if _works(work, one))
+        working = (one for one in self.cublas_lt.candidates(product, most) if _works(work, one))
         first = next(working, None)
         if first is None or not self._can_keep:
             return first
         candidates = [first, *working]
-        times = self.library.seconds([functools.partial(work, algorithm) for algorithm in candidates])
+        times = self.cublas_lt.seconds([functools.partial(work, algorithm) for algorithm in candidates])
         best = candidates[times.index(min(times))]
         log.debug("%s: %.1f µs, the heuristic's first %.1f", product, 1e6 * min(times), 1e6 * times[0])
         try:
@@ -124,7 +124,7 @@ class Choices:
 
     def _usable(self, product: Product, kept: dict[str, bytes]) -> bytes | None:
         algorithm = kept.get(str(product))
-        return algorithm if algorithm is not None and self.library.supports(product, algorithm) else None
+        return algorithm if algorithm is not None and self.cublas_lt.supports(product, algorithm) else None
 
     def _keep(self, product: Product, algorithm: bytes) -> bytes:
         """→ what is kept now: another process's choice, where that came first."""
@@ -134,7 +134,7 @@ class Choices:
             if first is not None:
                 return first
             kept[str(product)] = algorithm
-            text = json.dumps({"library": self.library.version, "algorithms": {key: kept[key].hex() for key in kept}})
+            text = json.dumps({"library": self.cublas_lt.version, "algorithms": {key: kept[key].hex() for key in kept}})
             whole = Path(folder) / self._path.name
             whole.write_text(text + "\n", encoding="utf-8")
             whole.replace(self._path)
@@ -146,7 +146,7 @@ class Choices:
             content = json.loads(self._path.read_text(encoding="utf-8"))
             kept = {str(key): bytes.fromhex(value) for key, value in content["algorithms"].items()}
             is_whole = all(len(algorithm) == ALGORITHM_BYTES for algorithm in kept.values())
-            return kept if is_whole and content["library"] == self.library.version else {}
+            return kept if is_whole and content["library"] == self.cublas_lt.version else {}
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return {}
 
