@@ -46,7 +46,7 @@ class FakeTransport:
         from vl2.engine.protocol import Ready
 
         self.on_report = on_report
-        on_report(Ready(ModelInfo(4096, 18, "cpu", "float32", 1, 1, 256, 16, "vl2-fake")))
+        on_report(Ready(ModelInfo(4096, 18, 1000, "cpu", "float32", 1, 1, 256, 16, "vl2-fake")))
         self.task = asyncio.ensure_future(self.step_for_ever())
 
     async def step_for_ever(self) -> None:

@@ -35,6 +35,7 @@ Step = Delta | BaseException | asyncio.Event
 INFO = ModelInfo(
     max_context_tokens=4096,
     max_prompt_tiles=18,
+    vocab_size=1000,
     device="cpu",
     dtype="float32",
     num_parameters=1_000_000,

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from tests.engine.builders import picture_prompt, text_prompt
-from vl2.core.errors import CapacityError, ContextLengthExceeded, EngineError, NotReady, SetupError
+from vl2.core.errors import CapacityError, ContextLengthExceeded, EngineError, InvalidRequest, NotReady, SetupError
 from vl2.core.stats import EngineStats, ModelInfo
 from vl2.core.types import FinishReason, Prompt, SamplingParams, TokenEvent
 from vl2.engine.client import BEATS_PER_TIMEOUT, EngineClient
@@ -26,8 +26,8 @@ from vl2.engine.protocol import (
 )
 
 INFO = ModelInfo(
-    max_context_tokens=20, max_prompt_tiles=10, device="cpu", dtype="float32", num_parameters=1, weights_bytes=4,
-    num_pages=8, page_size_tokens=4,
+    max_context_tokens=20, max_prompt_tiles=10, vocab_size=100, device="cpu", dtype="float32", num_parameters=1,
+    weights_bytes=4, num_pages=8, page_size_tokens=4,
     fingerprint="vl2-d-test",
 )  # fmt: skip
 
@@ -237,6 +237,14 @@ async def test_what_can_never_fit_is_refused_with_the_numbers():
         f.open(text_prompt(*range(20)))
     with pytest.raises(ContextLengthExceeded, match=r"8 tokens \(5 of pictures\).*max_tokens is 13.*most .* is 12"):
         f.open(picture_prompt(b"cat"), max_tokens=13)
+
+
+@pytest.mark.parametrize("token_id", [-1, INFO.vocab_size])
+async def test_a_bias_on_what_is_no_token_is_refused(token_id):
+    f = await Fixture().ready()
+    with pytest.raises(InvalidRequest, match=f"token id {token_id}, but .* from 0 to 99") as refused:
+        f.open(logit_bias={3: 1.0, token_id: 1.0})
+    assert refused.value.param == "logit_bias"
 
 
 async def test_a_full_queue_is_refused_for_now():

@@ -22,6 +22,7 @@ class ModelInfo:
 
     max_context_tokens: int
     max_prompt_tiles: int
+    vocab_size: int  # rows of the embedding: token ids are below
     device: str  # "cpu" or the GPU's name
     dtype: str
     num_parameters: int

@@ -134,9 +134,21 @@ class EngineClient:
             )
         if request_id in self._streams:
             raise InvalidRequest(f"a request with id {request_id!r} is already running", param="request_id")
+        self._check_biases(params)
         seed = secrets.randbits(63) if params.seed is None else params.seed
         params = dataclasses.replace(params, seed=seed, max_tokens=self._room_for_answer(prompt, params))
         return GenerateRequest(request_id, prompt, params, options)
+
+    def _check_biases(self, params: SamplingParams) -> None:
+        """On a GPU an index beyond the logits would end the engine."""
+        assert self.info is not None
+        for token_id in params.logit_bias:
+            if not 0 <= token_id < self.info.vocab_size:
+                raise InvalidRequest(
+                    f"logit_bias has the token id {token_id}, but those of this model are from 0 to "
+                    f"{self.info.vocab_size - 1}",
+                    param="logit_bias",
+                )
 
     def _room_for_answer(self, prompt: Prompt, params: SamplingParams) -> int:
         assert self.info is not None

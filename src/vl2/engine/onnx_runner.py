@@ -78,6 +78,7 @@ class OnnxRunner:
         self.info = ModelInfo(
             max_context_tokens=self.max_context_tokens,
             max_prompt_tiles=self.num_tile_slots,
+            vocab_size=language.vocab_size,
             device=self.network.providers.name,
             dtype=DTYPES[self.network.manifest.precision],
             num_parameters=self.network.manifest.num_parameters,

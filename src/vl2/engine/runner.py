@@ -286,6 +286,7 @@ class Runner:
         return ModelInfo(
             max_context_tokens=self.max_context_tokens,
             max_prompt_tiles=self.num_tile_slots,
+            vocab_size=self.model_config.language.vocab_size,
             device=torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu",
             dtype=str(self.dtype).removeprefix("torch."),
             num_parameters=self.num_parameters,
