@@ -49,9 +49,7 @@ class VisionTower(nn.Module):
         self.native: NativeTower | None = None  # set when weights are packed: it computes all of this then
         patch_width = 3 * config.patch_size**2
         self.patch_embed = Linear(patch_width, config.width, bias=True, dtype=dtype, device=device)
-        self._wide_embedding: torch.Tensor | None = (
-            None  # the weight, as wide as the backend's rows; made at the first tile
-        )
+        self._wide_embedding: torch.Tensor | None = None  # as wide as the backend's rows; made at the first tile
         self.pos_embed = empty(config.grid**2, config.width, dtype=dtype, device=device)
         self.blocks = nn.ModuleList(VisionBlock(config, ops, dtype=dtype, device=device) for _ in range(config.layers))
         self.norm = LayerNorm(config.width, ops, dtype=dtype, device=device)

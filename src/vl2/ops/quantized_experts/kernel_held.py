@@ -19,7 +19,7 @@ from vl2.ops.experts.kernel_common import GROUP_BLOCKS, block_and_tile, rows_of_
 from vl2.ops.experts.mixture import Mixture
 from vl2.ops.quantized_experts.weights import QuantizedExperts
 from vl2.ops.quantized_weight.kernel_common import has_asm
-from vl2.ops.quantized_weight.kernel_held import ROWS, load_scales, load_words, multiply_held
+from vl2.ops.quantized_weight.kernel_held import ROWS, load_scales, load_words, multiply_held, multiply_rest_held
 from vl2.ops.quantized_weight.triton_layout import step_of
 from vl2.ops.quantized_weight.weight import QuantizedWeight
 from vl2.ops.saturate_kernel import to_dtype
@@ -109,10 +109,10 @@ def _gate_up(
     wait_then_release(CHAINED)
     rows_at = x + _rows(pair, num_pairs) // NUM_ACTIVE * row_stride
     total = multiply_held(words, scale, rows_at, 0, NUM_STEPS, BLOCK_N, WORDS, BLOCK_S, HAS_ASM)
-    for first in range(BLOCK_S, NUM_STEPS, BLOCK_S):
-        more = load_words(codes, limit, inner, first, NUM_STEPS, row_words, BLOCK_N, True, WORDS, BLOCK_S)
-        its_scale = load_scales(scales, limit, inner, first, NUM_STEPS, 2 * inner, GROUP_STEPS, BLOCK_N, True, BLOCK_S)
-        total += multiply_held(more, its_scale, rows_at, first, NUM_STEPS, BLOCK_N, WORDS, BLOCK_S, HAS_ASM)
+    total = multiply_rest_held(
+        total, codes, scales, limit, inner, rows_at, NUM_STEPS, row_words, 2 * inner, GROUP_STEPS, BLOCK_N, True, WORDS,
+        BLOCK_S, HAS_ASM,
+    )  # fmt: skip
     gate, up = tl.split(tl.permute(total.reshape(BLOCK_N // 16, 2, 8, 8), (0, 2, 3, 1)))
     column = tl.arange(0, BLOCK_N // 16)[:, None, None] * 8 + tl.arange(0, 8)[None, :, None]
     at = hidden + pair.to(tl.int64)[None, None, :] * inner + tile * OWN + column
@@ -139,10 +139,10 @@ def _down(
         return
     rows_at = hidden + _rows(pair, num_pairs) * inner
     total = multiply_held(words, scale, rows_at, 0, NUM_STEPS, BLOCK_N, WORDS, BLOCK_S, HAS_ASM)
-    for first in range(BLOCK_S, NUM_STEPS, BLOCK_S):
-        more = load_words(codes, limit, 0, first, NUM_STEPS, row_words, BLOCK_N, False, WORDS, BLOCK_S)
-        its_scale = load_scales(scales, limit, 0, first, NUM_STEPS, width, GROUP_STEPS, BLOCK_N, False, BLOCK_S)
-        total += multiply_held(more, its_scale, rows_at, first, NUM_STEPS, BLOCK_N, WORDS, BLOCK_S, HAS_ASM)
+    total = multiply_rest_held(
+        total, codes, scales, limit, 0, rows_at, NUM_STEPS, row_words, width, GROUP_STEPS, BLOCK_N, False, WORDS,
+        BLOCK_S, HAS_ASM,
+    )  # fmt: skip
     column = tl.arange(0, BLOCK_N)[:, None]
     at = results + pair.to(tl.int64)[None, :] * width + tile * BLOCK_N + column
     tl.store(at, to_dtype(total, results.dtype.element_ty), mask=(pair < num_pairs)[None, :] & (column < limit))

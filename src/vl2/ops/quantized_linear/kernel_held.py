@@ -14,7 +14,7 @@ import triton.language as tl
 
 from vl2.ops.chain import chained, wait_for_last
 from vl2.ops.quantized_weight.kernel_common import has_asm
-from vl2.ops.quantized_weight.kernel_held import ROWS, load_scales, load_words, multiply_held
+from vl2.ops.quantized_weight.kernel_held import ROWS, load_scales, load_words, multiply_held, multiply_rest_held
 from vl2.ops.quantized_weight.triton_layout import step_of
 from vl2.ops.quantized_weight.weight import QuantizedWeight
 from vl2.ops.saturate_kernel import to_dtype
@@ -72,10 +72,10 @@ def _linear(
     n, m = tl.arange(0, BLOCK_N), tl.arange(0, 8)
     rows_at = x + tl.minimum(m, num_rows - 1) * row_stride
     total = multiply_held(words, scale, rows_at, 0, NUM_STEPS, BLOCK_N, WORDS, BLOCK_S, HAS_ASM)
-    for first in range(BLOCK_S, NUM_STEPS, BLOCK_S):
-        more = load_words(codes, limit, 0, first, NUM_STEPS, row_words, BLOCK_N, False, WORDS, BLOCK_S)
-        its_scale = load_scales(scales, limit, 0, first, NUM_STEPS, out_width, GROUP_STEPS, BLOCK_N, False, BLOCK_S)
-        total += multiply_held(more, its_scale, rows_at, first, NUM_STEPS, BLOCK_N, WORDS, BLOCK_S, HAS_ASM)
+    total = multiply_rest_held(
+        total, codes, scales, limit, 0, rows_at, NUM_STEPS, row_words, out_width, GROUP_STEPS, BLOCK_N, False, WORDS,
+        BLOCK_S, HAS_ASM,
+    )  # fmt: skip
     if HAS_BIAS:
         total += tl.load(bias + start + n, mask=n < limit, other=0.0).to(tl.float32)[:, None]
     at = out + m.to(tl.int64)[None, :] * out_width + start + n[:, None]

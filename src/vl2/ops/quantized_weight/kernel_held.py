@@ -75,3 +75,16 @@ def multiply_held(
         inputs = tl.permute(inputs.reshape(BLOCK_S, 8, 4, FAR, 2, 2), (0, 3, 4, 2, 5, 1))
         total = tl.dot(numbers, inputs.reshape(BLOCK_S, WORDS, 8), total)
     return tl.sum(total * scale.to(tl.float32)[:, :, None], 0)
+
+
+@triton.jit
+def multiply_rest_held(
+    total, codes, scales, limit, apart, rows_at, num_steps, row_words, num_columns, GROUP_STEPS: tl.constexpr,
+    BLOCK_N: tl.constexpr, IS_PAIR: tl.constexpr, WORDS: tl.constexpr, BLOCK_S: tl.constexpr, HAS_ASM: tl.constexpr,
+):  # fmt: skip
+    """`total` [N, 8] float32 and what all steps after the first BLOCK_S add."""
+    for first in range(BLOCK_S, num_steps, BLOCK_S):
+        words = load_words(codes, limit, apart, first, num_steps, row_words, BLOCK_N, IS_PAIR, WORDS, BLOCK_S)
+        scale = load_scales(scales, limit, apart, first, num_steps, num_columns, GROUP_STEPS, BLOCK_N, IS_PAIR, BLOCK_S)
+        total += multiply_held(words, scale, rows_at, first, num_steps, BLOCK_N, WORDS, BLOCK_S, HAS_ASM)
+    return total
