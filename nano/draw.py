@@ -13,6 +13,7 @@ from pathlib import Path
 from random import Random
 
 import numpy as np
+import torch
 from names import COLOURS, OBJECTS
 from PIL import Image, ImageChops, ImageDraw, ImageEnhance, ImageFont
 
@@ -58,16 +59,19 @@ def _turned(image: Image.Image, degrees: float) -> Image.Image:
 
 
 @lru_cache(None)
-def _tones() -> list[list[int]]:
+def _tones() -> list[np.ndarray]:
     """200 curves of brightness, each a table of 256 values, from a fixed seed."""
     r, v = np.random.RandomState(13), np.arange(256) / 255
     curves = [255 * (1 + r.normal(0, 0.1)) * v ** np.exp(r.normal(0, 0.22)) for _ in range(200)]
-    return [c.clip(0, 255).round().astype(int).tolist() for c in curves]
+    return [c.clip(0, 255).round().astype(np.uint8) for c in curves]
 
 
 def _recoloured(rng: Random, cell: Image.Image) -> Image.Image:
     """Other tones of each channel, sometimes paler: another drawing style differs in these, the object does not."""
-    cell = cell.point([v for table in rng.choices(_tones(), k=3) for v in table] + list(range(256)))
+    pixels = np.array(cell)
+    for channel, table in enumerate(rng.choices(_tones(), k=3)):
+        pixels[..., channel] = table[pixels[..., channel]]
+    cell = Image.fromarray(pixels)
     return ImageEnhance.Color(cell).enhance(rng.uniform(0.2, 1.5)) if rng.random() < 0.3 else cell
 
 
@@ -229,8 +233,8 @@ def _textures() -> list[np.ndarray]:
 
 
 @lru_cache(None)
-def _grain() -> np.ndarray:
-    return np.random.RandomState(11).normal(0, 1, (2048, 2048)).astype(np.float16)
+def _grain() -> torch.Tensor:
+    return torch.from_numpy(np.random.RandomState(11).normal(0, 1, (2048, 2048)).astype(np.float16))
 
 
 def random_colour(rng: Random) -> RGB:
@@ -284,9 +288,10 @@ def add_noise(rng: Random, image: Image.Image, strength: float) -> Image.Image:
     """Grey grain of the given standard deviation (in 0-255 units)."""
     w, h = image.size
     x, y = rng.randint(0, 2048 - w), rng.randint(0, 2048 - h)
-    grain = (_grain()[y : y + h, x : x + w] * np.float16(strength)).astype(np.int16)
-    lighter, darker = (Image.merge("RGB", [Image.fromarray(g.clip(0).astype(np.uint8))] * 3) for g in (grain, -grain))
-    return ImageChops.subtract(ImageChops.add(image, lighter), darker)
+    grain = (_grain()[y : y + h, x : x + w] * torch.tensor(strength, dtype=torch.float16)).short().numpy()
+    noisy = np.stack((grain,) * 3, -1)
+    noisy += np.asarray(image)
+    return Image.fromarray(noisy.clip(0, 255, out=noisy).astype(np.uint8))
 
 
 def cover(rng: Random, image: Image.Image, box: Box, share: float) -> None:

@@ -30,7 +30,7 @@ from scenes import MIXES
 from sheets import sheet_batch
 from views import TILE
 
-SHEET_SETS = 6  # a sheet is moved and faded anew each time it is used
+SHEET_SETS = 10  # a sheet is moved and faded anew each time it is used
 ROOM = max(TILE_BUDGET, MAX_ROWS)  # tiles a slot
 
 

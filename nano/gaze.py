@@ -7,6 +7,8 @@ the name of thing `k` (in whatever colour).
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from names import COLOURS, OBJECTS, SHAPES
 from questions import Turn, naming, pixel_box
 from scenes import Scene
@@ -56,44 +58,61 @@ def replies(answer: list[bool]) -> list[tuple[int, int]]:
     return [(s, next((k for k in range(s, len(answer)) if not answer[k]), len(answer))) for s in starts]
 
 
-def points(turns: tuple[Turn, ...], ids: list[int], answer: list[bool], scene: Scene) -> list[int]:
-    """The code of each token of a conversation about one picture."""
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """What `points` and `progress` look up in a scene, looked up once for all conversations about it."""
+
+    text: str | None
+    lists: frozenset[str]  # of all names, in both languages
+    places: dict[tuple[int, ...], int]  # box in 0-999 → thing
+    things: dict[tuple[str, int], list[tuple[int, str]]]  # name → its things, each with its colour
+
+
+def look(scene: Scene) -> Shown:
+    size, things = scene.image.size, scene.items[:MAX_ITEMS]
+    named: dict[tuple[str, int], list[tuple[int, str]]] = {}
+    for k, item in enumerate(things):
+        named.setdefault((item.kind, item.index), []).append((k, item.colour))
+    return Shown(
+        next((i.text for i in scene.items if i.kind == "text"), None),
+        frozenset(naming(scene, lang) for lang in ("en", "zh")) if scene.items else frozenset(),
+        {pixel_box(i.box, *size): k for k, i in enumerate(things)},
+        named,
+    )
+
+
+def points(turns: tuple[Turn, ...], ids: list[int], answer: list[bool], numbers: list[int], shown: Shown) -> list[int]:
+    """The code of each token of a conversation about one picture; `numbers`: its `coordinates`."""
     codes = [0] * len(ids)
-    text = next((i.text for i in scene.items if i.kind == "text"), None)
-    lists = {naming(scene, lang) for lang in ("en", "zh")} if scene.items else set()
     for (_, said), (start, end) in zip(turns, replies(answer)):
-        if said == text and end - start - 1 == len(said):
+        if said == shown.text and end - start - 1 == len(said):
             codes[start : end - 1] = range(CHARS, CHARS + len(said))
-        elif said in lists:
+        elif said in shown.lists:
             item, fresh = 0, True
             for k in range(start, end - 1):
                 separator = ids[k] in _SEPARATORS
                 if fresh and not separator and item < MAX_ITEMS:
                     codes[k] = 1 + item
                 item, fresh = item + separator, separator
-    w, h = scene.image.size
-    where = {pixel_box(i.box, w, h): k for k, i in enumerate(scene.items[:MAX_ITEMS])}
-    numbers = [(k, v) for k, v in enumerate(coordinates(ids, answer)) if v >= 0]
-    for four in zip(numbers[0::4], numbers[1::4], numbers[2::4], numbers[3::4]):
-        code = 1 + where.get(tuple(v for _, v in four), -1)
-        for k, _ in four:
+    at = [k for k, v in enumerate(numbers) if v >= 0]
+    for four in zip(at[0::4], at[1::4], at[2::4], at[3::4]):
+        code = 1 + shown.places.get(tuple(numbers[k] for k in four), -1)
+        for k in four:
             codes[k] = code
-    _mark_names(ids, codes, scene)
+    _mark_names(ids, codes, shown)
     return codes
 
 
-def progress(turns: tuple[Turn, ...], ids: list[int], answer: list[bool], scene: Scene) -> list[int]:
+def progress(turns: tuple[Turn, ...], ids: list[int], answer: list[bool], shown: Shown) -> list[int]:
     """At each token of an answer that is a list or the printed text: how many things or characters were said before it, -1 elsewhere.
 
     Characters are counted from `SPELLED`. It tells equal neighbours apart, which look alike and have one name.
     """
     out = [-1] * len(ids)
-    text = next((i.text for i in scene.items if i.kind == "text"), None)
-    lists = {naming(scene, lang) for lang in ("en", "zh")} if scene.items else set()
     for (_, said), (start, end) in zip(turns, replies(answer)):
-        if said == text and end - start - 1 == len(said) <= MAX_CHARS:
+        if said == shown.text and end - start - 1 == len(said) <= MAX_CHARS:
             out[start:end] = range(SPELLED, SPELLED + len(said) + 1)
-        elif said in lists:
+        elif said in shown.lists:
             done = 0
             for k in range(start, end):
                 done += ids[k] in _SEPARATORS or k == end - 1
@@ -101,23 +120,24 @@ def progress(turns: tuple[Turn, ...], ids: list[int], answer: list[bool], scene:
     return out
 
 
-def _mark_names(ids: list[int], codes: list[int], scene: Scene) -> None:
+def _mark_names(ids: list[int], codes: list[int], shown: Shown) -> None:
     """After each name that is in the picture, look at all things of this name."""
-    at = 0
-    while at < len(ids):
-        if ids[at] not in _STARTS:
-            at += 1
+    free = 0  # the first token that is in no name yet
+    for at in [k for k, i in enumerate(ids) if i in _STARTS]:
+        if at < free:
             continue
         size = next((n for n in (3, 2, 1) if tuple(ids[at : at + n]) in _PATTERNS), 0)
         end = at + size
+        free = at + max(1, size)
         if size and end < len(ids) and codes[end] == 0:
             kind, index = _PATTERNS[tuple(ids[at:end])]
-            colour = _COLOUR_IDS.get(tuple(ids[max(0, at - 1) : at])) or _COLOUR_IDS.get(
-                tuple(ids[max(0, at - 2) : at])
-            )
-            wanted = [k for k, i in enumerate(scene.items[:MAX_ITEMS]) if i.kind == kind and i.index == index]
-            tinted = [k for k in wanted if kind == "shape" and scene.items[k].colour == colour]
+            wanted = shown.things.get((kind, index))
             followed = _PATTERNS.get(tuple(ids[end : end + 1]), ("", 0))[0] == "shape"  # "orange" may be a colour
-            if wanted and not followed and (tinted or not (kind == "shape" and colour)):
-                codes[end] = NAMES + (tinted[0] if tinted else wanted[0] + ANY_COLOUR)
-        at += max(1, size)
+            if not wanted or followed:
+                continue
+            colour = kind == "shape" and (
+                _COLOUR_IDS.get(tuple(ids[max(0, at - 1) : at])) or _COLOUR_IDS.get(tuple(ids[max(0, at - 2) : at]))
+            )
+            tinted = next((k for k, c in wanted if c == colour), None) if colour else None
+            if tinted is not None or not colour:
+                codes[end] = NAMES + (wanted[0][0] + ANY_COLOUR if tinted is None else tinted)

@@ -13,7 +13,7 @@ from random import Random
 import numpy as np
 import torch
 import torch.nn.functional as F
-from gaze import MAX_CHARS, MAX_ITEMS, coordinates, points, progress
+from gaze import MAX_CHARS, MAX_ITEMS, coordinates, look, points, progress
 from names import HANZI, OBJECTS, SHAPES
 from questions import Asked, conversation
 from scenes import COLOUR_NAMES, EXAM_MIX, Item, Mix, Scene, make_scene, sizes_by_grid
@@ -158,18 +158,21 @@ def _fill(rng: Random, scenes: list[Scene], rows: dict[str, np.ndarray], ask=con
             break
     while total > room:
         total -= len(made.pop(rng.randrange(len(made)))[1])
-    at = 0
+    whole: dict[str, list] = {k: [] for k in rows}  # one assignment a row is cheaper than one a conversation
+    shown = look(scenes[0]) if len(scenes) == 1 else None
     for number, (asked, ids, answer) in enumerate(made, 1):
-        end = at + len(ids)
-        rows["ids"][at:end], rows["group"][at:end], rows["place"][at:end] = ids, number, range(len(ids))
-        rows["weight"][at:end] = (
-            np.array(answer) * sum(answer) ** -0.5 * (COUNT_WEIGHT if asked.task == "counting" else 1)
-        )
-        rows["coord"][at:end] = coordinates(ids, answer)
-        if len(scenes) == 1:
-            rows["point"][at:end] = points(asked.turns, ids, answer, scenes[0])
-            rows["said"][at:end] = progress(asked.turns, ids, answer, scenes[0])
-        at = end
+        weight = sum(answer) ** -0.5 * (COUNT_WEIGHT if asked.task == "counting" else 1)
+        numbers = coordinates(ids, answer)
+        whole["ids"] += ids
+        whole["group"] += [number] * len(ids)
+        whole["place"] += range(len(ids))
+        whole["weight"] += [weight if is_answer else 0.0 for is_answer in answer]
+        whole["coord"] += numbers
+        if shown is not None:
+            whole["point"] += points(asked.turns, ids, answer, numbers, shown)
+            whole["said"] += progress(asked.turns, ids, answer, shown)
+    for key, values in whole.items():
+        rows[key][: len(values)] = values
     return [asked for asked, _, _ in made]
 
 

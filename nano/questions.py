@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from itertools import pairwise
 from random import Random
 
@@ -86,6 +86,7 @@ def matches(item: Item, target: Item) -> bool:
     return item.kind == target.kind and item.index == target.index and target.colour in ("", item.colour)
 
 
+@lru_cache(1024)
 def pixel_box(box: tuple[float, float, float, float], width: int, height: int) -> tuple[int, ...]:
     """A box in 0-999 of the picture."""
     return tuple(min(999, max(0, round(v / side * 999))) for v, side in zip(box, (width, height, width, height)))

@@ -68,7 +68,7 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
     p.add_argument(
         "--draw-sheets",
         type=float,
-        default=0.15,
+        default=0.1,
         help="share of sheets among those that are drawn; the rest is used again",
     )
     p.add_argument(

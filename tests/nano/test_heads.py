@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from attention import looked_for, middles_in_prefix, named, pointing, spread_in_prefix, tally
 from config import CONFIG, initialise
 from forward import PROBED, run, text_mask
-from gaze import ANY_COLOUR, CHARS, NAMES, SPELLED, points, progress
+from gaze import ANY_COLOUR, CHARS, NAMES, SPELLED, coordinates, look, points, progress
 from heads import NUM_LETTERS, Heads, columns, covering, middle_tokens, moved, orders
 from optim import Optimizer
 from pack import encode_turns, make_batch
@@ -104,7 +104,9 @@ def test_a_name_looks_at_all_things_of_that_name_and_colour():
     ):
         ids, answer = encode_turns(Asked("box", "en", ((question, "none"),)), with_image=True)
         at = ids.index(tok.encode(after, add_special_tokens=False).ids[0])
-        assert points(((question, "none"),), ids, answer, scene)[at + 1] == code, question
+        assert points(((question, "none"),), ids, answer, coordinates(ids, answer), look(scene))[at + 1] == code, (
+            question
+        )
 
 
 def make_batch_image():
@@ -204,7 +206,7 @@ def test_how_much_of_a_list_or_a_text_was_said_is_counted_at_each_token():
     scene = Scene(0, make_batch_image(), [cat, cat, red, Item("text", text="A7")])
     asked = Asked("naming", "en", (("What do you see?", "cat, cat, red circle, text"), ("Read the text.", "A7")))
     ids, answer = encode_turns(asked, with_image=True)
-    said = progress(asked.turns, ids, answer, scene)
+    said = progress(asked.turns, ids, answer, look(scene))
     first = answer.index(True)
     #                              cat ,  cat ,  red circle ,  text EOS
     assert said[first : first + 9] == [0, 1, 1, 2, 2, 2, 3, 3, 4]
