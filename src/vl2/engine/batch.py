@@ -96,11 +96,15 @@ def pack_step(chunks: list[Chunk], shape: BatchShape) -> PackedStep:
 
 
 def step_inputs(step: PackedStep, shape: BatchShape, rows: DeviceRows | None = None) -> StepInputs:
-    """Onto the device. Tokens that are not known here yet are in `rows`."""
+    """Onto the device, by one copy: an index that is a list would go there by itself, and wait for the step before.
+
+    Tokens that are not known here yet are in `rows`.
+    """
     arrays = [step.token_ids, step.positions, step.kv_slots, step.logit_rows, step.image_rows, step.image_sources]
-    arrays += [step.unknown, step.block_tables, *chunk_lengths(step.shapes), *chunk_lengths(step.last_shapes)]
+    arrays += [step.unknown, step.block_tables, *chunk_lengths(step.shapes)]
+    arrays += [step.block_tables[step.last_chunks], *chunk_lengths(step.last_shapes)]
     ids, positions, slots, last_rows, *rest = send(arrays, shape.device)
-    image_rows, image_sources, unknown, tables, starts, lengths, last_starts, last_lengths = rest
+    image_rows, image_sources, unknown, tables, starts, lengths, last_tables, last_starts, last_lengths = rest
     if rows is not None and len(step.unknown):
         ids[unknown[:, 0]] = rows.last_tokens[unknown[:, 1]]
     multiple, is_exact = shape.rounding.multiple, shape.rounding.is_exact
@@ -118,7 +122,6 @@ def step_inputs(step: PackedStep, shape: BatchShape, rows: DeviceRows | None = N
         num_decodes=count_decodes(step.shapes) if longest > 1 and not is_exact else 0,
         has_fixed_splits=is_exact,
     )
-    last_tables = tables if len(step.last_chunks) == len(step.shapes) else tables[step.last_chunks]
     ends = AttentionBatch(
         tuple(step.last_shapes), last_tables, last_starts, last_lengths, 1, multiple, has_fixed_splits=is_exact
     )
