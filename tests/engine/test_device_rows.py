@@ -4,7 +4,40 @@ import pytest
 import torch
 
 from golden_cases import load_variant
+from tests.engine.builders import sequence, text_prompt
 from tests.parity.steps import build_engine, case_prompt, greedy
+from vl2.core.types import GenerateRequest, Prompt, SamplingParams
+from vl2.engine.device_rows import DeviceRows
+
+
+def request(name: str, prompt: Prompt, max_tokens: int) -> GenerateRequest:
+    return GenerateRequest(name, prompt, SamplingParams(max_tokens=max_tokens, seed=0, ignore_eos=True))
+
+
+def test_pages_that_an_answer_got_beside_prompts_are_there_when_it_decodes_alone_again():
+    """Steps with prompts bring tables of their own; these rows hear of no page that such a step filled."""
+    rows, answer = DeviceRows(1, 6, torch.device("cpu")), sequence(text_prompt(1, 2))
+    answer.row, answer.admission, answer.pages = 0, 1, [3]
+    rows.enter([answer])
+    answer.pages += [5, 7]  # more tokens than a page holds, all of them beside prompts
+    rows.enter([answer])
+    assert rows.block_tables[0].tolist()[:2] == [3, 5], "the page of the next token, 7, is written by its step"
+
+
+@pytest.mark.parametrize("name", ["mla-greedy", "mha-greedy"])
+def test_an_answer_is_the_same_if_it_runs_alone_then_beside_prompts_then_alone(name: str):
+    engine = build_engine(load_variant(name).name, max_sequences=2, max_step_tokens=20)
+    asked = {"text": case_prompt(load_variant(name).case("text"))}
+    alone = [token for token, _ in greedy(engine, asked, max_tokens=90)["text"]]
+    long = text_prompt(*range(10, 210), *range(20, 220))
+
+    engine.add(request("text", asked["text"], 90))
+    tokens: list[int] = []
+    while engine.has_work:
+        tokens += [event.token_id for event in engine.step() if event.request_id == "text"]
+        if len(tokens) == 10:
+            engine.add(request("long", long, 1))  # twenty steps, in which the answer fills a page and more
+    assert tokens == alone
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

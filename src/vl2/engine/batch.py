@@ -11,7 +11,6 @@ import torch
 from vl2.core.tiling import TileGeometry
 from vl2.engine.device_rows import DeviceRows
 from vl2.engine.draws import LogitEdit, edit_of, uniform
-from vl2.engine.pages import cache_slots
 from vl2.engine.picture_rows import image_tokens
 from vl2.engine.scheduler import Chunk, StepBatch
 from vl2.engine.sequence import UNKNOWN, Sequence
@@ -59,40 +58,46 @@ class PackedStep:
 
 
 def pack_step(chunks: list[Chunk], shape: BatchShape) -> PackedStep:
-    size = shape.page_size
     token_ids: list[int] = []
-    positions, kv_slots, shapes = [], [], []
+    shapes = []
     image_rows, image_sources = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
     for chunk in chunks:
-        sequence, row = chunk.sequence, len(token_ids)
-        token_ids += sequence.token_ids[chunk.start : chunk.end]
-        own_positions = np.arange(chunk.start, chunk.end)
-        positions.append(own_positions)
-        kv_slots.append(cache_slots(sequence.pages, own_positions, size))
+        row = len(token_ids)
+        token_ids += chunk.sequence.token_ids[chunk.start : chunk.end]
         shapes.append(ChunkShape(row, chunk.length, chunk.end))
         for image_positions, sources in image_tokens(chunk, shape.geometry):
             image_rows.append(image_positions - chunk.start + row)
             image_sources.append(sources)
+    tables = block_tables([chunk.sequence for chunk in chunks])
+    positions, kv_slots = _places(chunks, tables, shape.page_size)
     last = [idx for idx, chunk in enumerate(chunks) if chunk.is_last]
     logit_rows = [shapes[idx].start + shapes[idx].length - 1 for idx in last]
     unknown = [(shapes[idx].start, chunks[idx].sequence.row) for idx in last if token_ids[shapes[idx].start] == UNKNOWN]
     num_spare = shape.rounding.up(len(token_ids)) - len(token_ids)
     token_ids += [0] * num_spare
-    positions.append(np.zeros(num_spare, np.int64))
-    kv_slots.append(np.full(num_spare, shape.spare_page * size))
+    spare_slots = np.full(num_spare, shape.spare_page * shape.page_size)
     logit_rows += [0] * (shape.rounding.up(max(1, len(last))) - len(last))
     return PackedStep(
         shapes=shapes,
         token_ids=np.asarray(token_ids),
-        positions=np.concatenate(positions),
-        kv_slots=np.concatenate(kv_slots),
+        positions=np.concatenate([positions, np.zeros(num_spare, np.int64)]),
+        kv_slots=np.concatenate([kv_slots, spare_slots]),
         unknown=np.asarray(unknown, np.int64).reshape(-1, 2),
         image_rows=np.concatenate(image_rows),
         image_sources=np.concatenate(image_sources),
-        block_tables=block_tables([chunk.sequence for chunk in chunks]),
+        block_tables=tables,
         last_chunks=last,
         logit_rows=np.asarray(logit_rows),
     )
+
+
+def _places(chunks: list[Chunk], tables: np.ndarray, page_size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Of each token: its position, and the cache row that it goes to. Many chunks are a token each: all go at once."""
+    lengths = np.asarray([chunk.length for chunk in chunks])
+    before = np.cumsum(lengths) - lengths
+    positions = np.arange(lengths.sum()) + np.repeat([chunk.start for chunk in chunks] - before, lengths)
+    pages = tables[np.repeat(np.arange(len(chunks)), lengths), positions // page_size]
+    return positions, pages * np.int64(page_size) + positions % page_size
 
 
 def step_inputs(step: PackedStep, shape: BatchShape, rows: DeviceRows | None = None) -> StepInputs:

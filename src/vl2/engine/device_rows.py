@@ -16,21 +16,27 @@ class DeviceRows:
         self.spare_row, self.device = num_rows, device
         self.block_tables = torch.zeros(num_rows + 1, max_pages, dtype=torch.int32, device=device)
         self.last_tokens = torch.zeros(num_rows + 1, dtype=torch.int64, device=device)
-        self._entered = [0] * num_rows  # the admission that each row was written for
+        self._entered = [(0, 0)] * num_rows  # of each row: the admission it was written for, and how many pages it has
 
     def enter(self, sequences: list[Sequence]) -> None:
-        """Write the pages of sequences that begin to decode. From then on a decoding step adds the page that it writes
-        to by itself.
+        """Write the pages of sequences that begin to decode, and of those that got more than one since: beside prompts
+        they decode in steps that know nothing of these rows. A decoding step adds the page that it writes to by itself.
         """
-        new = [s for s in sequences if self._entered[s.row] != s.admission]
+        new = [s for s in sequences if not self._has_pages(s)]
+        for sequence in sequences:
+            self._entered[sequence.row] = sequence.admission, len(sequence.pages)
         if not new:
             return
         tables = np.zeros((len(new), self.block_tables.shape[1]), np.int32)
         for table, sequence in zip(tables, new, strict=True):
             table[: len(sequence.pages)] = sequence.pages
-            self._entered[sequence.row] = sequence.admission
         rows, pages = send([_rows_of(new), tables], self.device)
         self.block_tables[rows] = pages
+
+    def _has_pages(self, sequence: Sequence) -> bool:
+        """All but the last, which the step adds."""
+        admission, num_pages = self._entered[sequence.row]
+        return admission == sequence.admission and len(sequence.pages) <= num_pages + 1
 
     def keep_tokens(self, sequences: list[Sequence], tokens: torch.Tensor) -> None:
         """tokens [L] int64: what was sampled for each of the sequences."""
