@@ -20,7 +20,9 @@ from vl2.ops.rope.table import rope_table
 EXPERTS, ACTIVE, WIDTH, INNER, STEPS, REPLAYS = 4, 2, 512, 256, 100, 20
 
 
-def mixtures(device: torch.device, is_quantized: bool, dtype: torch.dtype) -> Callable[[], torch.Tensor]:
+def mixtures(
+    device: torch.device, is_quantized: bool, is_undecided: bool, dtype: torch.dtype
+) -> Callable[[], torch.Tensor]:
     """One token after the other chooses its experts and asks them; what they chose lies where others chose before."""
     torch.manual_seed(0)
 
@@ -34,7 +36,10 @@ def mixtures(device: torch.device, is_quantized: bool, dtype: torch.dtype) -> Ca
     config = moe_config(num_experts=EXPERTS, num_active=ACTIVE, expert_width=INNER, shared_width=0)
 
     def mix(token: torch.Tensor) -> torch.Tensor:
-        _, normed, ids, weights = ops.norm_and_route(token, nothing, norm, 1e-6, router, None, config)
+        given = token, nothing, norm, 1e-6, router, None, config
+        if is_undecided:
+            return add_up(ops.norm_and_mix(*given, quantized if is_quantized else experts)[2])
+        _, normed, ids, weights = ops.norm_and_route(*given)
         mixture: Mixture = (
             ops.mix_quantized_experts(normed, ids, weights, quantized)
             if is_quantized
@@ -47,9 +52,11 @@ def mixtures(device: torch.device, is_quantized: bool, dtype: torch.dtype) -> Ca
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("is_quantized", [False, True])
-def test_down_reads_the_choice_of_its_own_token(device: torch.device, is_quantized: bool) -> None:
-    """Launched one by one, kernels hardly overlap; in a graph each is there before the last one ends."""
-    run = mixtures(device, is_quantized, torch.bfloat16)
+@pytest.mark.parametrize("is_undecided", [False, True])
+def test_down_reads_the_choice_of_its_own_token(device: torch.device, is_quantized: bool, is_undecided: bool) -> None:
+    """Launched one by one, kernels hardly overlap; in a graph each is there before the last one ends. Made by a kernel
+    before gate-up or by gate-up's own first program, it is the same."""
+    run = mixtures(device, is_quantized, is_undecided, torch.bfloat16)
     expected = run()
     torch.cuda.synchronize()
     graph, out = capture(run, torch.cuda.graph_pool_handle())

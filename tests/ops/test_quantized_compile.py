@@ -52,7 +52,8 @@ if what == "rounded":
 elif what == "held":
     tile = dict(BLOCK_N=16, GROUP_STEPS=1, WORDS=32, BLOCK_S=16, HAS_ASM=True, CHAINED=True)
     compile(held_linear._linear, tile | dict(HAS_BIAS=False, NUM_STEPS=16), 1)
-    compile(held_experts._gate_up, tile | dict(NUM_ACTIVE=8, NUM_CHOSEN=6, NUM_STEPS=16, GROUP=8), 1)
+    told = dict(HAS_BIAS=False, IS_SOFTMAX=False, NORMS=False, BLOCK_E=0, NUM_WARPS=4)
+    compile(held_experts._gate_up, tile | told | dict(NUM_ACTIVE=8, NUM_CHOSEN=6, NUM_STEPS=16, GROUP=8), 1)
     compile(held_experts._down, tile | dict(NUM_CHOSEN=0, NUM_STEPS=11, GROUP=8), 1)
 else:
     step = dict(GROUP_STEPS=1, STEP=128, BITS=int(what), HAS_ASM=True, CHAINED=True, PRECISION="tf32")

@@ -50,6 +50,8 @@ class Script:
 class Forced:
     """A backend whose router is told which experts to choose. Their weights are of its own scores."""
 
+    norm_and_mix = None  # experts would choose themselves
+
     def __init__(self, ops: ModuleType) -> None:
         self.ops = ops
         self.given: Iterator[torch.Tensor] | None = None  # ids [T, A] of one call after the other; None: it may choose

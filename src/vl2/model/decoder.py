@@ -65,8 +65,7 @@ class DecoderLayer(nn.Module):
             x, normed = self.mlp_norm.add(x, attended)
             return x, self.mlp(normed)
         num_rows = queries.sequences.num_rows
-        x, own, ids, weights = self.mlp.norm_and_route(self.mlp_norm, x, attended, num_rows, step.rounding)
-        out = self.mlp.mix(own, ids, weights, step.rounding)
+        x, out = self.mlp.norm_and_mix(self.mlp_norm, x, attended, num_rows, step.rounding)
         return x, out if len(out) == len(x) else pad_rows(add_up(out), len(x))
 
 

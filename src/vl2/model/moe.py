@@ -83,25 +83,38 @@ class MoE(nn.Module):
         """What the chosen experts say, and the shared ones; added up or not."""
         experts, is_apart = self.expert_weights
         out = self.ops.mix_experts(x, ids, weights, experts, rounding)
-        return saturate(add_up(out) + self.shared(x)) if is_apart and self.shared is not None else out
+        return self.add_apart(out, x) if is_apart else out
 
-    def norm_and_route(
+    def add_apart(self, out: torch.Tensor | Mixture, x: torch.Tensor) -> torch.Tensor | Mixture:
+        """With what shared experts say that run apart."""
+        return out if self.shared is None else saturate(add_up(out) + self.shared(x))
+
+    def norm_and_mix(
         self, norm: RMSNorm, x: torch.Tensor, delta: torch.Tensor, num_rows: int | None, rounding: RowRounding
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-        """x + delta; of its first `num_rows` rows the norm, and which experts they take. Rows that only fill up a step
-        would choose some, too."""
+    ) -> tuple[torch.Tensor, torch.Tensor | Mixture]:
+        """x + delta; of its first `num_rows` rows what experts say to their norm. Rows that only fill up a step would
+        choose some, too."""
+        router = self.router, self.router_bias, self.config
+        if self.ops.norm_and_mix is not None and len(x) == 1:
+            experts, is_apart = self.asked_experts
+            x, normed, out = self.ops.norm_and_mix(x, delta, norm.weight, norm.eps, *router, experts)
+            return x, self.add_apart(out, normed) if is_apart else out
         if self.ops.norm_and_route is not None:
-            router = self.router, self.router_bias, self.config
             x, normed, ids, weights = self.ops.norm_and_route(x, delta, norm.weight, norm.eps, *router)
-            return x, normed[:num_rows], ids[:num_rows], weights[:num_rows]
+            return x, self.mix(normed[:num_rows], ids[:num_rows], weights[:num_rows], rounding)
         x, normed = norm.add(x, delta)
-        return x, normed[:num_rows], *self.route(normed[:num_rows], rounding)
+        return x, self.mix(normed[:num_rows], *self.route(normed[:num_rows], rounding), rounding)
 
     def route(self, x: torch.Tensor, rounding: RowRounding) -> tuple[torch.Tensor, torch.Tensor]:
         """As `Backend.route`, in as many rows as its product with the router must have."""
         rows = pad_rows(x, rounding.up(len(x)))
         ids, weights = self.ops.route(rows, self.router, self.router_bias, self.config)
         return ids[: len(x)], weights[: len(x)]
+
+    @property
+    def asked_experts(self) -> tuple[ExpertWeights | QuantizedExperts, bool]:
+        """All of them, in 16 bits or not, and whether the shared ones run apart."""
+        return self.expert_weights
 
     @property
     def expert_weights(self) -> tuple[ExpertWeights, bool]:
@@ -147,8 +160,12 @@ class QuantizedMoE(MoE):
         self, x: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor, rounding: RowRounding
     ) -> torch.Tensor | Mixture:
         """As of a `MoE`."""
-        out = self.ops.mix_quantized_experts(x, ids, weights, self.experts, rounding)
-        return out if self.shared is None else saturate(add_up(out) + self.shared(x))
+        return self.add_apart(self.ops.mix_quantized_experts(x, ids, weights, self.experts, rounding), x)
+
+    @property
+    def asked_experts(self) -> tuple[ExpertWeights | QuantizedExperts, bool]:
+        """As of a `MoE`."""
+        return self.experts, self.shared is not None
 
     @property
     def num_weights(self) -> int:

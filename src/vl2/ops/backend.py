@@ -29,6 +29,15 @@ NormAndRoute: TypeAlias = Callable[
 ]
 """(x, delta, the norm's weight and eps, the router's weight and bias, config) → as it says below."""
 
+NormAndMix: TypeAlias = Callable[
+    [
+        torch.Tensor, torch.Tensor | Mixture, torch.Tensor, float, torch.Tensor, torch.Tensor | None, MoEConfig,
+        ExpertWeights | QuantizedExperts,
+    ],
+    tuple[torch.Tensor, torch.Tensor, torch.Tensor | Mixture],
+]  # fmt: skip
+"""(x, delta, the norm's weight and eps, the router's weight and bias, config, experts) → as it says below."""
+
 
 DecodeMLA: TypeAlias = Callable[
     [
@@ -269,6 +278,12 @@ class Backend(Protocol):
         ids       [T, A] as route gives them; weights [T, A] float32
         Returns   [T, C] x's dtype
         """
+        ...
+
+    @property
+    def norm_and_mix(self) -> NormAndMix | None:
+        """Of a single row `norm_and_route` and what its experts say (`mix_experts`, or `mix_quantized_experts`), where
+        that is more than one after the other: (x + delta, its norm, the mixture)."""
         ...
 
     def begin_decode(

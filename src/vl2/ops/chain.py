@@ -49,10 +49,26 @@ def wait_for_last(CHAINED: tl.constexpr):
 @triton.jit
 def wait_then_release(CHAINED: tl.constexpr):
     """`wait_for_last`, but the next kernel starts only now: before its own wait it may read what was there before this
-    one, past the first cache (`.cg`), which is not emptied until it waits. The next one alone: not the one after it."""
+    one, or what programs of this one did `flush` before they released it or ended, past the first cache (`.cg`), which
+    is not emptied until it waits. The next one alone: not the one after it."""
     if CHAINED:
         gdc_wait()
         gdc_launch_dependents()
+
+
+@triton.jit
+def wait_without_release(CHAINED: tl.constexpr):
+    """`wait_for_last`, but the next kernel starts later: after a `wait_then_release`, or as this program ends."""
+    if CHAINED:
+        gdc_wait()
+
+
+@triton.jit
+def flush(CHAINED: tl.constexpr):
+    """What this program wrote is in the second cache before it goes on."""
+    if CHAINED:
+        fence: tl.constexpr = "fence.acq_rel.gpu; mov.b32 $0, 0;"
+        tl.inline_asm_elementwise(fence, "=r", [], dtype=tl.int32, is_pure=False, pack=1)
 
 
 @triton.jit

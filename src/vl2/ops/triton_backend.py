@@ -18,6 +18,7 @@ from vl2.ops.quantized_weight import triton_layout as quantized_layout
 from vl2.ops.rope.kernel import write_heads, write_latent
 from vl2.ops.sampling.kernel import sample
 from vl2.ops.single_row.kernel import linear, linear_both
+from vl2.ops.single_token import norm_and_mix
 from vl2.ops.step.kernel import begin_decode
 
 NAME = f"triton {triton.__version__}"
@@ -25,6 +26,7 @@ NAME = f"triton {triton.__version__}"
 __all__ = [
     "NAME", "add_layer_norm", "add_rms_norm", "attend_heads", "attend_mla",
     "begin_decode", "cut_patches", "decode_mla", "linear", "linear_both", "linear_gelu", "logits", "mix_experts",
-    "mix_quantized_experts", "norm_and_route", "quantized_layout", "quantized_linear", "quantized_linear_both",
-    "quantized_logits", "rms_norm", "route", "sample", "swiglu", "tower_linear", "write_heads", "write_latent",
+    "mix_quantized_experts", "norm_and_mix", "norm_and_route", "quantized_layout", "quantized_linear",
+    "quantized_linear_both", "quantized_logits", "rms_norm", "route", "sample", "swiglu", "tower_linear", "write_heads",
+    "write_latent",
 ]  # fmt: skip

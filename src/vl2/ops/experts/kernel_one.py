@@ -2,7 +2,8 @@
 
 Such a step is as long as reading the weights takes, if memory never waits. So nothing goes through shared memory or in
 turns: a program asks for all that it needs of its expert at once, into registers. Shared experts, which need no
-choice, and what `down` needs are asked for before the kernel ahead has ended.
+choice, and what `down` needs are asked for before the kernel ahead has ended. The choice itself may be left to gate-up:
+each of its programs finds its expert, and one more writes down what all of them do.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from vl2.ops.chain import chained, wait_for_last, wait_then_release
 from vl2.ops.experts.kernel_common import swish
 from vl2.ops.experts.mixture import Mixture
 from vl2.ops.experts.weights import ExpertWeights
+from vl2.ops.gate.kernel_common import Undecided, decide_single, find, parts_of_choice
 from vl2.ops.saturate_kernel import to_dtype
 from vl2.ops.single_row.kernel_common import Tile, form_of, load_part, multiply_part, multiply_rest
 
@@ -22,17 +24,24 @@ UP_TILE, DOWN_TILE = Tile(4, 2048, 8), Tile(4, 2048, 4)
 
 
 def mix_single(
-    x: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor, experts: ExpertWeights, num_shared: int
+    x: torch.Tensor,
+    ids: torch.Tensor,
+    weights: torch.Tensor,
+    experts: ExpertWeights,
+    num_shared: int,
+    undecided: Undecided | None = None,
 ) -> Mixture:
-    """`Backend.mix_experts` (ops/backend.py) of one row of 16 bits; of a routed one's width there are `num_shared`."""
+    """`Backend.mix_experts` (ops/backend.py) of one row of 16 bits; of a routed one's width there are `num_shared`.
+    Ids and weights that are undecided are filled in."""
     (_, width, inner), num_chosen = experts.down.shape, ids.shape[1]
     num_active = num_chosen + num_shared
     shared_up, shared_down = experts.shared_gate_up, experts.shared_down
     common = dict(NUM_CHOSEN=num_chosen, NUM_SHARED=num_shared, **chained(x.device))
+    by, forms = parts_of_choice(undecided, weights)
     hidden = torch.empty(num_active, inner, dtype=x.dtype, device=x.device)
-    _gate_up[(num_active * triton.cdiv(inner, UP_TILE.block_n),)](
-        x, ids, experts.gate_up, x if shared_up is None else shared_up, hidden, width, inner,
-        **form_of(experts.gate_up, UP_TILE, width), num_warps=UP_TILE.num_warps, **common,
+    _gate_up[((undecided is not None) + num_active * triton.cdiv(inner, UP_TILE.block_n),)](
+        x, ids, weights, *by, experts.gate_up, x if shared_up is None else shared_up, hidden, width, inner, **forms,
+        **form_of(experts.gate_up, UP_TILE, width), NUM_WARPS=UP_TILE.num_warps, num_warps=UP_TILE.num_warps, **common,
     )  # fmt: skip
     results = torch.empty(num_active, width, dtype=x.dtype, device=x.device)
     _down[(num_active * triton.cdiv(width, DOWN_TILE.block_n),)](
@@ -43,29 +52,43 @@ def mix_single(
 
 
 @triton.jit
-def _place_of(num_outputs, NUM_CHOSEN: tl.constexpr, NUM_SHARED: tl.constexpr, BLOCK_N: tl.constexpr):
+def _place_of(number, num_outputs, NUM_CHOSEN: tl.constexpr, NUM_SHARED: tl.constexpr, BLOCK_N: tl.constexpr):
     """(which expert of the token's, shared ones first; where it comes in the mixture, shared ones last; outputs [N])"""
     num_tiles = tl.cdiv(num_outputs, BLOCK_N)
-    place, tile = tl.program_id(0) // num_tiles, tl.program_id(0) % num_tiles
+    place, tile = number // num_tiles, number % num_tiles
     pair = tl.where(place < NUM_SHARED, place + NUM_CHOSEN, place - NUM_SHARED)
     return place, pair, tile * BLOCK_N + tl.arange(0, BLOCK_N)
 
 
 @triton.jit
 def _gate_up(
-    x, ids, gate_up, shared, hidden, width, inner,
-    NUM_CHOSEN: tl.constexpr, NUM_SHARED: tl.constexpr, STEP: tl.constexpr, BITS: tl.constexpr,
+    x, ids, weights, logits, bias, num_experts, scaling, gate_up, shared, hidden, width, inner,
+    HAS_BIAS: tl.constexpr, IS_SOFTMAX: tl.constexpr, NORMS: tl.constexpr, BLOCK_E: tl.constexpr,
+    NUM_WARPS: tl.constexpr, NUM_CHOSEN: tl.constexpr, NUM_SHARED: tl.constexpr, STEP: tl.constexpr, BITS: tl.constexpr,
     GROUP_STEPS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_S: tl.constexpr, HAS_ASM: tl.constexpr,
     CHAINED: tl.constexpr,
 ):  # fmt: skip
     """Shared experts first: they wait for no choice. `_down` reads the choice before it waits, so it is let start only
-    when this kernel has it."""
-    place, pair, column = _place_of(inner, NUM_CHOSEN, NUM_SHARED, BLOCK_N)
+    when this kernel has it. Without a BLOCK_E it has been made."""
+    number = tl.program_id(0)
+    if BLOCK_E > 0:
+        if number == 0:
+            decide_single(
+                logits, bias, num_experts, ids, weights, scaling, NUM_CHOSEN, HAS_BIAS, IS_SOFTMAX, NORMS, BLOCK_E,
+                CHAINED,
+            )  # fmt: skip
+            return
+        number -= 1
+    place, pair, column = _place_of(number, inner, NUM_CHOSEN, NUM_SHARED, BLOCK_N)
     if place < NUM_SHARED:
         gates, up_rows = shared + place.to(tl.int64) * inner * width, inner * NUM_SHARED
     else:
-        wait_then_release(CHAINED)
-        gates, up_rows = gate_up + tl.load(ids + pair).to(tl.int64) * (2 * inner) * width, inner
+        if BLOCK_E > 0:
+            expert = find(logits, bias, num_experts, pair, HAS_BIAS, IS_SOFTMAX, BLOCK_E, NUM_WARPS, CHAINED)
+        else:
+            wait_then_release(CHAINED)
+            expert = tl.load(ids + pair)
+        gates, up_rows = gate_up + expert.to(tl.int64) * (2 * inner) * width, inner
     ups = gates + up_rows.to(tl.int64) * width
     is_column = column < inner
     gate_words, one = load_part(
@@ -90,7 +113,7 @@ def _down(
     CHAINED: tl.constexpr,
 ):  # fmt: skip
     """Reads the choice before it waits, which only a kernel right behind `_gate_up` may."""
-    place, pair, column = _place_of(width, NUM_CHOSEN, NUM_SHARED, BLOCK_N)
+    place, pair, column = _place_of(tl.program_id(0), width, NUM_CHOSEN, NUM_SHARED, BLOCK_N)
     if place < NUM_SHARED:
         own, row_size = shared + place.to(tl.int64) * inner, inner * NUM_SHARED
     else:

@@ -1,4 +1,7 @@
-"""The router in two launches: logits, of few tokens with the norm before them, then the choice."""
+"""The router in two launches: logits, of few tokens with the norm before them, then the choice.
+
+A single token's choice may be left to the first kernel of its experts (ops/single_token.py).
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,7 @@ from vl2.ops.chain import chained, wait_for_last
 from vl2.ops.exact_linear.kernel import linear as exact_linear
 from vl2.ops.experts.mixture import Mixture
 from vl2.ops.gate import reference
+from vl2.ops.gate.kernel_common import decide, forms_of, load_bias
 from vl2.ops.norm.kernel import add_delta, add_rms_norm, kinds_of, norm, parts_of_delta
 
 FEW_TOKENS, SOME_TOKENS = 16, 256
@@ -44,6 +48,14 @@ def norm_and_route(
     if not 0 < len(x) <= FEW_TOKENS or (config.num_groups > 1 and config.topk_method != "greedy"):
         total, normed = add_rms_norm(x, delta, norm_weight, eps)
         return total, normed, *route(normed, weight, bias, config)
+    total, normed, logits = norm_and_logits(x, delta, norm_weight, eps, weight)
+    return total, normed, *choose(logits, bias, config)
+
+
+def norm_and_logits(
+    x: torch.Tensor, delta: torch.Tensor | Mixture, norm_weight: torch.Tensor, eps: float, weight: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """x + delta, its norm, and the router's logits [T, E] float32, of up to FEW_TOKENS rows."""
     assert x.is_contiguous() and (not isinstance(delta, torch.Tensor) or delta.is_contiguous())
     (num_tokens, width), num_experts = x.shape, len(weight)
     total, normed = torch.empty_like(x), torch.empty(x.shape, dtype=norm_weight.dtype, device=x.device)
@@ -52,7 +64,7 @@ def norm_and_route(
         x, *parts_of_delta(delta, x), norm_weight, weight, total, normed, logits, eps, num_experts, WIDTH=width,
         **kinds_of(delta), BLOCK=triton.next_power_of_2(width), num_warps=4, **chained(x.device),
     )  # fmt: skip
-    return total, normed, *choose(logits, bias, config)
+    return total, normed, logits
 
 
 def exact_route(
@@ -69,16 +81,20 @@ def exact_route(
 
 def choose(logits: torch.Tensor, bias: torch.Tensor | None, config: MoEConfig) -> tuple[torch.Tensor, torch.Tensor]:
     """logits [T, E] float32, or [T, 3 · E]: in parts to be added → ids and weights as of `Backend.route`."""
-    num_tokens, num_experts, num_active = len(logits), config.num_experts, config.num_active
-    ids = torch.empty(num_tokens, num_active, dtype=torch.int32, device=logits.device)
-    weights = torch.empty(num_tokens, num_active, dtype=torch.float32, device=logits.device)
+    num_tokens, num_experts = len(logits), config.num_experts
+    ids, weights = empty_choice(num_tokens, config, logits.device)
     _choose[(num_tokens,)](
         logits, bias if bias is not None else logits, ids, weights, num_experts, config.routed_scaling_factor,
-        NUM_ACTIVE=num_active, HAS_BIAS=bias is not None, IS_SOFTMAX=config.scoring_func == "softmax",
-        NORMS=config.norm_topk_prob and num_active > 1, HAS_PARTS=logits.shape[1] > num_experts,
-        BLOCK_E=triton.next_power_of_2(num_experts), num_warps=1, **chained(logits.device),
+        NUM_ACTIVE=config.num_active, HAS_PARTS=logits.shape[1] > num_experts, **forms_of(bias, config), num_warps=1,
+        **chained(logits.device),
     )  # fmt: skip
     return ids, weights
+
+
+def empty_choice(num_tokens: int, config: MoEConfig, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """ids and weights as of `Backend.route`, not filled in."""
+    shape = num_tokens, config.num_active
+    return torch.empty(shape, dtype=torch.int32, device=device), torch.empty(shape, device=device)
 
 
 def router_logits(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
@@ -168,38 +184,17 @@ def _few_logits(
 @triton.jit
 def _choose(
     logits, bias, ids, weights, num_experts, scaling,
-    NUM_ACTIVE: tl.constexpr, HAS_BIAS: tl.constexpr, IS_SOFTMAX: tl.constexpr, NORMS: tl.constexpr,
-    HAS_PARTS: tl.constexpr, BLOCK_E: tl.constexpr, CHAINED: tl.constexpr,
+    NUM_ACTIVE: tl.constexpr, HAS_PARTS: tl.constexpr, HAS_BIAS: tl.constexpr, IS_SOFTMAX: tl.constexpr,
+    NORMS: tl.constexpr, BLOCK_E: tl.constexpr, CHAINED: tl.constexpr,
 ):  # fmt: skip
-    """One token a program: the best expert, NUM_ACTIVE times. argmax takes the lower id of equals."""
-    wait_for_last(CHAINED)
-    token = tl.program_id(0)
-    experts = tl.arange(0, BLOCK_E)
-    known = experts < num_experts
+    """One token a program."""
+    token, experts = tl.program_id(0), tl.arange(0, BLOCK_E)
+    known, steer = experts < num_experts, load_bias(bias, experts, num_experts, HAS_BIAS)
+    wait_for_last(CHAINED)  # only the bias is there before
     logits += token.to(tl.int64) * num_experts * (3 if HAS_PARTS else 1) + experts
-    scores = tl.load(logits, mask=known, other=float("-inf"))
+    total = tl.load(logits, mask=known, other=float("-inf"))
     if HAS_PARTS:  # the small ones are added up first
         second = tl.load(logits + num_experts, mask=known, other=0.0)
-        scores += second + tl.load(logits + 2 * num_experts, mask=known, other=0.0)
-    if IS_SOFTMAX:
-        scores = tl.exp(scores - tl.max(scores, 0))
-        scores = scores / tl.sum(scores, 0)
-    else:
-        scores = 1.0 / (1.0 + tl.exp(-scores))
-    choice = scores
-    if HAS_BIAS:
-        choice += tl.load(bias + experts, mask=known, other=0.0)
-    choice = tl.where(known & (choice == choice), choice, float("-inf"))  # what is no number comes last
-    total, left = 1e-20, choice
-    for _ in tl.static_range(NUM_ACTIVE if NORMS else 0):
-        best = tl.argmax(left, 0, tie_break_left=True)
-        total += tl.sum(tl.where(experts == best, scores, 0.0), 0)
-        left = tl.where(experts == best, float("-inf"), left)
-    if NORMS:
-        scores = scores / total
-    for rank in tl.static_range(NUM_ACTIVE):
-        best = tl.argmax(choice, 0, tie_break_left=True)
-        weight = tl.sum(tl.where(experts == best, scores, 0.0), 0) * scaling
-        tl.store(ids + token * NUM_ACTIVE + rank, best)
-        tl.store(weights + token * NUM_ACTIVE + rank, weight)
-        choice = tl.where(experts == best, float("-inf"), choice)
+        total += second + tl.load(logits + 2 * num_experts, mask=known, other=0.0)
+    ids, weights = ids + token * NUM_ACTIVE, weights + token * NUM_ACTIVE
+    decide(total, steer, experts, num_experts, ids, weights, scaling, NUM_ACTIVE, HAS_BIAS, IS_SOFTMAX, NORMS)

@@ -73,8 +73,7 @@ def mix_quantized_experts(
     rounding: RowRounding = RowRounding(),
 ) -> Mixture:
     """`Backend.mix_quantized_experts` (ops/backend.py)."""
-    all_4 = experts.gate_up.scheme.bits == experts.down.scheme.bits == 4
-    if len(x) <= HELD_TOKENS and all_4 and x.dtype != torch.float32:
+    if are_held(len(x), x.dtype, experts):
         return mix_held(x, ids, weights, experts)
     num_experts = len(experts.gate_up.codes)
     tile = choose_tile(len(x) * (ids.shape[1] + experts.num_shared), num_experts, x.dtype)
@@ -85,6 +84,12 @@ def mix_quantized_experts(
     if len(x) <= FEW_TOKENS and x.dtype != torch.float32:
         return mix_few(x, ids, weights, experts)
     return mix_with_tile(x, ids, weights, experts, tile)
+
+
+def are_held(num_tokens: int, dtype: torch.dtype, experts: QuantizedExperts) -> bool:
+    """Whether so many rows go to `mix_held`."""
+    all_4 = experts.gate_up.scheme.bits == experts.down.scheme.bits == 4
+    return num_tokens <= HELD_TOKENS and all_4 and dtype != torch.float32
 
 
 def mix_written_out(x: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor, experts: QuantizedExperts) -> Mixture:

@@ -2,7 +2,8 @@
 
 A layer of one token is read in little more than ten microseconds: a loop that waits for memory a few times is half of
 that. So a program asks for all that it needs of its expert at once; of shared experts of a single token, which need no
-choice, and of what `down` needs before the kernel ahead has ended.
+choice, and of what `down` needs before the kernel ahead has ended. Its choice may be left to gate-up, as of experts in
+16 bits (`experts/kernel_one.py`).
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from vl2.ops.chain import chained, wait_for_last, wait_then_release
 from vl2.ops.experts.align import align_few
 from vl2.ops.experts.kernel_common import GROUP_BLOCKS, block_and_tile, rows_of_block, swish
 from vl2.ops.experts.mixture import Mixture
+from vl2.ops.gate.kernel_common import Undecided, decide_single, find, parts_of_choice
 from vl2.ops.quantized_experts.weights import QuantizedExperts
 from vl2.ops.quantized_weight.kernel_common import has_asm
 from vl2.ops.quantized_weight.kernel_held import ROWS, load_scales, load_words, multiply_held, multiply_rest_held
@@ -40,9 +42,15 @@ ONE, FEW = Tile(8, 32, 16, 2), Tile(16, 32, 8, 4)
 
 
 def mix_held(
-    x: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor, experts: QuantizedExperts, tile: Tile | None = None
+    x: torch.Tensor,
+    ids: torch.Tensor,
+    weights: torch.Tensor,
+    experts: QuantizedExperts,
+    tile: Tile | None = None,
+    undecided: Undecided | None = None,
 ) -> Mixture:
-    """`Backend.mix_quantized_experts` (ops/backend.py) of up to 8 rows of 16 bits."""
+    """`Backend.mix_quantized_experts` (ops/backend.py) of up to 8 rows of 16 bits. A single one's ids and weights that
+    are undecided are filled in."""
     assert experts.gate_up.scheme.bits == experts.down.scheme.bits == 4
     (num_tokens, width), inner = x.shape, experts.down.in_width
     tile = tile or (ONE if num_tokens == 1 else FEW)
@@ -52,10 +60,12 @@ def mix_held(
     shared = (blocks.pairs, blocks.experts, num_blocks, num_pairs, num_routed, width, inner)
     options = dict(NUM_CHOSEN=num_chosen, num_warps=tile.num_warps, num_stages=1, **chained(x.device))
 
+    by, forms = parts_of_choice(undecided, weights)
     hidden = torch.empty(num_pairs, inner, dtype=x.dtype, device=x.device)
-    _gate_up[(num_blocks * triton.cdiv(inner, tile.up_n),)](
+    _gate_up[((undecided is not None) + num_blocks * triton.cdiv(inner, tile.up_n),)](
         x, experts.gate_up.codes, experts.gate_up.scales, hidden, *shared, experts.gate_up.codes.stride(-2),
-        x.stride(0), NUM_ACTIVE=num_active, BLOCK_N=2 * tile.up_n, **_form_of(experts.gate_up, tile), **options,
+        x.stride(0), weights, *by, **forms, NUM_WARPS=tile.num_warps, NUM_ACTIVE=num_active, BLOCK_N=2 * tile.up_n,
+        **_form_of(experts.gate_up, tile), **options,
     )  # fmt: skip
     results = torch.empty(num_pairs, width, dtype=x.dtype, device=x.device)
     _down[(num_blocks * triton.cdiv(width, tile.down_n),)](
@@ -76,29 +86,44 @@ def _form_of(weight: QuantizedWeight, tile: Tile) -> dict[str, object]:
 
 
 @triton.jit
-def _block_and_tile(num_blocks, num_tiles, NUM_CHOSEN: tl.constexpr, GROUP: tl.constexpr):
+def _block_and_tile(number, num_blocks, num_tiles, NUM_CHOSEN: tl.constexpr, GROUP: tl.constexpr):
     """As `block_and_tile`; of a single token shared experts come first, which are its last blocks."""
     if NUM_CHOSEN == 0:
-        block, tile = block_and_tile(tl.program_id(0), num_blocks, num_tiles, GROUP)
+        block, tile = block_and_tile(number, num_blocks, num_tiles, GROUP)
     else:
-        block, tile = (tl.program_id(0) // num_tiles + NUM_CHOSEN) % num_blocks, tl.program_id(0) % num_tiles
+        block, tile = (number // num_tiles + NUM_CHOSEN) % num_blocks, number % num_tiles
     return block, tile
 
 
 @triton.jit(do_not_specialize=["num_blocks", "num_pairs"])
 def _gate_up(
     x, codes, scales, hidden, pairs, block_experts, num_blocks, num_pairs, num_routed, width, inner, row_words,
-    row_stride, NUM_ACTIVE: tl.constexpr, NUM_CHOSEN: tl.constexpr, BLOCK_N: tl.constexpr, GROUP_STEPS: tl.constexpr,
-    NUM_STEPS: tl.constexpr, WORDS: tl.constexpr, BLOCK_S: tl.constexpr, GROUP: tl.constexpr, HAS_ASM: tl.constexpr,
-    CHAINED: tl.constexpr,
+    row_stride, weights, logits, bias, num_experts, scaling, HAS_BIAS: tl.constexpr, IS_SOFTMAX: tl.constexpr,
+    NORMS: tl.constexpr, BLOCK_E: tl.constexpr, NUM_WARPS: tl.constexpr, NUM_ACTIVE: tl.constexpr,
+    NUM_CHOSEN: tl.constexpr, BLOCK_N: tl.constexpr, GROUP_STEPS: tl.constexpr, NUM_STEPS: tl.constexpr,
+    WORDS: tl.constexpr, BLOCK_S: tl.constexpr, GROUP: tl.constexpr, HAS_ASM: tl.constexpr, CHAINED: tl.constexpr,
 ):  # fmt: skip
     """Gate rows are the first halves, up rows the others. `_down` reads the blocks before it waits, so it is let start
-    only when this kernel has them."""
+    only when this kernel has them. Without a BLOCK_E the choice has been made."""
     OWN: tl.constexpr = BLOCK_N // 2
-    block, tile = _block_and_tile(num_blocks, tl.cdiv(inner, OWN), NUM_CHOSEN, GROUP)
-    if NUM_CHOSEN == 0 or block < NUM_CHOSEN:
-        wait_then_release(CHAINED)
-    expert, pair = rows_of_block(pairs, block_experts, block, num_pairs, num_routed, NUM_CHOSEN, 8)
+    number = tl.program_id(0)
+    if BLOCK_E > 0:
+        if number == 0:
+            decide_single(
+                logits, bias, num_experts, block_experts, weights, scaling, NUM_CHOSEN, HAS_BIAS, IS_SOFTMAX, NORMS,
+                BLOCK_E, CHAINED,
+            )  # fmt: skip
+            return
+        number -= 1
+    block, tile = _block_and_tile(number, num_blocks, tl.cdiv(inner, OWN), NUM_CHOSEN, GROUP)
+    if BLOCK_E > 0:
+        expert, pair = num_routed + block - NUM_CHOSEN, tl.where(tl.arange(0, 8) == 0, block, num_pairs)
+        if block < NUM_CHOSEN:
+            expert = find(logits, bias, num_experts, block, HAS_BIAS, IS_SOFTMAX, BLOCK_E, NUM_WARPS, CHAINED)
+    else:
+        if NUM_CHOSEN == 0 or block < NUM_CHOSEN:
+            wait_then_release(CHAINED)
+        expert, pair = rows_of_block(pairs, block_experts, block, num_pairs, num_routed, NUM_CHOSEN, 8)
     if expert < 0:
         return
     limit = inner - tile * OWN
@@ -126,7 +151,7 @@ def _down(
     WORDS: tl.constexpr, BLOCK_S: tl.constexpr, GROUP: tl.constexpr, HAS_ASM: tl.constexpr, CHAINED: tl.constexpr,
 ):  # fmt: skip
     """Reads the blocks before it waits, which only a kernel right behind `_gate_up` may."""
-    block, tile = _block_and_tile(num_blocks, tl.cdiv(width, BLOCK_N), NUM_CHOSEN, GROUP)
+    block, tile = _block_and_tile(tl.program_id(0), num_blocks, tl.cdiv(width, BLOCK_N), NUM_CHOSEN, GROUP)
     expert, pair = rows_of_block(pairs, block_experts, block, num_pairs, num_routed, NUM_CHOSEN, 8)
     limit = tl.where(expert < 0, 0, width - tile * BLOCK_N)
     own = tl.maximum(expert, 0).to(tl.int64)
