@@ -13,7 +13,6 @@ from pathlib import Path
 from random import Random
 
 import numpy as np
-import torch
 from names import COLOURS, OBJECTS
 from PIL import Image, ImageChops, ImageDraw, ImageEnhance, ImageFont
 
@@ -233,8 +232,8 @@ def _textures() -> list[np.ndarray]:
 
 
 @lru_cache(None)
-def _grain() -> torch.Tensor:
-    return torch.from_numpy(np.random.RandomState(11).normal(0, 1, (2048, 2048)).astype(np.float16))
+def _grain() -> np.ndarray:
+    return np.random.RandomState(11).normal(0, 1, (2048, 2048)).astype(np.float16)
 
 
 def random_colour(rng: Random) -> RGB:
@@ -288,7 +287,7 @@ def add_noise(rng: Random, image: Image.Image, strength: float) -> Image.Image:
     """Grey grain of the given standard deviation (in 0-255 units)."""
     w, h = image.size
     x, y = rng.randint(0, 2048 - w), rng.randint(0, 2048 - h)
-    grain = (_grain()[y : y + h, x : x + w] * torch.tensor(strength, dtype=torch.float16)).short().numpy()
+    grain = (_grain()[y : y + h, x : x + w] * np.float16(strength)).astype(np.int16)
     noisy = np.stack((grain,) * 3, -1)
     noisy += np.asarray(image)
     return Image.fromarray(noisy.clip(0, 255, out=noisy).astype(np.uint8))
