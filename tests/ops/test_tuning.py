@@ -106,6 +106,6 @@ def test_every_kernel_of_a_model_can_be_run_with_its_own_tile(is_mla: bool):
     findings = list(tune(iter(cases), timer))
     latent = ["decode_latent_one", "decode_latent", "decode_latent_many", "prefill_latent", "prefill_expanded"]
     kernels = latent if is_mla else ["decode_heads", "prefill_heads"]
-    experts = ["experts_few", "experts_several", "experts_some", "experts_many"]
+    experts = ["experts_few", "experts_several", "experts_some", "experts_sorted", "experts_many"]
     assert [finding.kernel for finding in findings] == kernels + experts
     assert len(ran) > len(findings) and tiles == attention.TILES
