@@ -41,6 +41,24 @@ def test_one_tile_that_cannot_be_encoded_fails_its_request_alone(monkeypatch: py
     assert [token_id for token_id, _ in answers["again"]] == case.greedy_tokens, "and its half-done tiles are forgotten"
 
 
+def test_a_device_that_computes_nothing_any_more_ends_the_engine_that_another_may_take_its_place(monkeypatch):
+    """Else it would take requests and fail at every one of them: nobody starts an engine again that says it is well."""
+    engine, case = build_engine(VARIANT.name), VARIANT.case("text")
+    error = RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(engine.runner, "launch", fail)
+    with pytest.raises(AssertionError, match="illegal memory access"):  # the request's error
+        greedy(engine, {"first": case_prompt(case)})
+    monkeypatch.setattr(torch.cuda, "synchronize", fail)
+    monkeypatch.setattr(engine.runner, "device", torch.device("cuda"))
+    with pytest.raises(RuntimeError) as raised:
+        greedy(engine, {"second": case_prompt(case)})
+    assert raised.value is error
+
+
 def test_a_second_question_about_a_picture_has_no_vision_work():
     engine = build_engine(VARIANT.name, prefix_cache=False)
     greedy(engine, {"first": case_prompt(VARIANT.case("landscape"))})

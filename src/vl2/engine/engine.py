@@ -161,7 +161,10 @@ class Engine:
         return events
 
     def _failed(self, batch: StepBatch, error: Exception) -> list[TokenEvent]:
+        """Raises: the error, where no step can be computed any more: another engine must take this one's place."""
         log.error("a step failed", exc_info=error)
+        if not self.runner.is_usable():
+            raise error
         message = f"the engine failed at this request: {type(error).__name__}: {error}"
         return [TokenEvent(request_id, error=message) for request_id in self.scheduler.fail(batch)]
 

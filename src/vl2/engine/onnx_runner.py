@@ -115,6 +115,9 @@ class OnnxRunner:
     def memory(self) -> DeviceMemory | None:
         return None
 
+    def is_usable(self) -> bool:
+        return True
+
     def launch(self, batch: StepBatch) -> PendingStep:
         """The step is done when this returns."""
         if batch.tile_jobs:

@@ -148,6 +148,15 @@ class Runner:
     def memory(self) -> DeviceMemory | None:
         return device_memory(self.device)
 
+    def is_usable(self) -> bool:
+        """A GPU that met a bad address or a failed assertion refuses all that this process asks for from then on."""
+        if self.device.type == "cuda":
+            try:
+                torch.cuda.synchronize(self.device)
+            except RuntimeError:
+                return False
+        return True
+
     @property
     def tile_bytes(self) -> int:
         """Of one encoded tile in the feature table."""

@@ -58,6 +58,10 @@ class StepRunner(Protocol):
 
     def launch(self, batch: StepBatch) -> PendingStep: ...
 
+    def is_usable(self) -> bool:
+        """Whether further steps can be computed, after one that failed."""
+        ...
+
 
 def open_runner(folder: Path, config: EngineConfig, on_progress: Progress | None) -> StepRunner:
     """Raises: SetupError."""

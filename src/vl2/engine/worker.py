@@ -163,10 +163,15 @@ def main(address: str) -> None:
             settle()
         socket.send_multipart(encode(report))
 
-    run_engine(Path(setup.folder), setup.config, SocketInbox(socket), emit)
+    code = 0
+    try:
+        run_engine(Path(setup.folder), setup.config, SocketInbox(socket), emit)
+    except Exception:
+        log.critical("the engine ends", exc_info=True)
+        code = 1
     socket.close(linger=1000)
     context.term()  # when the last report is on its way
-    os._exit(0)  # torch would take half a second to take itself apart
+    os._exit(code)  # torch would take half a second to take itself apart, and after a GPU's failure perhaps for ever
 
 
 def _end_with_parent(socket_file: Path) -> None:
