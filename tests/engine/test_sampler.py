@@ -9,7 +9,7 @@ import torch
 
 from tests.engine.builders import picture_prompt, sequence, text_prompt
 from vl2.engine import sampler
-from vl2.engine.batch import sampling_inputs
+from vl2.engine.batch import sampling_arrays, sampling_inputs
 from vl2.engine.scheduler import Chunk, StepBatch, StepOutput
 from vl2.engine.sequence import Sequence
 from vl2.ops import torch_backend
@@ -49,6 +49,13 @@ def test_draws_follow_the_softmax_at_the_temperature():
     assert shares(logits, temperature=1.0) == pytest.approx([0.5, 0.3, 0.2], abs=0.04)
     squared = [p * p for p in (0.5, 0.3, 0.2)]
     assert shares(logits, temperature=0.5) == pytest.approx([p / sum(squared) for p in squared], abs=0.04)
+
+
+def test_what_float32_and_int32_cannot_hold_is_the_nearest_that_they_can(monkeypatch: pytest.MonkeyPatch):
+    """A draw of 1 would lie behind all tokens; a number too large would end all requests of its step."""
+    monkeypatch.setattr("vl2.engine.batch.uniform", lambda _: 1 - 2**-53)
+    arrays = sampling_arrays([sequence(text_prompt(0), temperature=1.0, top_k=2**40)], 2)
+    assert arrays["uniforms"].tolist() == [1 - 2**-24, 0] and arrays["top_ks"].tolist() == [2**31 - 1, 0]
 
 
 def test_top_k_top_p_and_min_p_cut_the_tail():

@@ -48,3 +48,24 @@ def test_banned_tokens_are_never_drawn(device: torch.device):
     logits[0, 7] = -50.0
     for draw in (0.0, 0.5, 0.99999):
         assert kernel.sample(logits, rows(device, (1.0, 0, 0.9, 0.0, draw))).tolist() == [7]
+
+
+def test_a_draw_that_falls_between_two_tokens_by_rounding_takes_one_of_them(device: torch.device):
+    """The sum down to a token is not that down to the one before it plus its own: it is rounded elsewhere, and draws
+    between both were given the last token of the vocabulary."""
+    draws = {71: 0.9997339, 112: 0.9924768, 165: 0.9999804}  # by seed
+    logits = torch.stack([torch.randn(12000, generator=torch.Generator().manual_seed(seed)) * 3 for seed in draws])
+    logits[:, 0] = logits.amax(1) + 3
+    logits, asked = logits.to(device), rows(device, *((1.0, 0, 1.0, 0.0, draw) for draw in draws.values()))
+    places = logits.argsort(dim=-1, descending=True).argsort(dim=-1)
+    own, right = (places.gather(1, ops.sample(logits, asked)[:, None]) for ops in (kernel, reference))
+    assert (own - right).abs().max() < 20, "the reference adds up in float64"
+
+
+@pytest.mark.parametrize("setting", [(1.0, 0, 1.0, 0.0), (1.0, 5, 1.0, 0.0), (1.0, 0, 0.5, 0.0), (1.0, 0, 1.0, 0.3)])
+def test_the_last_draw_of_all_stays_within_what_may_be_drawn(device: torch.device, setting: tuple):
+    torch.manual_seed(0)
+    logits = torch.randn(2, 5000, device=device)
+    logits[:, 100:] = float("-inf")
+    asked = rows(device, *[(*setting, 1 - 2**-24)] * len(logits))
+    assert kernel.sample(logits, asked).tolist() == reference.sample(logits, asked).tolist()

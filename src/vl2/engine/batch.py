@@ -20,6 +20,9 @@ from vl2.ops.attention.batch import AttentionBatch, ChunkShape, count_decodes
 from vl2.ops.rows import RowRounding
 from vl2.ops.sampling.rows import SamplingRows
 
+MAX_TOP_K, BELOW_ONE = np.iinfo(np.int32).max, np.nextafter(np.float32(1), np.float32(0))
+"""No vocabulary has so many tokens; a draw is from all that is below 1."""
+
 
 @dataclass(frozen=True, slots=True)
 class BatchShape:
@@ -162,7 +165,7 @@ def sampling_arrays(sequences: list[Sequence], size: int) -> dict[str, np.ndarra
     params = [sequence.params for sequence in sequences]
     fields: dict[str, tuple[list[Any], type]] = {
         "temperatures": ([p.temperature for p in params], np.float32),
-        "top_ks": ([p.top_k for p in params], np.int32),
+        "top_ks": ([min(p.top_k, MAX_TOP_K) for p in params], np.int32),
         "top_ps": ([p.top_p for p in params], np.float32),
         "min_ps": ([p.min_p for p in params], np.float32),
         "uniforms": ([uniform(s) if s.params.temperature else 0.0 for s in sequences], np.float32),
@@ -170,6 +173,7 @@ def sampling_arrays(sequences: list[Sequence], size: int) -> dict[str, np.ndarra
     arrays: dict[str, np.ndarray] = {name: np.zeros(size, dtype) for name, (_, dtype) in fields.items()}
     for name, (values, _) in fields.items():
         arrays[name][: len(values)] = values
+    np.minimum(arrays["uniforms"], BELOW_ONE, out=arrays["uniforms"])  # float32 rounds what is closer to 1 up to it
     return arrays
 
 

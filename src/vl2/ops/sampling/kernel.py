@@ -90,16 +90,18 @@ def _find(logits, vocabulary, wanted_count, wanted_mass, top, temperature, CHUNK
 
 @triton.jit
 def _nth_equal(logits, vocabulary, key, nth, CHUNK: tl.constexpr):
-    """Id of the nth token (from 0) that has exactly this key."""
-    found, passed = vocabulary - 1, 0
+    """Id of the nth token (from 0) that has exactly this key, or of the last one that has it: in sums that are rounded
+    there may seem to be room for more, above all among unlikely tokens."""
+    found, last, passed = vocabulary, 0, 0
     for start in range(0, vocabulary, CHUNK):
         ids = start + tl.arange(0, CHUNK)
         values = tl.load(logits + ids, mask=ids < vocabulary, other=float("-inf"))
         is_equal = ((_to_key(values) == key) & (ids < vocabulary)).to(tl.int32)
         rank = passed + tl.cumsum(is_equal, 0) - 1
-        found = min(found, tl.min(tl.where((is_equal == 1) & (rank == nth), ids, vocabulary - 1), 0))
+        found = min(found, tl.min(tl.where((is_equal == 1) & (rank == nth), ids, vocabulary), 0))
+        last = max(last, tl.max(tl.where(is_equal == 1, ids, 0), 0))
         passed += tl.sum(is_equal, 0)
-    return found
+    return tl.where(found < vocabulary, found, last)
 
 
 @triton.jit
@@ -117,21 +119,25 @@ def _pick(
     if temperature > 0:
         own = logits + row * vocabulary
         top_k, top_p, min_p = tl.load(top_ks + row), tl.load(top_ps + row), tl.load(min_ps + row)
-        lowest = _to_key(tl.full((), float("-inf"), tl.float32)) - 1
-        number, mass = _above(own, vocabulary, lowest, top, temperature, CHUNK)
+        least = _to_key(tl.full((), float("-inf"), tl.float32)) + 1  # key of what may be drawn
+        number, mass = _above(own, vocabulary, least - 1, top, temperature, CHUNK)
         if min_p > 0:
-            cut = _to_key(top + temperature * tl.log(min_p)) - 1
-            number, mass = _above(own, vocabulary, cut, top, temperature, CHUNK)
+            least = max(least, _to_key(top + temperature * tl.log(min_p)))
+            number, mass = _above(own, vocabulary, least - 1, top, temperature, CHUNK)
         if (top_k > 0) & (top_k < number):
-            key, number, mass = _find(own, vocabulary, top_k, float("inf"), top, temperature, CHUNK)
-            mass += (top_k - number) * tl.exp((_to_value(key) - top) / temperature)
+            least, number, mass = _find(own, vocabulary, top_k, float("inf"), top, temperature, CHUNK)
+            mass += (top_k - number) * tl.exp((_to_value(least) - top) / temperature)
         if top_p < 1:
             wanted = top_p * mass
             key, number, above = _find(own, vocabulary, 1 << 30, wanted * (1 - 1e-7), top, temperature, CHUNK)
             each = tl.exp((_to_value(key) - top) / temperature)
             mass = min(mass, above + tl.maximum(tl.ceil((wanted - above) / each - 1e-6), 1.0) * each)
+            least = max(least, key)
         target = tl.load(uniforms + row) * mass
         key, number, above = _find(own, vocabulary, 1 << 30, target, top, temperature, CHUNK)
+        if key < least:  # by rounding
+            key = least
+            number, above = _above(own, vocabulary, key, top, temperature, CHUNK)
         nth = tl.floor((target - above) / tl.exp((_to_value(key) - top) / temperature)).to(tl.int32)
         token = _nth_equal(own, vocabulary, key, nth, CHUNK)
     tl.store(tokens + row, token.to(tl.int64))
