@@ -5,41 +5,19 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-import torch
 
 from golden_cases import load_variant
 from tests import interpreter  # noqa: F401  # before Triton is imported anywhere
+from tests.engine.as_on_gpu import add_graphs
 from tests.parity.steps import build_engine, case_prompt, greedy
-from vl2.engine.decode_graphs import DecodeGraphs
-from vl2.engine.device_rows import DeviceRows
 from vl2.engine.engine import Engine
-from vl2.engine.prompt_graphs import PromptGraphs
 from vl2.model.linear import Linear
 from vl2.ops import exact_backend, triton_backend
 from vl2.ops.rows import RowRounding
 
 
-class Replayed:
-    """Stands for a captured graph: results go to the same tensors each time."""
-
-    def __init__(self, work) -> None:
-        self.work, self.results = work, work()
-
-    def replay(self) -> None:
-        for static, new in zip(self.results, self.work(), strict=True):
-            static.copy_(new)
-
-
-def capture(work, memory: object) -> tuple:
-    graph = Replayed(work)
-    return graph, graph.results
-
-
 def with_graphs(engine: Engine, monkeypatch: pytest.MonkeyPatch, *, is_exact: bool = False) -> Engine:
     """The engine as it is on a GPU, deterministic or not."""
-    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
-    for module in ("decode_graphs", "prompt_graphs"):
-        monkeypatch.setattr(f"vl2.engine.{module}.capture", capture)
     runner, kernels = engine.runner, exact_backend if is_exact else triton_backend
     rounding = RowRounding(is_exact=is_exact)
     for module in runner.model.modules():
@@ -49,13 +27,7 @@ def with_graphs(engine: Engine, monkeypatch: pytest.MonkeyPatch, *, is_exact: bo
             module.multiply = kernels.linear
     runner.model.set_rounding(rounding)
     runner.shape = replace(runner.shape, rounding=rounding)
-    engine.scheduler.replays = is_exact
-    runner.rows = DeviceRows(engine.scheduler.max_sequences, 4, torch.device("cpu"))  # pages a sequence
-    with torch.inference_mode():
-        runner.decode_graphs = DecodeGraphs(runner.model, runner.pool, runner.rows, 2, rounding)
-        runner.prompt_graphs = PromptGraphs(
-            runner.model, runner.features, runner.pool, runner.rows, max_sequences=2, max_tokens=32, rounding=rounding
-        )
+    add_graphs(engine, monkeypatch, rounding, max_pages=4)
     return engine
 
 
