@@ -241,6 +241,17 @@ def test_a_deadline_that_passes_in_the_queue_drops_the_request_but_not_one_that_
     assert list(s.sequences()) == [begun]
 
 
+def test_a_choice_that_waits_does_not_end_the_request_whose_other_choice_is_or_was_under_way():
+    asked = request(text_prompt(1), QueueOptions(deadline_s=5.0), n=2)
+    s, (first, second) = scheduler(sequences=1), (Sequence(asked, choice, 1000) for choice in range(2))
+    s.add(first)
+    s.add(second)
+    take(s, s.schedule())
+    assert s.expire(6.0) == [] and list(s.sequences()) == [first, second]
+    s.abort(asked.request_id, choice_idx=0)  # it has all that it needs
+    assert s.expire(6.0) == [] and list(s.sequences()) == [second]
+
+
 def test_the_pacer_gives_prompts_what_running_answers_can_spare():
     pacer = Pacer(max_prefill_tokens=1000, max_tiles=10)
     assert (pacer.prefill_tokens(0), pacer.tiles(0)) == (1000, 10), "nothing runs that could stall"
