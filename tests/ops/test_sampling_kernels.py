@@ -69,3 +69,13 @@ def test_the_last_draw_of_all_stays_within_what_may_be_drawn(device: torch.devic
     logits[:, 100:] = float("-inf")
     asked = rows(device, *[(*setting, 1 - 2**-24)] * len(logits))
     assert kernel.sample(logits, asked).tolist() == reference.sample(logits, asked).tolist()
+
+
+def test_what_is_no_number_is_not_drawn_and_a_row_without_any_gets_a_token_of_the_vocabulary(device: torch.device):
+    """Its embedding is looked up by the next step: beyond the vocabulary that would end the engine for all."""
+    logits = torch.zeros(3, 4200, device=device)
+    logits[0, 3], logits[0, 4150], logits[1:] = float("nan"), 1.0, float("nan")
+    best, lost, drawn = kernel.sample(
+        logits, rows(device, (0, 0, 1, 0, 0), (0, 0, 1, 0, 0), (1, 5, 0.9, 0.1, 0.7))
+    ).tolist()
+    assert best == 4150 and 0 <= lost < 4200 and 0 <= drawn < 4200
