@@ -8,6 +8,7 @@ from tests.engine.builders import sequence, text_prompt
 from tests.parity.steps import build_engine, case_prompt, greedy
 from vl2.core.types import GenerateRequest, Prompt, SamplingParams
 from vl2.engine.device_rows import DeviceRows
+from vl2.engine.scheduler import StepBatch, TileJob
 
 
 def request(name: str, prompt: Prompt, max_tokens: int) -> GenerateRequest:
@@ -66,3 +67,12 @@ def test_launching_a_step_waits_for_no_other(name: str, max_step_tokens: int):
         engine.runner.prompt_graphs = graphs
         greedy(engine, prompts, max_tokens=3)
         assert not errors
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_step_that_only_encodes_tiles_tells_how_long_the_device_took():
+    """The host is done at once, and the pacer would learn from it that tiles cost nothing beside answers."""
+    case = load_variant("mla-greedy").case("square")
+    engine, asked = build_engine("mla-greedy", device="cuda"), sequence(case_prompt(case))
+    pending = engine.runner.launch(StepBatch([], [TileJob(asked, tile_idx=0, slot=0)]))
+    assert pending.result().token_ids == [] and pending.seconds is not None and pending.seconds > 0

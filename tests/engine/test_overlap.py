@@ -3,10 +3,13 @@
 import torch
 
 from golden_cases import load_variant
+from tests.engine.builders import sequence
 from tests.parity.steps import build_engine, case_prompt, greedy
 from vl2.core.types import GenerateRequest, SamplingParams
 from vl2.engine.device_rows import DeviceRows
 from vl2.engine.engine import Engine
+from vl2.engine.flying import FlyingStep
+from vl2.engine.scheduler import StepBatch, TileJob
 
 VARIANT = load_variant("mla-greedy")
 
@@ -61,3 +64,9 @@ def test_draws_are_those_of_the_host_s_sampler():
     host = greedy(torch_engine(), {"square": case_prompt(case)}, **params)
     device = greedy(overlapping_engine(), {"square": case_prompt(case)}, **params)
     assert device == host
+
+
+def test_a_step_that_only_encodes_tiles_is_waited_for_no_sooner_than_another():
+    engine, asked = overlapping_engine(), sequence(case_prompt(VARIANT.case("square")))
+    pending = engine.runner.launch(StepBatch([], [TileJob(asked, tile_idx=0, slot=0)]))
+    assert isinstance(pending, FlyingStep) and pending.result().token_ids == []

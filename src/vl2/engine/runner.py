@@ -193,7 +193,8 @@ class Runner:
             with self.vision_clock.lap(batch.tile_jobs):
                 self._encode(batch.tile_jobs)
         if not batch.chunks:
-            return FinishedStep(StepOutput([], []))
+            nothing = torch.empty(0, dtype=torch.int64, device=self.device)
+            return FlyingStep(nothing, began) if self.overlaps else FinishedStep(StepOutput([], []))
         logits, tokens = self._run(batch)
         if tokens is not None:
             return FlyingStep(tokens, began)
