@@ -21,6 +21,7 @@ def capture(work: Callable[[], T], memory: Any) -> tuple[torch.cuda.CUDAGraph, T
         work()  # compiles kernels and makes libraries allocate what they keep
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, pool=memory):
+    # Engines of one process may start together: what another thread allocates meanwhile is no error of this capture.
+    with torch.cuda.graph(graph, pool=memory, capture_error_mode="thread_local"):
         result = work()
     return graph, result
