@@ -64,8 +64,8 @@ screenshots: $(VENV)/.dev  ## docs/images/page-*.webp anew, by the test that loo
 nano-int4: build/nano-int4/config.json  ## vl2-nano in 4 bits by GPTQ, in build/nano-int4; not committed
 
 build/nano-int4/config.json: | $(VENV)/.dev
-	$(BIN)/python nano/calibration.py build/nano-calibration
-	$(BIN)/vl2 quantize nano build/nano-int4 --calibration build/nano-calibration/calibration.jsonl $(ARGS)
+	$(BIN)/python nano/calibration.py build/nano-calibration --number 1000
+	$(BIN)/vl2 quantize nano build/nano-int4 --samples 1000 --calibration build/nano-calibration/calibration.jsonl $(ARGS)
 
 nano-int4-scores: nano-int4  ## it beside nano on the 4,000 questions, and nano rounded to nearest
 	$(BIN)/python nano/evalset.py --pictures build/nano-scenes
