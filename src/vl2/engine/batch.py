@@ -11,6 +11,7 @@ import torch
 from vl2.core.tiling import TileGeometry
 from vl2.engine.device_rows import DeviceRows
 from vl2.engine.draws import LogitEdit, edit_of, uniform
+from vl2.engine.pages import cache_slots
 from vl2.engine.picture_rows import image_tokens
 from vl2.engine.scheduler import Chunk, StepBatch
 from vl2.engine.sequence import UNKNOWN, Sequence
@@ -100,7 +101,7 @@ def _places(chunks: list[Chunk], tables: np.ndarray, page_size: int) -> tuple[np
     before = np.cumsum(lengths) - lengths
     positions = np.arange(lengths.sum()) + np.repeat([chunk.start for chunk in chunks] - before, lengths)
     pages = tables[np.repeat(np.arange(len(chunks)), lengths), positions // page_size]
-    return positions, pages * np.int64(page_size) + positions % page_size
+    return positions, cache_slots(pages, positions, page_size)
 
 
 def step_inputs(step: PackedStep, shape: BatchShape, rows: DeviceRows | None = None) -> StepInputs:

@@ -136,8 +136,8 @@ class OnnxRunner:
 
     def _compute(self, chunk: Chunk) -> np.ndarray:
         """Logits [V] of the chunk's last token, wanted or not: without any row ONNX Runtime 1.23 divides by zero."""
-        context = np.arange(chunk.end)
-        context_slots = cache_slots(chunk.sequence.pages, context, self.config.page_size_tokens)
+        context, page_size = np.arange(chunk.end), self.config.page_size_tokens
+        context_slots = cache_slots(np.asarray(chunk.sequence.pages)[context // page_size], context, page_size)
         return self.network.step(
             self._embeds(chunk),
             context[chunk.start :],

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 import numpy as np
 
 
-def cache_slots(pages: list[int], positions: np.ndarray, page_size: int) -> np.ndarray:
-    """Rows of the cache that hold these positions of the sequence that has these pages."""
-    return np.asarray(pages)[positions // page_size] * page_size + positions % page_size
+def cache_slots(pages: np.ndarray, positions: np.ndarray, page_size: int) -> np.ndarray:
+    """Rows of the cache that hold these positions [T], each of which is in its page [T]."""
+    return pages * np.int64(page_size) + positions % page_size
 
 
 class PagePool:

@@ -295,7 +295,7 @@ class Scheduler:
         sequence.row = self._free_rows.pop()
         sequence.admission = next(self._admissions)
         if sequence.is_new:
-            for other in self.waiting:
+            for other in self.waiting if sequence.params.n > 1 else ():
                 if other.request_id == sequence.request_id:  # which has begun, whatever its other choices wait for
                     other.expires_s = None
             sequence.num_cached_tokens = num_known

@@ -40,9 +40,8 @@ def _best_of_chunks(logits, best, best_ids, vocabulary, num_chunks, CHUNK: tl.co
     row, chunk = tl.program_id(0).to(tl.int64), tl.program_id(1)
     ids = chunk * CHUNK + tl.arange(0, CHUNK)
     values = tl.load(logits + row * vocabulary + ids, mask=ids < vocabulary, other=float("-inf"))
-    values = tl.where(
-        values > float("-inf"), values, float("-inf")
-    )  # of NaN argmax finds any lane, those behind all too
+    # Beside NaN argmax finds any lane, those beyond the vocabulary too
+    values = tl.where(values > float("-inf"), values, float("-inf"))
     at = tl.argmax(values, 0, tie_break_left=True)
     tl.store(best + row * num_chunks + chunk, tl.max(values, 0))
     tl.store(best_ids + row * num_chunks + chunk, chunk * CHUNK + at)
