@@ -57,6 +57,14 @@ def test_blocks_hold_every_pair_once_beside_its_own_kind(device, num_tokens: int
     assert sorted(seen) == list(range(num_tokens * (ACTIVE + 2)))
 
 
+@pytest.mark.parametrize("limit", [0, align_module.ONE_LAUNCH_PAIRS])
+def test_shared_experts_blocks_come_first_and_unused_ones_last(device, limit: int, monkeypatch):
+    monkeypatch.setattr(align_module, "ONE_LAUNCH_PAIRS", limit)
+    ids = torch.tensor([[5, 0], [5, 2], [0, 5]], dtype=torch.int32, device=device)
+    blocks = align_module.align(ids, EXPERTS, 2, block_m=2)
+    assert blocks.experts.tolist() == [6, 6, 7, 7, 0, 2, 5, 5] + [-1] * (len(blocks.experts) - 8)
+
+
 def test_no_more_blocks_than_pairs_can_need(device: torch.device):
     """A routed expert with pairs has a broken block at most, a shared one every token's."""
     ids, _ = routes(3, device)
@@ -91,10 +99,26 @@ def test_rows_laid_out_in_blocks_give_the_same(device: torch.device, num_tokens:
     torch.manual_seed(num_tokens)
     x = torch.randn(num_tokens, 2 * WIDTH, device=device).half()[:, :WIDTH]  # rows need not lie side by side
     experts, (ids, weights) = weights_of(device, torch.float16, num_shared), routes(num_tokens, device)
-    assert kernel_many.can_lay_out(x, experts)
+    assert kernel_common.can_box(x, experts)
     tile = kernel_common.Tile(16, 16, 16, 32, 16, 4, 2)
     out = add_up(kernel_many.mix_many(x, ids, weights, experts, tile))
     torch.testing.assert_close(out, reference.mix_experts(x, ids.long(), weights, experts), atol=2e-3, rtol=2e-3)
+
+
+@pytest.mark.parametrize("limit", [0, align_module.ONE_LAUNCH_PAIRS])
+@pytest.mark.parametrize("num_shared", [0, 1, 2])
+@pytest.mark.parametrize("num_tokens", [2, 5, 90])
+def test_weights_as_boxes_give_the_same(device, num_tokens: int, num_shared: int, limit: int, monkeypatch):
+    """One popular expert has several blocks, one has none; tiles reach beyond the weights' edges."""
+    monkeypatch.setattr(align_module, "ONE_LAUNCH_PAIRS", limit)
+    monkeypatch.setattr(kernel, "BOXED_ROWS", 16)
+    torch.manual_seed(num_tokens)
+    x = torch.randn(num_tokens, 2 * WIDTH, device=device).half()[:, :WIDTH]  # rows need not lie side by side
+    experts, (ids, weights) = weights_of(device, torch.float16, num_shared), routes(num_tokens, device)
+    ids[:, 0], ids[:, 1] = 3, ids[:, 1].where((ids[:, 1] != 3) & (ids[:, 1] != 1), 4)
+    tile = kernel_common.Tile(16, 16, 16, 32, 16, 4, 2)
+    out = add_up(kernel.mix_sorted(x, ids, weights, experts, tile))
+    torch.testing.assert_close(out, reference.mix_experts(x, ids.long(), weights, experts), atol=5e-3, rtol=5e-3)
 
 
 def test_a_row_does_not_depend_on_the_others(device: torch.device):

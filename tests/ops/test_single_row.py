@@ -75,8 +75,7 @@ def test_other_numbers_of_rows_are_cublas_work(rows, device):
 def test_one_token_at_its_experts(device, width, inner, num_shared, monkeypatch):
     """As experts of many tokens have it, in one turn and in two; shared experts come last in the mixture."""
     torch.manual_seed(width)
-    for name in ("UP_TILE", "DOWN_TILE"):
-        monkeypatch.setattr(experts_of_one, name, Tile(16, 128, 4))
+    monkeypatch.setitem(experts_of_one.TILES, 16, (Tile(16, 128, 4), Tile(16, 128, 4)))
 
     def draw(*shape: int) -> torch.Tensor:
         return (torch.randn(*shape, device=device) * 0.1).half()

@@ -6,13 +6,15 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from typing import TypeAlias
 
 import pytest
 import torch
 
 from tests.ops.test_ops import moe_config
-from tests.ops.test_quantized_kernels import DTYPES, INT4, INT8, experts_of
+from tests.ops.test_quantized_kernels import DTYPES, FP8, INT4, INT8, experts_of
 from vl2.core.model_config import MoEConfig
+from vl2.core.quantization import WeightScheme
 from vl2.model.linear import RMSNorm
 from vl2.model.moe import MoE
 from vl2.ops import triton_backend
@@ -27,6 +29,7 @@ from vl2.ops.quantized_weight import triton_layout
 from vl2.ops.rows import RowRounding
 from vl2.ops.single_row.kernel_common import Tile as RowTile
 
+AnyExperts: TypeAlias = ExpertWeights | QuantizedExperts
 WIDTH, INNER, EXPERTS, ACTIVE = 128, 128, 11, 3
 CONFIG = moe_config(num_experts=EXPERTS, num_active=ACTIVE, expert_width=INNER, shared_width=0)
 SOFTMAX, SIGMOID = CONFIG, replace(CONFIG, scoring_func="sigmoid", norm_topk_prob=True, routed_scaling_factor=2.5)
@@ -47,8 +50,8 @@ LOGITS = {
 @pytest.fixture(autouse=True)
 def tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     """Few programs, as the interpreter takes one after the other; of gate-up two for each expert."""
-    monkeypatch.setattr(kernel_one, "UP_TILE", RowTile(64, 128, 4))
-    monkeypatch.setattr(kernel_one, "DOWN_TILE", RowTile(128, 128, 4))
+    for bits in kernel_one.TILES:
+        monkeypatch.setitem(kernel_one.TILES, bits, (RowTile(64, 128, 4), RowTile(128, 128, 4)))
     monkeypatch.setattr(kernel_held, "ONE", kernel_held.Tile(64, 128, 1, 2))
 
 
@@ -64,7 +67,9 @@ def dense(num_shared: int, device: torch.device) -> ExpertWeights:
     return ExpertWeights(*routed, *shared)
 
 
-def quantized(num_shared: int, device: torch.device, scheme=INT4) -> QuantizedExperts:
+def some_experts(scheme: WeightScheme | None, num_shared: int, device: torch.device) -> AnyExperts:
+    if scheme is None:
+        return dense(num_shared, device)
     all_experts = experts_of(scheme, triton_layout, DTYPES[-1], device, EXPERTS - 4 + num_shared, WIDTH, INNER)[0]
     return replace(all_experts, num_shared=num_shared)
 
@@ -73,26 +78,30 @@ def mix(
     x: torch.Tensor,
     ids: torch.Tensor,
     weights: torch.Tensor,
-    experts: ExpertWeights | QuantizedExperts,
+    experts: AnyExperts,
     num_shared: int,
     undecided: Undecided | None = None,
 ) -> Mixture:
-    if isinstance(experts, QuantizedExperts):
+    if isinstance(experts, QuantizedExperts) and experts.gate_up.scheme.bits == 4:
         return kernel_held.mix_held(x, ids, weights, experts, undecided=undecided)
     return kernel_one.mix_single(x, ids, weights, experts, num_shared, undecided)
 
 
 @pytest.mark.parametrize(
-    ("is_quantized", "num_shared", "name"),
-    [*((False, 1, name) for name in LOGITS), (False, 0, "any"), (True, 0, "any"), (True, 2, "pairs of equals")],
+    ("scheme", "num_shared", "name"),
+    [
+        *((None, 1, name) for name in LOGITS),
+        (None, 0, "any"),
+        *((scheme, *of) for scheme in (INT4, INT8, FP8) for of in ((0, "any"), (2, "pairs of equals"))),
+    ],
 )
 @pytest.mark.parametrize("config", [SOFTMAX, SIGMOID, BIASED], ids=["softmax", "sigmoid", "bias"])
 def test_it_is_what_a_choice_made_before_leads_to(
-    device: torch.device, is_quantized: bool, num_shared: int, name: str, config: MoEConfig
+    device: torch.device, scheme: WeightScheme | None, num_shared: int, name: str, config: MoEConfig
 ) -> None:
     """Bit for bit. A program that found another expert than it says would multiply with other weights."""
     torch.manual_seed(len(name))
-    experts = (quantized if is_quantized else dense)(num_shared, device)
+    experts = some_experts(scheme, num_shared, device)
     x, bias = draw(1, WIDTH, device=device) * 10, None
     logits = torch.tensor([LOGITS[name]], device=device) if LOGITS[name] else torch.randn(1, EXPERTS, device=device)
     if config is BIASED:
@@ -106,10 +115,10 @@ def test_it_is_what_a_choice_made_before_leads_to(
     assert torch.equal(out.results, expected.results) and out.weights is own_weights
 
 
-@pytest.mark.parametrize("is_quantized", [False, True])
-def test_from_the_norm_on(device: torch.device, is_quantized: bool) -> None:
+@pytest.mark.parametrize("scheme", [None, INT4, INT8, FP8])
+def test_from_the_norm_on(device: torch.device, scheme: WeightScheme | None) -> None:
     torch.manual_seed(0)
-    experts = (quantized if is_quantized else dense)(1, device)
+    experts = some_experts(scheme, 1, device)
     norm, router = torch.ones(WIDTH, device=device).to(DTYPES[-1]), torch.randn(EXPERTS, WIDTH, device=device)
     given = draw(1, WIDTH, device=device), draw(1, WIDTH, device=device), norm, 1e-6, router, None, CONFIG
     total, normed, ids, weights = gate.norm_and_route(*given)
@@ -118,15 +127,15 @@ def test_from_the_norm_on(device: torch.device, is_quantized: bool) -> None:
     assert torch.equal(add_up(out), add_up(mix(normed, ids, weights, experts, 1)))
 
 
-@pytest.mark.parametrize("what", ["float32", "8 bits", "softmax and bias", "groups"])
+@pytest.mark.parametrize("what", ["float32", "4 and 8 bits", "softmax and bias", "groups"])
 def test_others_are_chosen_before(device: torch.device, what: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vl2.ops.single_token.Undecided", None)  # nothing may be left undecided
     dtype, experts, config, bias = DTYPES[-1], dense(1, device), CONFIG, None
     if what == "float32":
         dtype, parts = torch.float32, (experts.gate_up, experts.down, experts.shared_gate_up, experts.shared_down)
         experts = ExpertWeights(*(part.float() for part in parts))
-    if what == "8 bits":
-        experts = quantized(1, device, INT8)
+    if what == "4 and 8 bits":
+        experts = replace(some_experts(INT8, 1, device), down=some_experts(INT4, 1, device).down)
     if what == "softmax and bias":
         config, bias = replace(CONFIG, topk_method="noaux_tc"), torch.randn(EXPERTS, device=device)
     if what == "groups":
@@ -179,9 +188,11 @@ constants = dict(
     NUM_CHOSEN=6, BLOCK_S=16, GROUP_STEPS=1, HAS_ASM=True, CHAINED=True,
 )
 pointers = dict.fromkeys(("weights", "logits", "bias"), "*fp32") | dict(x="*bf16", hidden="*bf16")
-if what == "dense":
-    kernel, pointers = kernel_one._gate_up, pointers | dict(ids="*i32", gate_up="*bf16", shared="*bf16")
-    constants |= dict(NUM_SHARED=2, STEP=128, BITS=16, BLOCK_N=4)
+if what != "held":
+    numbers, scale = ("*bf16", "*bf16") if what == "dense" else ("*fp8e4nv", "*fp32")
+    kernel = kernel_one._gate_up
+    pointers |= dict(ids="*i32", gate_up=numbers, scales=scale, shared=numbers)
+    constants |= dict(NUM_SHARED=2, STEP=128, BITS=16 if what == "dense" else 8, BLOCK_N=4)
 else:
     kernel, pointers = kernel_held._gate_up, pointers | dict(codes="*i16", scales="*bf16")
     pointers |= dict(pairs="*i32", block_experts="*i32")
@@ -202,7 +213,7 @@ print(json.dumps({word: ptx.count(word) for word in ("griddepcontrol.launch_depe
 
 
 @pytest.mark.cpu_only
-@pytest.mark.parametrize(("what", "num_warps"), [("dense", 8), ("held", 2)])
+@pytest.mark.parametrize(("what", "num_warps"), [("dense", 8), ("float8", 8), ("held", 2)])
 @pytest.mark.parametrize(("block_e", "has_bias"), [(64, 0), (128, 1)])
 def test_on_hopper_a_warp_finds_its_expert_by_itself(what: str, num_warps: int, block_e: int, has_bias: int) -> None:
     """Two instructions for the best of all, and nothing that passes between threads or warps; the next kernel starts

@@ -5,6 +5,9 @@ Its experts are not chosen by a kernel between the router and them: gate-up's pr
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 
 from vl2.core.model_config import MoEConfig
@@ -14,7 +17,7 @@ from vl2.ops.experts.mixture import Mixture
 from vl2.ops.experts.weights import ExpertWeights
 from vl2.ops.gate.kernel import empty_choice, norm_and_logits, norm_and_route
 from vl2.ops.gate.kernel_common import Undecided, can_be_left_undecided
-from vl2.ops.quantized_experts.kernel import are_held, mix_quantized_experts
+from vl2.ops.quantized_experts.kernel import are_held, are_single, mix_quantized_experts
 from vl2.ops.quantized_experts.kernel_held import mix_held
 from vl2.ops.quantized_experts.weights import QuantizedExperts
 
@@ -31,16 +34,23 @@ def norm_and_mix(
 ) -> tuple[torch.Tensor, torch.Tensor, Mixture]:
     """`Backend.norm_and_mix` (ops/backend.py). What kernels of a single 16-bit row do not multiply goes op by op."""
     assert len(x) == 1
-    is_held = isinstance(experts, QuantizedExperts) and are_held(1, norm_weight.dtype, experts)
-    is_dense = isinstance(experts, ExpertWeights) and norm_weight.dtype != torch.float32
-    if not (is_held or is_dense) or not can_be_left_undecided(bias, config):
+    mix = _kernel_of(experts, norm_weight.dtype)
+    if mix is None or not can_be_left_undecided(bias, config):
         x, normed, ids, weights = norm_and_route(x, delta, norm_weight, eps, weight, bias, config)
         if isinstance(experts, QuantizedExperts):
             return x, normed, mix_quantized_experts(normed, ids, weights, experts)
         return x, normed, mix_experts(normed, ids, weights, experts)
     x, normed, logits = norm_and_logits(x, delta, norm_weight, eps, weight)
     ids, weights = empty_choice(1, config, x.device)
-    undecided = Undecided(logits, bias, config)
+    return x, normed, mix(normed, ids, weights, undecided=Undecided(logits, bias, config))
+
+
+def _kernel_of(experts: ExpertWeights | QuantizedExperts, dtype: torch.dtype) -> Callable[..., Mixture] | None:
+    """What multiplies a single row with such weights and can choose by itself; None: there is nothing."""
     if isinstance(experts, QuantizedExperts):
-        return x, normed, mix_held(normed, ids, weights, experts, undecided=undecided)
-    return x, normed, mix_single(normed, ids, weights, experts, count_shared(experts), undecided)
+        if are_held(1, dtype, experts):
+            return partial(mix_held, experts=experts)
+        num_shared, is_single = experts.num_shared, are_single(1, dtype, experts)
+    else:
+        num_shared, is_single = count_shared(experts), dtype != torch.float32
+    return partial(mix_single, experts=experts, num_shared=num_shared) if is_single else None

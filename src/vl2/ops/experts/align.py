@@ -1,4 +1,7 @@
-"""Which rows go to which expert: pairs sorted by expert into blocks of equal size, without asking the host."""
+"""Which rows go to which expert: pairs sorted by expert into blocks of equal size, without asking the host.
+
+Shared experts' blocks come first: how many they are is known, so a kernel can deal them out among the others.
+"""
 
 from __future__ import annotations
 
@@ -106,7 +109,9 @@ def _align(
     counts = tl.histogram(expert, BLOCK_E)
     e = tl.arange(0, BLOCK_E)
     blocks = (counts + BLOCK_M - 1) // BLOCK_M
-    first = tl.sum(tl.where(e < own, blocks, 0), 0)
+    is_shared, own_is_shared = e >= num_routed, own >= num_routed
+    comes_before = tl.where(is_shared == own_is_shared, e < own, is_shared)
+    first = tl.sum(tl.where((comes_before | (own == num_experts)) & (e < num_experts), blocks, 0), 0)
     b = tl.arange(0, BLOCK_B)
     if own == num_experts:
         tl.store(block_experts + b, -1, mask=(b >= first) & (b < num_blocks))
@@ -154,8 +159,9 @@ def _place_part(
         total += tl.sum(own, 0)
         before += tl.sum(tl.where((parts < program)[:, None], own, 0), 0)
     blocks = tl.where(e < num_experts, (total + BLOCK_M - 1) // BLOCK_M, 0)
-    ends = tl.cumsum(blocks, 0)
-    firsts = ends - blocks
+    is_shared = e >= num_routed
+    num_shared, num_used = tl.sum(tl.where(is_shared, blocks, 0), 0), tl.sum(blocks, 0)
+    firsts = tl.cumsum(blocks, 0) - blocks + tl.where(is_shared, num_shared - num_used, num_shared)
     if program < num_parts:
         pair = program * BLOCK_P + tl.arange(0, BLOCK_P)
         expert = _experts_of(ids, pair, num_pairs, num_routed, num_experts, NUM_CHOSEN, NUM_ACTIVE)
@@ -178,6 +184,6 @@ def _place_part(
         last = tl.maximum(num_own - 1, 0) * BLOCK_M + tl.arange(0, BLOCK_M)
         tl.store(pairs + first * BLOCK_M + last, num_pairs, mask=(last >= count) & (last < num_own * BLOCK_M))
     else:
-        for start in range(tl.max(ends, 0), num_blocks, BLOCK_P):
+        for start in range(num_used, num_blocks, BLOCK_P):
             b = start + tl.arange(0, BLOCK_P)
             tl.store(block_experts + b, -1, mask=b < num_blocks)

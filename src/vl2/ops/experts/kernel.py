@@ -14,15 +14,17 @@ import triton.language as tl
 
 from vl2.ops.chain import chained, wait_for_last
 from vl2.ops.experts.align import align_few
+from vl2.ops.experts.kernel_boxed import boxed_results
 from vl2.ops.experts.kernel_common import (
     GROUP_BLOCKS,
     Tile,
     block_and_tile,
+    can_box,
     precision,
     rows_of_block,
     swish,
 )
-from vl2.ops.experts.kernel_many import can_lay_out, mix_many
+from vl2.ops.experts.kernel_many import mix_many
 from vl2.ops.experts.kernel_one import mix_single
 from vl2.ops.experts.mixture import Mixture
 from vl2.ops.experts.weights import ExpertWeights
@@ -36,6 +38,8 @@ FEW, SEVERAL, SOME, MANY = (
 )
 LAID_OUT_TOKENS = 1536
 """From here on laying rows out in blocks pays: with 1,024 tokens of Small it costs 4 % of the experts' time."""
+BOXED_ROWS = 64
+"""Blocks that are whole tiles of the tensor cores take weights as boxes of the copy engine."""
 FLOAT32 = Tile(16, 32, 32, 32, 32, 4, 2)
 
 
@@ -59,7 +63,7 @@ def mix_experts(
     if is_one_row(x):
         return mix_single(x, ids, weights, experts, num_shared)
     tile = choose_tile(len(x) * (ids.shape[1] + num_shared), num_routed + num_shared, x.dtype)
-    if tile is MANY and len(x) >= LAID_OUT_TOKENS and can_lay_out(x, experts):
+    if tile is MANY and len(x) >= LAID_OUT_TOKENS and can_box(x, experts):
         return mix_many(x, ids, weights, experts)
     return mix_sorted(x, ids, weights, experts, tile)
 
@@ -79,6 +83,8 @@ def mix_sorted(
     num_shared = count_shared(experts)
     num_active = ids.shape[1] + num_shared
     blocks, num_blocks, num_chosen = align_few(ids, num_routed, num_shared, tile.block_m)
+    if tile.block_m >= BOXED_ROWS and can_box(x, experts) and not num_chosen:
+        return Mixture(boxed_results(x, num_active, num_shared, experts, blocks, tile), weights)
 
     hidden = torch.empty(num_tokens * num_active, inner, dtype=x.dtype, device=x.device)
     grid = (num_blocks * triton.cdiv(inner, tile.up_n),)

@@ -15,11 +15,9 @@ import functools
 import torch
 import triton
 import triton.language as tl
-from triton.tools.tensor_descriptor import TensorDescriptor
 
-from vl2.ops.chain import is_before_hopper
 from vl2.ops.experts.align import align_many
-from vl2.ops.experts.kernel_common import GROUP_BLOCKS, Tile, block_and_tile, swiglu, swish
+from vl2.ops.experts.kernel_common import GROUP_BLOCKS, Tile, block_and_tile, box, swiglu, swish
 from vl2.ops.experts.mixture import Mixture
 from vl2.ops.experts.weights import ExpertWeights
 from vl2.ops.float8.kernel import round_rows
@@ -28,17 +26,7 @@ from vl2.ops.saturate import saturate
 from vl2.ops.saturate_kernel import to_dtype
 from vl2.ops.tuning import tuned
 
-ALIGNMENT = 16
-"""Bytes: rows that the copy engine reads begin at multiples of it."""
-
 TILE, FLOAT8_TILE = tuned("experts_many", Tile), tuned("experts_float8", Tile)
-
-
-def can_lay_out(x: torch.Tensor, experts: ExpertWeights) -> bool:
-    """Whether there is a copy engine, without which tiles would not be loaded ahead, and it takes these widths."""
-    widths = x.shape[1], experts.down.shape[2]
-    is_able = x.dtype != torch.float32 and not is_before_hopper(x.device)
-    return is_able and all(width * x.element_size() % ALIGNMENT == 0 for width in widths)
 
 
 def mix_many(
@@ -104,11 +92,6 @@ def _shared(x: torch.Tensor, experts: ExpertWeights) -> torch.Tensor | None:
         return None
     inner = swiglu(saturate(torch.mm(x, experts.shared_gate_up.t())))
     return saturate(torch.mm(inner, experts.shared_down.t()))
-
-
-def box(matrix: torch.Tensor, rows: int, columns: int) -> TensorDescriptor:
-    """How the copy engine sees a matrix: what lies beyond its edges is zero."""
-    return TensorDescriptor.from_tensor(matrix, [rows, columns])
 
 
 @functools.cache

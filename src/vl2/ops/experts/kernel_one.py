@@ -4,6 +4,8 @@ Such a step is as long as reading the weights takes, if memory never waits. So n
 turns: a program asks for all that it needs of its expert at once, into registers. Shared experts, which need no
 choice, and what `down` needs are asked for before the kernel ahead has ended. The choice itself may be left to gate-up:
 each of its programs finds its expert, and one more writes down what all of them do.
+
+Weights are numbers of 16 bits or codes of 8 (ops/quantized_weight), whose shared experts lie behind the routed ones.
 """
 
 from __future__ import annotations
@@ -17,36 +19,42 @@ from vl2.ops.experts.kernel_common import swish
 from vl2.ops.experts.mixture import Mixture
 from vl2.ops.experts.weights import ExpertWeights
 from vl2.ops.gate.kernel_common import Undecided, decide_single, find, parts_of_choice
+from vl2.ops.quantized_experts.weights import QuantizedExperts
 from vl2.ops.saturate_kernel import to_dtype
-from vl2.ops.single_row.kernel_common import Tile, form_of, load_part, multiply_part, multiply_rest
+from vl2.ops.single_row.kernel_common import Tile, form_of, load_part, multiply_part, multiply_rest, parts_of
 
-UP_TILE, DOWN_TILE = Tile(4, 2048, 8), Tile(4, 2048, 4)
+TILES = {16: (Tile(4, 2048, 8), Tile(4, 2048, 4)), 8: (Tile(4, 2048, 8), Tile(4, 2048, 4))}
+"""By a weight's bits: for gate-up, for down."""
 
 
 def mix_single(
     x: torch.Tensor,
     ids: torch.Tensor,
     weights: torch.Tensor,
-    experts: ExpertWeights,
+    experts: ExpertWeights | QuantizedExperts,
     num_shared: int,
     undecided: Undecided | None = None,
 ) -> Mixture:
     """`Backend.mix_experts` (ops/backend.py) of one row of 16 bits; of a routed one's width there are `num_shared`.
-    Ids and weights that are undecided are filled in."""
-    (_, width, inner), num_chosen = experts.down.shape, ids.shape[1]
-    num_active = num_chosen + num_shared
-    shared_up, shared_down = experts.shared_gate_up, experts.shared_down
+    Ids and weights that are undecided are filled in. Both weights have codes of 8 bits or none."""
+    (gate_up, up_scales), (down, down_scales) = parts_of(experts.gate_up), parts_of(experts.down)
+    (num_experts, width, inner), num_chosen = down.shape, ids.shape[1]
+    num_active, shared_up, shared_down, num_routed = num_chosen + num_shared, gate_up, down, num_experts - num_shared
+    if isinstance(experts, ExpertWeights) and experts.shared_gate_up is not None and experts.shared_down is not None:
+        shared_up, shared_down = experts.shared_gate_up, experts.shared_down
+    up_tile, down_tile = TILES[8 * gate_up.element_size()]
     common = dict(NUM_CHOSEN=num_chosen, NUM_SHARED=num_shared, **chained(x.device))
     by, forms = parts_of_choice(undecided, weights)
     hidden = torch.empty(num_active, inner, dtype=x.dtype, device=x.device)
-    _gate_up[((undecided is not None) + num_active * triton.cdiv(inner, UP_TILE.block_n),)](
-        x, ids, weights, *by, experts.gate_up, x if shared_up is None else shared_up, hidden, width, inner, **forms,
-        **form_of(experts.gate_up, UP_TILE, width), NUM_WARPS=UP_TILE.num_warps, num_warps=UP_TILE.num_warps, **common,
+    _gate_up[((undecided is not None) + num_active * triton.cdiv(inner, up_tile.block_n),)](
+        x, ids, weights, *by, gate_up, up_scales, shared_up, hidden, num_routed, up_scales.stride(0), width, inner,
+        **forms, **form_of(experts.gate_up, up_tile, width), NUM_WARPS=up_tile.num_warps, num_warps=up_tile.num_warps,
+        **common,
     )  # fmt: skip
     results = torch.empty(num_active, width, dtype=x.dtype, device=x.device)
-    _down[(num_active * triton.cdiv(width, DOWN_TILE.block_n),)](
-        hidden, ids, experts.down, x if shared_down is None else shared_down, results, width, inner,
-        **form_of(experts.down, DOWN_TILE, inner), num_warps=DOWN_TILE.num_warps, **common,
+    _down[(num_active * triton.cdiv(width, down_tile.block_n),)](
+        hidden, ids, down, down_scales, shared_down, results, num_routed, down_scales.stride(0), width, inner,
+        **form_of(experts.down, down_tile, inner), num_warps=down_tile.num_warps, **common,
     )  # fmt: skip
     return Mixture(results, weights)
 
@@ -62,11 +70,11 @@ def _place_of(number, num_outputs, NUM_CHOSEN: tl.constexpr, NUM_SHARED: tl.cons
 
 @triton.jit
 def _gate_up(
-    x, ids, weights, logits, bias, num_experts, scaling, gate_up, shared, hidden, width, inner,
-    HAS_BIAS: tl.constexpr, IS_SOFTMAX: tl.constexpr, NORMS: tl.constexpr, BLOCK_E: tl.constexpr,
-    NUM_WARPS: tl.constexpr, NUM_CHOSEN: tl.constexpr, NUM_SHARED: tl.constexpr, STEP: tl.constexpr, BITS: tl.constexpr,
-    GROUP_STEPS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_S: tl.constexpr, HAS_ASM: tl.constexpr,
-    CHAINED: tl.constexpr,
+    x, ids, weights, logits, bias, num_experts, scaling, gate_up, scales, shared, hidden, num_routed, expert_scales,
+    width, inner, HAS_BIAS: tl.constexpr, IS_SOFTMAX: tl.constexpr, NORMS: tl.constexpr,
+    BLOCK_E: tl.constexpr, NUM_WARPS: tl.constexpr, NUM_CHOSEN: tl.constexpr, NUM_SHARED: tl.constexpr,
+    STEP: tl.constexpr, BITS: tl.constexpr, GROUP_STEPS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_S: tl.constexpr,
+    HAS_ASM: tl.constexpr, CHAINED: tl.constexpr,
 ):  # fmt: skip
     """Shared experts first: they wait for no choice. `_down` reads the choice before it waits, so it is let start only
     when this kernel has it. Without a BLOCK_E it has been made."""
@@ -80,50 +88,60 @@ def _gate_up(
             return
         number -= 1
     place, pair, column = _place_of(number, inner, NUM_CHOSEN, NUM_SHARED, BLOCK_N)
-    if place < NUM_SHARED:
-        gates, up_rows = shared + place.to(tl.int64) * inner * width, inner * NUM_SHARED
-    else:
+    expert = (num_routed + place).to(tl.int64)
+    if place >= NUM_SHARED:
         if BLOCK_E > 0:
-            expert = find(logits, bias, num_experts, pair, HAS_BIAS, IS_SOFTMAX, BLOCK_E, NUM_WARPS, CHAINED)
+            chosen = find(logits, bias, num_experts, pair, HAS_BIAS, IS_SOFTMAX, BLOCK_E, NUM_WARPS, CHAINED)
+            expert = chosen.to(tl.int64)
         else:
             wait_then_release(CHAINED)
-            expert = tl.load(ids + pair)
-        gates, up_rows = gate_up + expert.to(tl.int64) * (2 * inner) * width, inner
-    ups = gates + up_rows.to(tl.int64) * width
-    is_column = column < inner
-    gate_words, one = load_part(
-        gates, gates, column, is_column, 0, width, width, inner, STEP, BITS, GROUP_STEPS, BLOCK_S
+            expert = tl.load(ids + pair).to(tl.int64)
+    gates, up_rows, all_rows = gate_up + expert * (2 * inner) * width, inner, 2 * inner
+    if BITS == 16 and place < NUM_SHARED:
+        gates, up_rows = shared + place.to(tl.int64) * inner * width, inner * NUM_SHARED
+    ups, gate_scales = gates + up_rows.to(tl.int64) * width, scales + expert * expert_scales
+    up_scales, is_column = gate_scales + inner, column < inner
+    gate_words, gate_scale = load_part(
+        gates, gate_scales, column, is_column, 0, width, width, all_rows, STEP, BITS, GROUP_STEPS, BLOCK_S
     )
-    up_words, one = load_part(ups, ups, column, is_column, 0, width, width, inner, STEP, BITS, GROUP_STEPS, BLOCK_S)
+    up_words, up_scale = load_part(
+        ups, up_scales, column, is_column, 0, width, width, all_rows, STEP, BITS, GROUP_STEPS, BLOCK_S
+    )
     wait_then_release(CHAINED)
-    gate = multiply_part(gate_words, one, x, 0, width, STEP, BITS, BLOCK_S, HAS_ASM)
-    up = multiply_part(up_words, one, x, 0, width, STEP, BITS, BLOCK_S, HAS_ASM)
+    gate = multiply_part(gate_words, gate_scale, x, 0, width, STEP, BITS, BLOCK_S, HAS_ASM)
+    up = multiply_part(up_words, up_scale, x, 0, width, STEP, BITS, BLOCK_S, HAS_ASM)
     gate += multiply_rest(
-        gates, gates, column, is_column, x, width, width, inner, STEP, BITS, GROUP_STEPS, BLOCK_S, HAS_ASM
+        gates, gate_scales, column, is_column, x, width, width, all_rows, STEP, BITS, GROUP_STEPS, BLOCK_S, HAS_ASM
     )
-    up += multiply_rest(ups, ups, column, is_column, x, width, width, inner, STEP, BITS, GROUP_STEPS, BLOCK_S, HAS_ASM)
+    up += multiply_rest(
+        ups, up_scales, column, is_column, x, width, width, all_rows, STEP, BITS, GROUP_STEPS, BLOCK_S, HAS_ASM
+    )
     tl.store(hidden + pair * inner + column, swish(gate, up, hidden.dtype.element_ty), mask=is_column)
 
 
 @triton.jit
 def _down(
-    hidden, ids, down, shared, results, width, inner,
+    hidden, ids, down, scales, shared, results, num_routed, expert_scales, width, inner,
     NUM_CHOSEN: tl.constexpr, NUM_SHARED: tl.constexpr, STEP: tl.constexpr, BITS: tl.constexpr,
     GROUP_STEPS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_S: tl.constexpr, HAS_ASM: tl.constexpr,
     CHAINED: tl.constexpr,
 ):  # fmt: skip
     """Reads the choice before it waits, which only a kernel right behind `_gate_up` may."""
     place, pair, column = _place_of(tl.program_id(0), width, NUM_CHOSEN, NUM_SHARED, BLOCK_N)
-    if place < NUM_SHARED:
+    expert = (num_routed + place).to(tl.int64)
+    if place >= NUM_SHARED:
+        expert = tl.load(ids + pair, cache_modifier=".cg").to(tl.int64)
+    own, row_size = down + expert * width * inner, inner
+    if BITS == 16 and place < NUM_SHARED:
         own, row_size = shared + place.to(tl.int64) * inner, inner * NUM_SHARED
-    else:
-        own, row_size = down + tl.load(ids + pair, cache_modifier=".cg").to(tl.int64) * width * inner, inner
-    is_column = column < width
-    words, one = load_part(own, own, column, is_column, 0, inner, row_size, width, STEP, BITS, GROUP_STEPS, BLOCK_S)
+    is_column, own_scales = column < width, scales + expert * expert_scales
+    words, scale = load_part(
+        own, own_scales, column, is_column, 0, inner, row_size, width, STEP, BITS, GROUP_STEPS, BLOCK_S
+    )
     wait_for_last(CHAINED)
     row = hidden + pair * inner
-    total = multiply_part(words, one, row, 0, inner, STEP, BITS, BLOCK_S, HAS_ASM)
+    total = multiply_part(words, scale, row, 0, inner, STEP, BITS, BLOCK_S, HAS_ASM)
     total += multiply_rest(
-        own, own, column, is_column, row, inner, row_size, width, STEP, BITS, GROUP_STEPS, BLOCK_S, HAS_ASM
+        own, own_scales, column, is_column, row, inner, row_size, width, STEP, BITS, GROUP_STEPS, BLOCK_S, HAS_ASM
     )
     tl.store(results + pair * width + column, to_dtype(total, results.dtype.element_ty), mask=is_column)

@@ -1,7 +1,7 @@
 """`ops/experts/kernel.py` with quantised weights, whose products are those of `ops/quantized_linear/kernel.py`.
 
 Rows of 16 bits and float8 weights have kernels of their own, as such rows become float8 too; not the row of a single
-token, which tensor cores have no work with.
+token, which tensor cores have no work with: it goes as with weights of 16 bits (ops/experts/kernel_one.py).
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from vl2.ops.experts.align import align_few
 from vl2.ops.experts.kernel import mix_experts
 from vl2.ops.experts.kernel_common import GROUP_BLOCKS, block_and_tile, precision, rows_of_block, swish
 from vl2.ops.experts.kernel_many import mix_many_float8
+from vl2.ops.experts.kernel_one import mix_single
 from vl2.ops.experts.mixture import Mixture
 from vl2.ops.experts.weights import ExpertWeights
 from vl2.ops.quantized_experts.kernel_few import FEW_TOKENS, mix_few
@@ -75,9 +76,11 @@ def mix_quantized_experts(
     """`Backend.mix_quantized_experts` (ops/backend.py)."""
     if are_held(len(x), x.dtype, experts):
         return mix_held(x, ids, weights, experts)
+    if are_single(len(x), x.dtype, experts):
+        return mix_single(x, ids, weights, experts, experts.num_shared)
     num_experts = len(experts.gate_up.codes)
     tile = choose_tile(len(x) * (ids.shape[1] + experts.num_shared), num_experts, x.dtype)
-    if x.dtype != torch.float32 and len(x) > 1 and experts.gate_up.scheme.is_float and experts.down.scheme.is_float:
+    if x.dtype != torch.float32 and experts.gate_up.scheme.is_float and experts.down.scheme.is_float:
         return (mix_many_float8 if tile is MANY else mix_few_float8)(x, ids, weights, experts)
     if len(x) >= DEQUANTIZE_TOKENS and x.dtype != torch.float32:
         return mix_written_out(x, ids, weights, experts)
@@ -90,6 +93,12 @@ def are_held(num_tokens: int, dtype: torch.dtype, experts: QuantizedExperts) -> 
     """Whether so many rows go to `mix_held`."""
     all_4 = experts.gate_up.scheme.bits == experts.down.scheme.bits == 4
     return num_tokens <= HELD_TOKENS and all_4 and dtype != torch.float32
+
+
+def are_single(num_tokens: int, dtype: torch.dtype, experts: QuantizedExperts) -> bool:
+    """Whether so many rows go to `mix_single`."""
+    all_8 = experts.gate_up.scheme.bits == experts.down.scheme.bits == 8
+    return num_tokens == 1 and all_8 and dtype != torch.float32
 
 
 def mix_written_out(x: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor, experts: QuantizedExperts) -> Mixture:
