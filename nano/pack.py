@@ -23,7 +23,7 @@ from views import TILE, Layout, tiles_of
 
 TEXT = 288  # text tokens a row
 TILE_BUDGET, MAX_ROWS = 160, 128  # tiles and rows of a micro-batch
-COUNT_WEIGHT = 4.0  # of a counting answer's loss from two on: it is one digit, and slow to learn
+COUNT_WEIGHT = 2.5  # of a counting answer's loss: it is one digit, and slow to learn
 #: Tile grids of pairs of pictures; few, since each costs a recorded step of its own (`step.py`).
 PAIRS = (
     ((2, 2), (1, 1)), ((1, 1), (2, 2)), ((2, 2), (2, 2)), ((3, 2), (2, 3)), ((1, 2), (2, 1)), ((3, 2), (1, 1)), ((1, 1), (2, 3)), ((2, 1), (3, 2)),
@@ -146,11 +146,6 @@ def encode_turns(asked: Asked, with_image: bool) -> tuple[list[int], list[bool]]
     return ids, answer
 
 
-def is_crowd(asked: Asked) -> bool:
-    """Whether the answer is a number of several things."""
-    return asked.task == "counting" and asked.turns[-1][1] not in ("0", "1")
-
-
 def _fill(rng: Random, scenes: list[Scene], rows: dict[str, np.ndarray], ask=conversation) -> list[Asked]:
     """Write conversations into one row. What is too much is taken out by lot, so that long answers are not left out more often."""
     made, total, room = [], 0, len(rows["ids"])
@@ -166,7 +161,7 @@ def _fill(rng: Random, scenes: list[Scene], rows: dict[str, np.ndarray], ask=con
     whole: dict[str, list] = {k: [] for k in rows}  # one assignment a row is cheaper than one a conversation
     shown = look(scenes[0]) if len(scenes) == 1 else None
     for number, (asked, ids, answer) in enumerate(made, 1):
-        weight = sum(answer) ** -0.5 * (COUNT_WEIGHT if is_crowd(asked) else 1)
+        weight = sum(answer) ** -0.5 * (COUNT_WEIGHT if asked.task == "counting" else 1)
         numbers = coordinates(ids, answer)
         whole["ids"] += ids
         whole["group"] += [number] * len(ids)

@@ -316,10 +316,6 @@ SINGLE = {
 }
 
 
-#: How often it is about something that is not there; counting nothing teaches little.
-ABSENT = {"exists": 0.5, "counting": 0.04}
-
-
 def conversation(rng: Random, scenes: list[Scene], alike: float = 0.0) -> Asked | None:
     """A random conversation about these pictures (none: talk without a picture); `alike`: of `absent`."""
     lang = "en" if rng.random() < 0.55 else "zh"
@@ -348,9 +344,9 @@ def conversation(rng: Random, scenes: list[Scene], alike: float = 0.0) -> Asked 
     if task == "follow-up":
         made = follow_up(rng, scene, lang, alike=alike)
         return made and _casual(rng, made)
-    want_absent = rng.random() < ABSENT.get(task, 0.14)
+    want_absent = rng.random() < (0.5 if task == "exists" else 0.14)
     turn = ask(rng, scene, task, lang, want_absent, many=0.85 if crowd else 0.6, alike=alike)
-    if turn is None or (task == "counting" and turn[0][1] == "1" and rng.random() < 0.8):
+    if turn is None or (task == "counting" and turn[0][1] == "1" and rng.random() < 0.65):
         return None  # one is what most things are
     turns = [turn[0]]
     if rng.random() < 0.12:  # an unrelated second question in the same conversation

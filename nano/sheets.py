@@ -55,7 +55,7 @@ def make_sheet(seed: int, mix: Mix = TRAIN_MIX) -> Scene:
             item = _thing(rng, printed, mix.hanzi)
             # `make_stamp` prints at 30-72 pixels a `unit`: here 16-72.
             unit = rng.uniform(0.5, 1.0)
-            stamp = make_stamp(rng, item, 22 * (big / 22) ** rng.random(), unit, TILE - x, mean, mix)
+            stamp = make_stamp(rng, item, 22 * (big / 22) ** rng.random(), unit, TILE - x, mean, mix.wild)
             w, h = stamp.image.size
             if x + w > TILE or y + h > TILE:
                 break

@@ -38,8 +38,8 @@ from model import NanoVL2
 
 #: Weights of the training-only losses (`heads.py`) beside the answers' loss.
 AUX = {
-    "kind": 0.6, "tint": 0.2, "edge": 0.6, "letter": 0.8, "order": 0.8, "line": 0.5,
-    "token": 0.4, "spot": 3.0, "middle": 0.1, "token_order": 0.5, "amount": 0.5, "token_line": 0.4, "token_letter": 0.5, "name": 0.3, "point": 0.5, "tally": 0.5, "share": 0.3,
+    "kind": 0.6, "tint": 0.2, "edge": 0.6, "letter": 0.8, "order": 0.4, "line": 0.5,
+    "token": 0.4, "spot": 3.0, "middle": 0.1, "token_order": 0.3, "token_line": 0.4, "token_letter": 0.5, "name": 0.3, "point": 0.5, "tally": 0.5, "share": 0.3,
     "number": 0.4, "said": 0.2,
 }  # fmt: skip
 
@@ -264,7 +264,7 @@ def train(a: argparse.Namespace, drawn: Drawn, saved: dict | None = None, number
         rate = schedule(done, a.hold)
         trainer.set_rates(
             rate,
-            aux=1.0 if done < 0.5 else max(0.4, 1.0 - 1.2 * (done - 0.5)),
+            aux=1.0 if done < 0.5 else max(0.25, 1.0 - 1.5 * (done - 0.5)),
             drift=max(0.003, 1 / (step + 1)),
             heads_only=elapsed < settled,
             tower_only=later == 0,
