@@ -44,6 +44,7 @@ class Menu:
     sheets: float  # micro-batches without questions that are drawn after that
     mix: str = "plain"  # of `scenes.MIXES`
     alike: float = 0.0  # absent things that look like one that is there
+    crowds: bool = False  # counting is mostly about several things
 
     def later(self, progress: float) -> float:
         """Progress of the time after the tower's own."""
@@ -57,7 +58,7 @@ def training_batch(number: int, menu: Menu, progress: float, room: np.ndarray | 
         return sheet_batch(seed, SHEET_SETS, room, mix=mix)
     layout = pick_layout(rng, menu.later(progress), menu.many)
     labelled = len(layout) > 1 and rng.random() < 0.4
-    ask = partial(conversation, alike=menu.alike)
+    ask = partial(conversation, alike=menu.alike, crowds=menu.crowds)
     return make_batch(layout, seed, rows_for(layout), menu.sets, labelled, ask, mix=mix, room=room)
 
 

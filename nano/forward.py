@@ -90,7 +90,7 @@ def run(
     states = model.language(x, positions, p, mask)
     if heads is not None and batch.tiles.shape[0]:
         seen, text = states[1].split((p, x.shape[1] - p), 1)  # whose gradients are put together in one pass
-        aux |= heads.tokens(seen, batch)
+        aux |= heads.tokens(seen, states[0][:, :p], batch)
         counted = named(batch, r) if len(batch.layout.grids) == 1 else None
         if counted is not None:
             aux["number"] = heads.numbers(text[:, :-1], counted)

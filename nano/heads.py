@@ -77,6 +77,14 @@ def letter_orders(batch: Batch) -> Tensor:
     return torch.stack((number, after), -1).clamp(0, MAX_CHARS - 1)
 
 
+def amounts_told(logits: Tensor, truth: Tensor, valid: Tensor) -> Tensor:
+    """Mean cross entropy of numbers of equal things; logits [..., k · MOST], truth [..., k]. A number weighs as much as it is:
+    the larger, the harder to tell from its neighbours."""
+    weight = truth * valid[..., None]
+    losses = F.cross_entropy(logits.float().reshape(-1, MOST), truth.flatten(), reduction="none")
+    return (losses * weight.flatten()).sum() / weight.sum().clamp_min(1)
+
+
 def told(logits: Tensor, truth: Tensor, sizes: tuple[int, ...], valid: Tensor) -> Tensor:
     """Mean cross entropy of several classifications side by side; logits [..., sum(sizes)], truth [..., len(sizes)]."""
     truth = truth.masked_fill(~valid[..., None], -100).flatten(0, -2)
@@ -102,10 +110,17 @@ def leftmost(index: Tensor) -> Tensor:
 
 class Heads(nn.Module):
     def __init__(
-        self, width: int, hidden: int, per_thing: float = 0.125, spread: float = 0.0, fine: bool = False
+        self,
+        width: int,
+        hidden: int,
+        per_thing: float = 0.125,
+        spread: float = 0.0,
+        fine: bool = False,
+        amount: bool = False,
     ) -> None:
         """`per_thing`: attention on a counted thing, for each 1 on the first token (`tally`). `spread`: around its middle, in
         tokens; 0: on the one token that holds it. `fine`: each half of a patch says its character, and image tokens say theirs.
+        `amount`: image tokens say after the first layer how many things are like theirs, and large numbers weigh more.
         """
         super().__init__()
         self.per_thing, self.spread, self.fine = per_thing, spread, 1 + fine
@@ -117,6 +132,7 @@ class Heads(nn.Module):
         self.number_norm, self.number = nn.RMSNorm(hidden), nn.Linear(hidden, MOST)
         self.said_norm, self.said = nn.RMSNorm(hidden), nn.Linear(hidden, SPELLED + MAX_CHARS + 1)
         self.spelled = nn.Linear(hidden, 2 * self.fine * NUM_LETTERS) if fine else None
+        self.amount = nn.Sequential(nn.RMSNorm(hidden), nn.Linear(hidden, 2 * MOST)) if amount else None
         self.register_buffer("rare", torch.tensor(10.0), persistent=False)  # weight of a middle: few tokens are one
         self.register_buffer("class_weight", torch.tensor([0.15] + [1.0] * (NUM_CLASSES - 1)), persistent=False)
         self.register_buffer("letter_weight", torch.tensor([0.05] + [1.0] * (NUM_LETTERS - 1)), persistent=False)
@@ -148,12 +164,22 @@ class Heads(nn.Module):
             "edge": (F.smooth_l1_loss(edges.float(), offset, reduction="none", beta=0.05) * share).sum()
             / (4 * share.sum() + 1),
             "letter": F.cross_entropy(letters.reshape(-1, NUM_LETTERS).float(), letter.flatten(), self.letter_weight),
-            "order": told(order, take(orders(batch), item), ORDER, hit & whole),
+            "order": self.orders_told(order, take(orders(batch), item), hit & whole),
             "line": told(letter_order, take(letter_orders(batch), char), LETTER, (char >= 0) & line),
         }
 
-    def tokens(self, hidden: Tensor, batch: Batch) -> dict[str, Tensor]:
-        """hidden [B, P, C] of the prefix against what each image token shows."""
+    def orders_told(self, logits: Tensor, truth: Tensor, valid: Tensor) -> Tensor:
+        """Of `ORDER`."""
+        if self.amount is None:
+            return told(logits, truth, ORDER, valid)
+        cut = sum(ORDER[:2])
+        numbers = told(logits[..., :cut], truth[..., :2], ORDER[:2], valid)
+        return (numbers + amounts_told(logits[..., cut:], truth[..., 2:], valid)) / 2
+
+    def tokens(self, hidden: Tensor, first: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """hidden [B, P, C] of the prefix against what each image token shows; `first` is the same after the first layer: there
+        the heads that count look, one layer later.
+        """
         rows, per_row = hidden.shape[0], batch.tiles.shape[0] // hidden.shape[0] * 196
         image = (batch.index < per_row)[None]
         where = batch.index.clamp_max(per_row - 1)  # text, newlines and separators are left out of the losses below
@@ -177,16 +203,18 @@ class Heads(nn.Module):
         letters = [laid(take(letter_orders(batch), char[..., side])) for side in (0, 1)]
         shown = [laid(char[..., side] >= 0) & image for side in (0, 1)]
         lines = [told(part, letters[k], LETTER, shown[k]) for k, part in enumerate(letter_order.chunk(2, -1))]
-        spelled = {}
+        order_truth, more = laid(take(orders(batch), item)), {}
+        if self.amount is not None:
+            more["amount"] = amounts_told(self.amount(first.float()), order_truth[..., 2:], hit)
         if self.spelled is not None:
             letter = take(batch.chars.long(), parts.flatten(1)).view(parts.shape)
             letter = letter.masked_fill((batch.view & READABLE == 0)[:, None, None], -100)
-            spelled["token_letter"] = self.spelling(x, laid(letter).masked_fill(~image[..., None], -100))
-        return spelled | {
+            more["token_letter"] = self.spelling(x, laid(letter).masked_fill(~image[..., None], -100))
+        return more | {
             "middle": (miss * image).sum() / (rows * image.sum()),
             "token": F.cross_entropy(kinds.flatten(0, 1), kind.flatten(), self.class_weight),
             "spot": (F.smooth_l1_loss(edges, spot, reduction="none", beta=0.02) * share).sum() / (4 * share.sum() + 1),
-            "token_order": told(order, laid(take(orders(batch), item)), ORDER, hit),
+            "token_order": self.orders_told(order, order_truth, hit),
             "token_line": (lines[0] + lines[1]) / 2,
         }
 
@@ -203,13 +231,9 @@ class Heads(nn.Module):
         return F.cross_entropy(self.spelled(x).view(-1, NUM_LETTERS), letter.flatten(), self.letter_weight)
 
     def numbers(self, hidden: Tensor, counted: Tensor) -> Tensor:
-        """hidden [B, T-1, C] of the text: after a name that is in the picture, how many things have it.
-
-        A number weighs as much as it is: the larger, the harder to tell from its neighbours.
-        """
-        truth = counted.sum(-1).clamp_max(MOST - 1).flatten()
-        logits = self.number(self.number_norm(hidden.float())).flatten(0, 1)
-        return (F.cross_entropy(logits, truth, reduction="none") * truth).sum() / truth.sum().clamp_min(1)
+        """hidden [B, T-1, C] of the text: after a name that is in the picture, how many things have it."""
+        truth = counted.sum(-1, keepdim=True).clamp_max(MOST - 1)
+        return amounts_told(self.number(self.number_norm(hidden.float())), truth, truth[..., 0] > 0)
 
     def progress(self, hidden: Tensor, said: Tensor) -> Tensor:
         """hidden [B, T-1, C] of the text against `said` [B, T] of the token after each (`gaze.progress`)."""

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from model import MLP, Experts, Gate, NanoVL2, gated, gated_experts, put_together, take_apart
 
-LOSSES = ("answer", "kind", "tint", "edge", "letter", "order", "line", "middle", "token", "spot", "token_order", "token_line", "token_letter", "name", "point", "tally", "share", "number", "said")  # fmt: skip
+LOSSES = ("answer", "kind", "tint", "edge", "letter", "order", "line", "middle", "token", "spot", "token_order", "amount", "token_line", "token_letter", "name", "point", "tally", "share", "number", "said")  # fmt: skip
 
 
 def gates(model: NanoVL2) -> list[Gate]:

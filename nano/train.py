@@ -87,6 +87,14 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
     p.add_argument("--counting", type=float, default=1.0, help="factor on the losses of the heads that count")
     p.add_argument("--mix", choices=MIXES, default="plain", help="which scenes are drawn (`scenes.MIXES`)")
     p.add_argument("--alike", type=float, default=0.0, help="share of absent things that look like one that is there")
+    p.add_argument(
+        "--amount",
+        type=float,
+        default=0.0,
+        help="weight of how many things are like what an image token shows, asked where counting heads read it; "
+        "numbers of equal things weigh as much as they are then",
+    )
+    p.add_argument("--crowds", action="store_true", help="ask less for the number of what is there once, or not at all")
     p.add_argument("--hold", type=float, default=0.1, help="share of the time before the learning rate begins to fall")
     p.add_argument("--exam-scenes", type=int, default=1000, help="held-out scenes of the last examination")
     p.add_argument(
@@ -139,7 +147,7 @@ class Drawn:
 
 
 def menu_of(a: argparse.Namespace) -> Menu:
-    return Menu(a.sets, a.many, a.tower, a.draw_sheets, a.mix, a.alike)
+    return Menu(a.sets, a.many, a.tower, a.draw_sheets, a.mix, a.alike, a.crowds)
 
 
 def draw(a: argparse.Namespace, saved: dict | None = None, trainings: int = 1, first: int = 0) -> Drawn:
@@ -186,9 +194,9 @@ def train(a: argparse.Namespace, drawn: Drawn, saved: dict | None = None, number
     initialise(model)
     model.to(device)
     sizes = CONFIG["vision_config"]["width"], CONFIG["language_config"]["hidden_size"]
-    heads = Heads(*sizes, a.per_thing, a.spread, a.fine).to(device)
+    heads = Heads(*sizes, a.per_thing, a.spread, a.fine, a.amount > 0).to(device)
     optimizer = Optimizer(model, heads, a.muon_lr, a.adam_lr)
-    weights = AUX | {k: AUX[k] * a.counting for k in ("tally", "share")}
+    weights = AUX | {k: AUX[k] * a.counting for k in ("tally", "share")} | {"amount": a.amount}
     trainer = Trainer(model, heads, optimizer, weights, record=fast)
     ema = trainer.average
     step, elapsed, settled = 0, 0.0, 0.0

@@ -9,7 +9,7 @@ from attention import looked_for, middles_in_prefix, named, pointing, spread_in_
 from config import CONFIG, initialise
 from forward import PROBED, run, text_mask
 from gaze import ANY_COLOUR, CHARS, NAMES, SPELLED, coordinates, look, points, progress
-from heads import NUM_LETTERS, Heads, columns, covering, middle_tokens, moved, orders
+from heads import MOST, NUM_LETTERS, Heads, amounts_told, columns, covering, middle_tokens, moved, orders
 from optim import Optimizer
 from pack import encode_turns, make_batch
 from scenes import CLOSE_MIX
@@ -77,7 +77,7 @@ def test_things_are_numbered_from_the_left_and_counted_by_name_and_colour():
 
 def test_all_losses_reach_the_model():
     torch.manual_seed(0)
-    model, heads = NanoVL2(CONFIG), Heads(256, 256, spread=0.6, fine=True)
+    model, heads = NanoVL2(CONFIG), Heads(256, 256, spread=0.6, fine=True, amount=True)
     initialise(model)
     for index, count in PROBED.items():
         model.language.model["layers"][index].self_attn.probe = count
@@ -198,6 +198,19 @@ def test_image_tokens_say_the_characters_of_all_their_columns():
         assert heads.spelling(x, letter) < 1e-3
 
 
+def test_a_number_of_equal_things_weighs_as_much_as_it_is():
+    """A patch of a single thing and one of eight: a wrong "8" costs eight times as much; what shows nothing is free."""
+    truth, valid = torch.tensor([[[1], [8], [3]]]), torch.tensor([[True, True, False]])
+    right = F.one_hot(truth[..., 0], MOST) * 50.0
+    assert amounts_told(right, truth, valid) < 1e-3
+    losses = []
+    for place in range(3):
+        wrong = right.clone()
+        wrong[0, place] = right[0, place].roll(1)
+        losses.append(float(amounts_told(wrong, truth, valid)))
+    assert losses == pytest.approx([50 / 9, 8 * 50 / 9, 0], abs=1e-3)
+
+
 def test_how_much_of_a_list_or_a_text_was_said_is_counted_at_each_token():
     from questions import Asked
     from scenes import Item, Scene
@@ -217,9 +230,9 @@ def test_how_much_of_a_list_or_a_text_was_said_is_counted_at_each_token():
 def test_gradients_of_every_kind_of_micro_batch_are_finite_and_its_shapes_do_not_vary():
     """On the GPU the step of a layout is recorded once, so other scenes must have the same shapes."""
     torch.manual_seed(0)
-    model, heads = NanoVL2(CONFIG), Heads(256, 256, 0.25, 0.6, fine=True)
+    model, heads = NanoVL2(CONFIG), Heads(256, 256, 0.25, 0.6, fine=True, amount=True)
     initialise(model)
-    trainer = Trainer(model, heads, Optimizer(model, heads), AUX, record=False)
+    trainer = Trainer(model, heads, Optimizer(model, heads), AUX | {"amount": 0.25}, record=False)
     trainer.set_rates(1.0, aux=1.0, drift=0.1, heads_only=False, tower_only=False)
     for grids in (((1, 1),), ((2, 1),), ((1, 1), (1, 1))):
         one, two = (make_batch(grids, seed, rows=1, sets=1, mix=CLOSE_MIX) for seed in (3, 9))
@@ -227,7 +240,7 @@ def test_gradients_of_every_kind_of_micro_batch_are_finite_and_its_shapes_do_not
         trainer.losses(two, 0)
     losses = trainer.read_losses()
     assert set(AUX) < set(losses) and all(0 <= v < 100 for v in losses.values())
-    assert min(losses[k] for k in ("tally", "share", "number", "said", "token_letter")) > 0
+    assert min(losses[k] for k in ("tally", "share", "number", "said", "token_letter", "amount")) > 0
     assert all(w.grad.isfinite().all() for w, _ in trainer.trained)
     assert heads.said.weight.grad.abs().sum() > 0
 

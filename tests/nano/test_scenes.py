@@ -68,6 +68,16 @@ def test_absent_things_may_be_asked_for_that_look_like_one_that_is_there():
     assert absent(Random(3), scene) == absent(Random(3), scene, alike=0.0)
 
 
+def test_crowds_are_counted_more_often_than_what_is_there_once():
+    def alone(crowds: bool) -> float:
+        rng, scenes = Random(1), [make_scene(1_000_000 + k, (384, 384), mix=TRAIN_MIX) for k in range(40)]
+        asked = [conversation(rng, [scenes[k % 40]], crowds=crowds) for k in range(1500)]
+        answers = [a.turns[0][1] for a in asked if a and a.task == "counting"]
+        return sum(answer in ("0", "1") for answer in answers) / len(answers)
+
+    assert alone(crowds=True) < 0.7 * alone(crowds=False)
+
+
 def test_the_close_mix_has_more_things_that_touch():
     def touching(mix):
         found = 0

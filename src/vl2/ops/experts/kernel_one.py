@@ -23,7 +23,7 @@ from vl2.ops.quantized_experts.weights import QuantizedExperts
 from vl2.ops.saturate_kernel import to_dtype
 from vl2.ops.single_row.kernel_common import Tile, form_of, load_part, multiply_part, multiply_rest, parts_of
 
-TILES = {16: (Tile(4, 2048, 8), Tile(4, 2048, 4)), 8: (Tile(4, 2048, 8), Tile(4, 2048, 4))}
+TILES = {16: (Tile(4, 2048, 8), Tile(4, 2048, 4)), 8: (Tile(4, 2048, 2), Tile(8, 512, 2))}
 """By a weight's bits: for gate-up, for down."""
 
 

@@ -39,14 +39,14 @@ class Tile:
     num_stages: int
 
 
-FEW, SOME, MORE = Tile(16, 128, 128, 128, 8, 3), Tile(32, 64, 128, 64, 4, 5), Tile(64, 64, 128, 128, 4, 4)
-FEW_PAIRS, SOME_PAIRS = 6, 16
-"""Pairs of an expert, on average, up to which a tile is taken."""
+FEW, MORE = Tile(16, 128, 128, 128, 8, 3), Tile(64, 64, 128, 128, 4, 4)
+FEW_PAIRS = 16
+"""Pairs of an expert, on average, up to which `FEW` is taken."""
 
 
 def choose_tile(num_tokens: int, num_active: int, num_experts: int) -> Tile:
     mean = num_tokens * num_active / num_experts
-    return FEW if mean <= FEW_PAIRS else SOME if mean <= SOME_PAIRS else MORE
+    return FEW if mean <= FEW_PAIRS else MORE
 
 
 def mix_few_float8(
