@@ -79,32 +79,6 @@ def middles_in_prefix(batch: Batch) -> tuple[Tensor, Tensor]:
     return whole, start + 14 * 15 + 1 + y * (14 * across + 1) + x
 
 
-def spread_in_prefix(batch: Batch, spread: float) -> tuple[Tensor, Tensor]:
-    """[B, K, P] twice: as `middles_in_prefix`, but each thing is a bell of `spread` tokens around its middle, 1 in all.
-
-    A middle near the border of two tokens is no jump in it, and to be some pixels off moves it without changing the sum.
-    """
-    rows, ((across, down),) = batch.ids.shape[1], batch.layout.grids
-    boxes = batch.boxes.view(rows, -1, *batch.boxes.shape[1:])
-    first, length = batch.layout.text[0], len(batch.index)
-
-    def bells(low: Tensor, high: Tensor, tiles: int) -> Tensor:
-        """Along one axis: [B, K, 14·tiles]. A tile's last token has one patch of 14 pixels, the others two."""
-        within = (torch.arange(14, device=low.device) * 28.0 + 14).clamp_max(371)
-        centre = (384.0 * torch.arange(tiles, device=low.device)[:, None] + within).flatten()
-        away = ((low + high)[..., None] / 2 - centre) / (28 * spread)
-        return torch.softmax(-(away**2) / 2, -1)
-
-    def laid(view: Tensor, wide: int, high: int, start: int) -> Tensor:
-        x0, y0, x1, y1 = view.unbind(-1)
-        grid = bells(y0, y1, high)[..., None] * bells(x0, x1, wide)[..., None, :]
-        flat = F.pad(grid, (0, 1)).flatten(2)  # each row ends in a newline
-        return F.pad(flat, (start, length - start - flat.shape[-1]))
-
-    canvas = boxes[:, min(1, boxes.shape[1] - 1)]  # the first tile's pixels are the whole canvas's
-    return laid(boxes[:, 0], 1, 1, first), laid(canvas, across, down, first + 14 * 15 + 1)
-
-
 def tally(
     queries: Tensor, keys: Tensor, mask: Tensor, counted: Tensor, places: Tensor, scale: float, per_thing: float
 ) -> tuple[Tensor, Tensor]:
@@ -115,7 +89,7 @@ def tally(
     Both are weighted by n, since large numbers are hard to tell apart.
 
     queries [B, T, D] of text, keys [B, P+T, D], mask [B, T, P+T], counted [B, T-1, K] of `named`, places [B, K] of
-    `middles_in_prefix`, or [B, K, P] of `spread_in_prefix`.
+    `middles_in_prefix`.
     """
     # Products in bfloat16 are off by more than a thing's share.
     logits = queries[:, :-1].float() @ keys.float().mT
@@ -128,10 +102,7 @@ def _tallied(
 ) -> tuple[Tensor, Tensor]:
     logits = (logits * scale).masked_fill(~mask, -1e9)
     first, rest = logits[..., 0], logits[..., 1:].logsumexp(-1)
-    if places.dim() == 2:
-        at = logits.gather(2, places[:, None].expand(-1, logits.shape[1], -1))
-    else:  # the mean over the bell, and what its own entropy adds
-        at = logits[..., : places.shape[-1]] @ places.mT - torch.xlogy(places, places).sum(-1)[:, None]
+    at = logits.gather(2, places[:, None].expand(-1, logits.shape[1], -1))
     share, number = per_thing * counted, counted.sum(-1)
     total = 1 + share.sum(-1)
     wanted = (first + (share * (at - math.log(per_thing))).sum(-1)) / total

@@ -160,10 +160,15 @@ def _font(path: Path, size: int) -> ImageFont.FreeTypeFont:
     return ImageFont.truetype(str(path), size)
 
 
-def printed(rng: Random, text: str, size: float, ink: RGB, plate: RGB | None, max_width: float) -> Stamp:
-    """A line of text in a random font, slightly turned; `plate` is an optional sign behind it."""
+def printed(
+    rng: Random, text: str, size: float, ink: RGB, plate: RGB | None, max_width: float, again: tuple[str, ...] = ()
+) -> Stamp:
+    """A line of text in a random font, slightly turned; `plate` is an optional sign behind it, `again` are Latin fonts to take more often."""
     chinese = any(ord(c) > 0x2E80 for c in text)
-    path = rng.choice(font_files(chinese))
+    files = font_files(chinese)
+    if again and not chinese:
+        files = files + [files[0].with_name(name) for name in again]
+    path = rng.choice(files)
     font = _font(path, max(12, round(size / 2) * 2))
     while font.getlength(text) > max_width and font.size > 14:
         font = _font(path, font.size - 2)

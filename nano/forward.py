@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from attention import looked_for, middles_in_prefix, named, pointing, spread_in_prefix, tally
+from attention import looked_for, middles_in_prefix, named, pointing, tally
 from exam import iou
 from fusable import Fusable
 from gaze import NUMBER
@@ -106,10 +106,9 @@ def run(
                     for k in range(count)
                 )
                 if name == "name" and counted is not None:
-                    places = spread_in_prefix(batch, heads.spread) if heads.spread else middles_in_prefix(batch)
                     losses = [
                         tally(queries[1 + k], keys[1 + k], mask[:, 0], counted, place, scale, heads.per_thing)
-                        for k, place in enumerate(places)
+                        for k, place in enumerate(middles_in_prefix(batch))
                     ]
                     aux["tally"], aux["share"] = (sum(two) / 2 for two in zip(*losses))
                 attention.seen = None  # it would keep the whole step's graph

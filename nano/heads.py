@@ -114,16 +114,15 @@ class Heads(nn.Module):
         width: int,
         hidden: int,
         per_thing: float = 0.125,
-        spread: float = 0.0,
         fine: bool = False,
         amount: bool = False,
     ) -> None:
-        """`per_thing`: attention on a counted thing, for each 1 on the first token (`tally`). `spread`: around its middle, in
-        tokens; 0: on the one token that holds it. `fine`: each half of a patch says its character, and image tokens say theirs.
-        `amount`: image tokens say after the first layer how many things are like theirs, and large numbers weigh more.
+        """`per_thing`: attention on a counted thing, for each 1 on the first token (`tally`). `fine`: each half of a patch says
+        its character, and image tokens say theirs. `amount`: image tokens say after the first layer how many things are like
+        theirs, and large numbers weigh more.
         """
         super().__init__()
-        self.per_thing, self.spread, self.fine = per_thing, spread, 1 + fine
+        self.per_thing, self.fine = per_thing, 1 + fine
         self.sizes = (NUM_CLASSES, len(COLOURS) + 1, 4, NUM_LETTERS * self.fine, sum(ORDER), sum(LETTER))
         self.patch = nn.Linear(width, sum(self.sizes))
         self.norm = nn.RMSNorm(hidden)

@@ -85,9 +85,7 @@ class Mix:
     longest: int = 10  # digits of a number
     wild: float = 0.0  # share of pictograms in other tones and aspects than their set's
     letters: float = 0.0  # share of the words that are random letters
-    smallest: float = 30  # print, in tile pixels; below 30, small print is more frequent than large
-    beside: float = 0.0  # share of the things that are placed against an earlier one
-    hanzi: float = 0.55  # share of the lines on sheets that are Chinese
+    again: tuple[str, ...] = ()  # fonts that are taken once more often than the others
 
 
 EXAM_MIX = Mix((26, 24, 12, 24, 14), (0.42, 0.62, 0.72), (1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 8, 9))
@@ -100,9 +98,7 @@ TRAIN_MIX = Mix(
     0.5,
     letters=0.5,
 )
-#: More of what the fourth run got wrong: small Latin letters, things that touch, and things nearly above each other.
-CLOSE_MIX = replace(TRAIN_MIX, texts=(0.42, 0.6, 0.7), smallest=24, beside=0.3, hanzi=0.4)
-MIXES = {"plain": TRAIN_MIX, "close": CLOSE_MIX}
+MIXES = {"plain": TRAIN_MIX, "fonts": replace(TRAIN_MIX, again=("latin-10.otf",))}  # its letters are the smallest
 
 
 def random_text(rng: Random, mix: Mix = EXAM_MIX) -> str:
@@ -180,11 +176,10 @@ def make_stamp(
     unit: float,
     width: int,
     mean: tuple[int, int, int],
-    wild: float = 0.0,
-    smallest: float = 30,
+    mix: Mix,
 ) -> draw.Stamp:
     if item.kind == "object":
-        return draw.pictogram(rng, item.index, item.style, size, wild > 0 and rng.random() < wild)
+        return draw.pictogram(rng, item.index, item.style, size, mix.wild > 0 and rng.random() < mix.wild)
     if item.kind == "shape":
         near = _distance(COLOURS[item.colour][1], mean) < 170
         return draw.shape(rng, SHAPE_NAMES[item.index], item.colour, size, outline=near or rng.random() < 0.15)
@@ -194,19 +189,7 @@ def make_stamp(
     while abs(sum(ink) - sum(under)) < 270:
         ink = rng.choice(((0, 0, 0), (255, 255, 255), draw.random_colour(rng)))
     # `unit` picture pixels are one tile pixel: letters stay readable after tiling, whatever the picture's size.
-    height = rng.uniform(30, 72) if smallest >= 30 else rng.triangular(smallest, 72, smallest)
-    return draw.printed(rng, item.text, height * unit, ink, plate, 0.9 * width)
-
-
-def _beside(rng: Random, other: Box, w: int, h: int, width: int) -> tuple[int, int]:
-    """A place that touches another thing, or nearly: beside it, or above or below, where "left of" is hard to tell."""
-    x0, y0, x1, y1 = other
-    gap = rng.uniform(-0.08, 0.12)
-    if rng.random() < 0.5:
-        y = (y0 + y1 - h) / 2 + rng.uniform(-0.5, 0.5) * h
-        return round(x1 + gap * w if rng.random() < 0.5 else x0 - w - gap * w), round(y)
-    x = (x0 + x1 - w) / 2 + rng.choice((-1, 1)) * rng.uniform(0.02, 0.05) * width
-    return round(x), round(y1 + gap * h if rng.random() < 0.5 else y0 - h - gap * h)
+    return draw.printed(rng, item.text, rng.uniform(30, 72) * unit, ink, plate, 0.9 * width, mix.again)
 
 
 def make_scene(
@@ -228,20 +211,13 @@ def make_scene(
     common = rng.uniform(smallest, biggest) if rng.random() < 0.5 else None
     for item in planned:
         size_px = smallest * (biggest / smallest) ** rng.random() if common is None else common * rng.uniform(0.85, 1.1)
-        near = mix.beside and placed and rng.random() < mix.beside
         for attempt in range(30):
             if attempt % 6 == 0:  # a new drawing, a little smaller, once six places were taken
-                stamp = make_stamp(
-                    rng, item, max(smallest, size_px * 0.96**attempt), unit, width, mean, mix.wild, mix.smallest
-                )
+                stamp = make_stamp(rng, item, max(smallest, size_px * 0.96**attempt), unit, width, mean, mix)
             w, h = stamp.image.size
             if w > width or h > height:
                 continue
             x, y = rng.randint(0, width - w), rng.randint(0, height - h)
-            if near and attempt < 6:
-                x, y = _beside(rng, rng.choice(placed).box, w, h, width)
-                if not (0 <= x <= width - w and 0 <= y <= height - h):
-                    continue
             box = (x, y, x + w, y + h)
             limit = 0.0 if item.kind == "text" else 0.1
             if all(_overlap(box, p.box) <= (0.0 if p.kind == "text" else limit) for p in placed):

@@ -23,9 +23,9 @@ TILES = 160  # tiles a micro-batch
 _LATIN = string.ascii_letters + string.digits * 2 + "-"
 
 
-def _line(rng: Random, chinese: float) -> str:
+def _line(rng: Random) -> str:
     kind = rng.random()
-    if kind < chinese:
+    if kind < 0.55:
         return "".join(rng.choices(HANZI, k=rng.randint(1, 6)))
     if kind < 0.92:
         return "".join(rng.choices(_LATIN, k=rng.randint(1, 9)))
@@ -33,9 +33,9 @@ def _line(rng: Random, chinese: float) -> str:
     return rng.choice((word, word.upper(), word.capitalize()))
 
 
-def _thing(rng: Random, printed: float, chinese: float) -> Item:
+def _thing(rng: Random, printed: float) -> Item:
     if rng.random() < printed:
-        return Item("text", text=_line(rng, chinese))
+        return Item("text", text=_line(rng))
     if rng.random() < 0.12:
         return Item("shape", rng.randrange(len(SHAPES)), colour=rng.choice(COLOUR_NAMES))
     return Item("object", rng.randrange(len(OBJECTS)), style=rng.choice(draw.STYLES))
@@ -52,10 +52,10 @@ def make_sheet(seed: int, mix: Mix = TRAIN_MIX) -> Scene:
     while y < TILE - 20 and len(items) < ITEMS:
         x, tallest = rng.randint(0, 24), 0
         while x < TILE - 20 and len(items) < ITEMS:
-            item = _thing(rng, printed, mix.hanzi)
+            item = _thing(rng, printed)
             # `make_stamp` prints at 30-72 pixels a `unit`: here 16-72.
             unit = rng.uniform(0.5, 1.0)
-            stamp = make_stamp(rng, item, 22 * (big / 22) ** rng.random(), unit, TILE - x, mean, mix.wild)
+            stamp = make_stamp(rng, item, 22 * (big / 22) ** rng.random(), unit, TILE - x, mean, mix)
             w, h = stamp.image.size
             if x + w > TILE or y + h > TILE:
                 break

@@ -1,6 +1,6 @@
 """Several trainings side by side, one a GPU, that look at the same scenes: each has as many processes that draw as all have.
 
-    python nano/together.py RUNS --gpus 1 2 3 --workers 58 --common "--minutes 18 --many 0.7" --run S "" --run T "--spread 0.6"
+    python nano/together.py RUNS --gpus 1 2 3 --workers 58 --common "--minutes 18 --many 0.7" --run S "" --run T "--hold 0"
 
 They may differ in what decides nothing about the scenes (losses, learning rates, weights to go on from). RUNS/NAME gets log
 and weights, as from `train.py`.

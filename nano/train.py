@@ -79,9 +79,6 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
         "--per-thing", type=float, default=0.125, help="what a counted thing gets for each 1 on the first token"
     )
     p.add_argument(
-        "--spread", type=float, default=0.0, help="of a counted thing's attention around its middle, in tokens"
-    )
-    p.add_argument(
         "--fine", action="store_true", help="each half of a patch says its character, and image tokens theirs"
     )
     p.add_argument("--counting", type=float, default=1.0, help="factor on the losses of the heads that count")
@@ -194,7 +191,7 @@ def train(a: argparse.Namespace, drawn: Drawn, saved: dict | None = None, number
     initialise(model)
     model.to(device)
     sizes = CONFIG["vision_config"]["width"], CONFIG["language_config"]["hidden_size"]
-    heads = Heads(*sizes, a.per_thing, a.spread, a.fine, a.amount > 0).to(device)
+    heads = Heads(*sizes, a.per_thing, a.fine, a.amount > 0).to(device)
     optimizer = Optimizer(model, heads, a.muon_lr, a.adam_lr)
     weights = AUX | {k: AUX[k] * a.counting for k in ("tally", "share")} | {"amount": a.amount}
     trainer = Trainer(model, heads, optimizer, weights, record=fast)

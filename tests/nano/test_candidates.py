@@ -20,4 +20,4 @@ def test_a_candidate_differs_from_a_in_one_thing(name, monkeypatch):
 
 def test_without_its_flags_training_is_as_it_was(monkeypatch):
     a = options("", monkeypatch)
-    assert (a["spread"], a["counting"], a["fine"], a["mix"], a["alike"]) == (0, 1, False, "plain", 0)
+    assert (a["amount"], a["counting"], a["fine"], a["mix"], a["alike"]) == (0, 1, False, "plain", 0)

@@ -5,14 +5,14 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from attention import looked_for, middles_in_prefix, named, pointing, spread_in_prefix, tally
+from attention import looked_for, middles_in_prefix, named, pointing, tally
 from config import CONFIG, initialise
 from forward import PROBED, run, text_mask
 from gaze import ANY_COLOUR, CHARS, NAMES, SPELLED, coordinates, look, points, progress
 from heads import MOST, NUM_LETTERS, Heads, amounts_told, columns, covering, middle_tokens, moved, orders
 from optim import Optimizer
 from pack import encode_turns, make_batch
-from scenes import CLOSE_MIX
+from scenes import MIXES
 from sheets import sheet_batch
 from step import LOSSES, Trainer
 from train import AUX
@@ -77,7 +77,7 @@ def test_things_are_numbered_from_the_left_and_counted_by_name_and_colour():
 
 def test_all_losses_reach_the_model():
     torch.manual_seed(0)
-    model, heads = NanoVL2(CONFIG), Heads(256, 256, spread=0.6, fine=True, amount=True)
+    model, heads = NanoVL2(CONFIG), Heads(256, 256, fine=True, amount=True)
     initialise(model)
     for index, count in PROBED.items():
         model.language.model["layers"][index].self_attn.probe = count
@@ -152,36 +152,6 @@ def test_a_head_that_counts_costs_nothing_and_one_thing_too_many_costs_a_share(p
     assert 0 < away_more < 0.3 and 0.02 < off_more < 0.6
 
 
-@pytest.mark.parametrize("grid", [(1, 1), (3, 2)])
-def test_a_counted_thing_is_a_bell_around_its_middle_that_sums_to_one(grid):
-    batch = make_batch((grid,), seed=4, rows=3, sets=1)
-    there = batch.classes.view(3, -1, batch.classes.shape[-1])[:, 0] > 0
-    for places, bells in zip(middles_in_prefix(batch), spread_in_prefix(batch, 0.6), strict=True):
-        assert bells.shape == (*places.shape, len(batch.index)) and torch.allclose(bells.sum(-1), torch.ones(()))
-        on_the_middle = bells.gather(2, places[..., None])[..., 0][there]
-        assert (on_the_middle >= bells.max(-1).values[there] / 2).all() and on_the_middle.max() < 0.6
-        assert (bells[..., batch.index >= len(batch.tiles) // 3 * 196] == 0).all()  # newlines, separators, text
-
-
-def test_a_head_that_counts_bells_costs_nothing_and_moving_them_leaves_the_number():
-    batch = next(
-        b for b in (make_batch(((2, 1),), seed=s, rows=1, sets=1) for s in range(40)) if named(b, 0).sum(-1).max() > 3
-    )
-    counted, (whole, _), p = named(batch, 0).float(), spread_in_prefix(batch, 0.6), len(batch.index)
-    mask = text_mask(batch.group[0].long(), p)[:, 0]
-    keys = torch.eye(mask.shape[-1])[None]
-
-    def losses(bells):
-        wanted = torch.full((1, counted.shape[1] + 1, mask.shape[-1]), 1e-9)
-        wanted[..., 0] = 1
-        wanted[:, :-1, :p] += 0.25 * counted @ bells
-        return tally(wanted.log(), keys, mask, counted.bool(), whole, 1.0, 0.25)
-
-    (away, off), (moved_away, moved_off) = losses(whole), losses(whole.roll(15, -1))  # a row of tokens lower
-    assert abs(away) < 0.1 and off < 1e-4
-    assert moved_away > away + 0.1 and moved_off < 1e-4
-
-
 def test_image_tokens_say_the_characters_of_all_their_columns():
     torch.manual_seed(0)
     heads = Heads(256, 256, fine=True)
@@ -230,12 +200,12 @@ def test_how_much_of_a_list_or_a_text_was_said_is_counted_at_each_token():
 def test_gradients_of_every_kind_of_micro_batch_are_finite_and_its_shapes_do_not_vary():
     """On the GPU the step of a layout is recorded once, so other scenes must have the same shapes."""
     torch.manual_seed(0)
-    model, heads = NanoVL2(CONFIG), Heads(256, 256, 0.25, 0.6, fine=True, amount=True)
+    model, heads = NanoVL2(CONFIG), Heads(256, 256, 0.25, fine=True, amount=True)
     initialise(model)
     trainer = Trainer(model, heads, Optimizer(model, heads), AUX | {"amount": 0.25}, record=False)
     trainer.set_rates(1.0, aux=1.0, drift=0.1, heads_only=False, tower_only=False)
     for grids in (((1, 1),), ((2, 1),), ((1, 1), (1, 1))):
-        one, two = (make_batch(grids, seed, rows=1, sets=1, mix=CLOSE_MIX) for seed in (3, 9))
+        one, two = (make_batch(grids, seed, rows=1, sets=1, mix=MIXES["fonts"]) for seed in (3, 9))
         assert [t.shape for t in one.pick(0).tensors()] == [t.shape for t in two.pick(0).tensors()]
         trainer.losses(two, 0)
     losses = trainer.read_losses()

@@ -3,12 +3,14 @@
 import re
 from random import Random
 
+import draw
 import numpy as np
 import pytest
 from exam import TASKS, question
 from names import ALIKE, COLOURS, HANZI, OBJECTS, SHAPES, WORDS
+from PIL import ImageFont
 from questions import absent, boxes_of, conversation, det, naming, which
-from scenes import CLOSE_MIX, TRAIN_MIX, TRAIN_SEEDS, Item, make_scene, sizes_by_grid
+from scenes import TRAIN_MIX, TRAIN_SEEDS, Item, make_scene, sizes_by_grid
 from views import best_grid, tiles_of
 
 
@@ -78,17 +80,16 @@ def test_crowds_are_counted_more_often_than_what_is_there_once():
     assert alone(crowds=True) < 0.7 * alone(crowds=False)
 
 
-def test_the_close_mix_has_more_things_that_touch():
-    def touching(mix):
-        found = 0
-        for seed in range(30):
-            boxes = [i.box for i in make_scene(seed, (384, 384), mix=mix).items]
-            for k, (x0, y0, x1, y1) in enumerate(boxes):
-                gaps = [max(a - x1, x0 - c, b - y1, y0 - d) for a, b, c, d in boxes[:k] + boxes[k + 1 :]]
-                found += min(gaps, default=99) < 4
-        return found
+def test_a_font_can_be_drawn_more_often():
+    def share(again: tuple[str, ...]) -> float:
+        taken = []
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(draw, "_font", lambda path, size: taken.append(path.name) or ImageFont.load_default(size))
+            for seed in range(400):
+                draw.printed(Random(seed), "a", 30, (0, 0, 0), None, 200, again)
+        return taken.count("latin-10.otf") / len(taken)
 
-    assert touching(CLOSE_MIX) > 1.2 * touching(TRAIN_MIX)
+    assert share(("latin-10.otf",)) > 1.5 * share(())
 
 
 def test_which_image_names_the_only_picture_that_has_it():
