@@ -31,7 +31,7 @@ WORDS = ("ldmatrix", "mma.sync", "lop3", "prmt", "shfl", "cp.async.cg", "k32.f32
 found = {}
 
 
-def compile(kernel, constants, stages, label=None, **others):
+def compile(kernel, constants, stages, label=None, num_warps=4, **others):
     types = POINTERS | others
     signature = {
         name: "constexpr" if name in constants else types.get(name, "*bf16" if name in FLOATS else "i32")
@@ -39,7 +39,7 @@ def compile(kernel, constants, stages, label=None, **others):
     }
     aligned = [(index,) for index, name in enumerate(kernel.arg_names) if name in ALIGNED and name not in constants]
     source = ASTSource(kernel, signature, constants, {place: [["tt.divisibility", 16]] for place in aligned})
-    options = dict(num_stages=stages, launch_pdl=True)
+    options = dict(num_stages=stages, num_warps=num_warps, launch_pdl=True)
     ptx = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options).asm["ptx"]
     found[label or kernel.__name__] = {word: ptx.count(word) for word in WORDS}
 
@@ -50,7 +50,12 @@ if what == "rounded":
     compile(kernel_float8._gate_up, tile | own, 4, hidden=codes)
     compile(kernel_float8._down, tile | dict(NUM_CHOSEN=0), 4, hidden=codes)
 elif what == "held":
-    tile = dict(BLOCK_N=16, GROUP_STEPS=1, WORDS=32, BLOCK_S=16, HAS_ASM=True, CHAINED=True)
+    tile = dict(BLOCK_N=16, GROUP_STEPS=1, WORDS=32, PLANES=4, BLOCK_S=16, HAS_ASM=True, CHAINED=True)
+    if codes != "*i16":
+        tile |= dict(PLANES=1, BLOCK_S=64, GROUP_STEPS=64)
+        compile(held_linear._linear, tile | dict(HAS_BIAS=False, NUM_STEPS=64), 1, num_warps=8)
+        print(json.dumps(found))
+        sys.exit()
     compile(held_linear._linear, tile | dict(HAS_BIAS=False, NUM_STEPS=16), 1)
     told = dict(HAS_BIAS=False, IS_SOFTMAX=False, NORMS=False, BLOCK_E=0, NUM_WARPS=4)
     compile(held_experts._gate_up, tile | told | dict(NUM_ACTIVE=8, NUM_CHOSEN=6, NUM_STEPS=16, GROUP=8), 1)
@@ -110,3 +115,6 @@ def test_codes_that_are_held_go_from_memory_to_the_tensor_cores():
         assert counts["mma.sync"] == 32 and counts["lop3"] == 4 * 32, name
         assert counts["ld.global.v4"] == 8 + 16, name
         assert counts["st.shared"] <= 12 and counts["ldmatrix"] <= 1 and not counts["cp.async.cg"], name
+    (float8,) = compiled("held", "*fp8e4nv", "*fp32").values()
+    assert float8["mma.sync"] == 16 and float8["prmt"] == float8["lop3"] == 64  # two for four codes, to make pairs
+    assert float8["shfl"] <= 16 and float8["st.shared"] <= 12 and not float8["ldmatrix"] + float8["cp.async.cg"]

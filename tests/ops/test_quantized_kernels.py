@@ -138,17 +138,17 @@ def test_one_row_whose_codes_are_there_before_it(device: torch.device, tile: Row
     assert torch.equal(kernel.quantized_linear(x, weight, bias), multiply_row(x, [weight], bias)[0])
 
 
-HELD_TILES = [(INT4, 640, 16), (INT4, 384, 2), (INT4_64, 320, 2)]
+HELD_TILES = [(INT4, 640, 512), (INT4, 384, 64), (INT4_64, 320, 32), (FP8, 640, 256), (FP8, 192, 512)]
 """Steps that are no power of two, all at once or in several turns."""
 
 
-@pytest.mark.parametrize(("scheme", "width", "steps"), HELD_TILES, ids=str)
+@pytest.mark.parametrize(("scheme", "width", "words"), HELD_TILES, ids=str)
 @pytest.mark.parametrize("num_rows", [1, 5])
 def test_few_rows_whose_codes_are_held_in_registers(
-    device, num_rows: int, scheme: WeightScheme, width: int, steps: int
+    device, num_rows: int, scheme: WeightScheme, width: int, words: int
 ):
     """Outputs that no tile divides; two matrices give the bits of each alone."""
-    dtype, tile = DTYPES[-1], linear_held.Tile(32, steps, 2)
+    dtype, tile = DTYPES[-1], linear_held.Tile(32, words, 2)
     (weight, exact), (other, other_exact) = (
         quantize(torch.randn(outputs, width), scheme, triton_layout, dtype, device) for outputs in (70, 9)
     )
@@ -165,10 +165,13 @@ def test_few_rows_whose_codes_are_held_in_registers(
     assert error(second, x.double() @ other_exact.T) < TOLERANCE[dtype]
 
 
+@pytest.mark.parametrize("scheme", [INT4, FP8], ids=str)
 @pytest.mark.parametrize("num_rows", [2, 8])
-def test_rows_to_be_held_are_held(device: torch.device, num_rows: int, monkeypatch: pytest.MonkeyPatch):
+def test_rows_to_be_held_are_held(
+    device: torch.device, num_rows: int, scheme: WeightScheme, monkeypatch: pytest.MonkeyPatch
+):
     dtype = DTYPES[-1]
-    pairs = [quantize(torch.randn(width, 256), INT4, triton_layout, dtype, device) for width in (70, 40)]
+    pairs = [quantize(torch.randn(width, 256), scheme, triton_layout, dtype, device) for width in (70, 40)]
     x = torch.randn(num_rows, 256, device=device).to(dtype)
     expected = [x.double() @ exact.T for _, exact in pairs]
     monkeypatch.setattr(kernel, "multiply_row", None)
@@ -358,13 +361,13 @@ def test_experts_whose_inputs_the_warps_of_a_program_share_out(device: torch.dev
     assert error(out, mix_exactly(x, ids, weights, *exact, 1)) < limit_of(dtype)
 
 
-@pytest.mark.parametrize(("scheme", "width", "steps"), HELD_TILES, ids=str)
+@pytest.mark.parametrize(("scheme", "width", "words"), HELD_TILES, ids=str)
 @pytest.mark.parametrize(("num_tokens", "num_shared"), [(1, 0), (1, 2), (5, 1)])
 def test_experts_whose_codes_are_held_in_registers(
-    device: torch.device, num_tokens: int, num_shared: int, scheme: WeightScheme, width: int, steps: int
+    device: torch.device, num_tokens: int, num_shared: int, scheme: WeightScheme, width: int, words: int
 ):
     """Outputs that no tile divides."""
-    dtype, inner, tile = DTYPES[-1], 3 * (scheme.group_size or 64), kernel_held.Tile(256, 256, steps, 2)
+    dtype, inner, tile = DTYPES[-1], 3 * (scheme.group_size or 64), kernel_held.Tile(256, 256, words, 2)
     torch.manual_seed(num_tokens)
     experts, *exact = experts_of(scheme, triton_layout, dtype, device, num_shared, width, inner)
     wide, (ids, weights) = torch.randn(num_tokens, 700, device=device).to(dtype), routes(num_tokens, device)

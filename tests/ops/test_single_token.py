@@ -52,7 +52,7 @@ def tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     """Few programs, as the interpreter takes one after the other; of gate-up two for each expert."""
     for bits in kernel_one.TILES:
         monkeypatch.setitem(kernel_one.TILES, bits, (RowTile(64, 128, 4), RowTile(128, 128, 4)))
-    monkeypatch.setattr(kernel_held, "ONE", kernel_held.Tile(64, 128, 1, 2))
+    monkeypatch.setattr(kernel_held, "ONE", kernel_held.Tile(64, 128, 32, 2))
 
 
 def draw(*shape: int, device: torch.device) -> torch.Tensor:
@@ -196,7 +196,7 @@ if what != "held":
 else:
     kernel, pointers = kernel_held._gate_up, pointers | dict(codes="*i16", scales="*bf16")
     pointers |= dict(pairs="*i32", block_experts="*i32")
-    constants |= dict(NUM_ACTIVE=8, BLOCK_N=16, NUM_STEPS=16, WORDS=32, GROUP=8)
+    constants |= dict(NUM_ACTIVE=8, BLOCK_N=16, NUM_STEPS=16, WORDS=32, PLANES=4, GROUP=8)
 names = kernel.arg_names
 types = dict.fromkeys(names, "i32") | dict.fromkeys(constants, "constexpr") | pointers | dict(scaling="fp32")
 odd = (*constants, "scaling", "num_blocks", "num_pairs", "num_experts", "num_routed")

@@ -20,25 +20,29 @@ from vl2.ops.experts.kernel_common import GROUP_BLOCKS, block_and_tile, rows_of_
 from vl2.ops.experts.mixture import Mixture
 from vl2.ops.gate.kernel_common import Undecided, decide_single, find, parts_of_choice
 from vl2.ops.quantized_experts.weights import QuantizedExperts
-from vl2.ops.quantized_weight.kernel_common import has_asm
-from vl2.ops.quantized_weight.kernel_held import ROWS, load_scales, load_words, multiply_held, multiply_rest_held
-from vl2.ops.quantized_weight.triton_layout import step_of
-from vl2.ops.quantized_weight.weight import QuantizedWeight
+from vl2.ops.quantized_weight.kernel_held import (
+    ROWS,
+    held_form,
+    load_scales,
+    load_words,
+    multiply_held,
+    multiply_rest_held,
+)
 from vl2.ops.saturate_kernel import to_dtype
 
 
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """Outputs of a program, for gate-up (as many of each; eights) and for down (sixteens); steps of inputs that it
+    """Outputs of a program, for gate-up (as many of each; eights) and for down (sixteens); words of each that it
     holds at once, and the warps that share them."""
 
     up_n: int
     down_n: int
-    steps: int
+    words: int
     num_warps: int
 
 
-ONE, FEW = Tile(8, 32, 16, 2), Tile(16, 32, 8, 4)
+ONE, FEW = Tile(8, 32, 512, 2), Tile(16, 32, 256, 4)
 
 
 def mix_held(
@@ -51,7 +55,7 @@ def mix_held(
 ) -> Mixture:
     """`Backend.mix_quantized_experts` (ops/backend.py) of up to 8 rows of 16 bits. A single one's ids and weights that
     are undecided are filled in."""
-    assert experts.gate_up.scheme.bits == experts.down.scheme.bits == 4
+    assert experts.gate_up.scheme.bits == experts.down.scheme.bits
     (num_tokens, width), inner = x.shape, experts.down.in_width
     tile = tile or (ONE if num_tokens == 1 else FEW)
     num_routed, num_active = len(experts.gate_up.codes) - experts.num_shared, ids.shape[1] + experts.num_shared
@@ -65,24 +69,14 @@ def mix_held(
     _gate_up[((undecided is not None) + num_blocks * triton.cdiv(inner, tile.up_n),)](
         x, experts.gate_up.codes, experts.gate_up.scales, hidden, *shared, experts.gate_up.codes.stride(-2),
         x.stride(0), weights, *by, **forms, NUM_WARPS=tile.num_warps, NUM_ACTIVE=num_active, BLOCK_N=2 * tile.up_n,
-        **_form_of(experts.gate_up, tile), **options,
+        GROUP=GROUP_BLOCKS, **held_form(experts.gate_up, tile.words), **options,
     )  # fmt: skip
     results = torch.empty(num_pairs, width, dtype=x.dtype, device=x.device)
     _down[(num_blocks * triton.cdiv(width, tile.down_n),)](
         hidden, experts.down.codes, experts.down.scales, results, *shared, experts.down.codes.stride(-2),
-        BLOCK_N=tile.down_n, **_form_of(experts.down, tile), **options,
+        BLOCK_N=tile.down_n, GROUP=GROUP_BLOCKS, **held_form(experts.down, tile.words), **options,
     )  # fmt: skip
     return Mixture(results, weights)
-
-
-def _form_of(weight: QuantizedWeight, tile: Tile) -> dict[str, object]:
-    step = step_of(weight.scheme, weight.in_width)
-    num_steps = weight.in_width // step
-    return dict(
-        GROUP_STEPS=(weight.scheme.group_size or weight.in_width) // step, NUM_STEPS=num_steps,
-        WORDS=step // 4, BLOCK_S=min(tile.steps, triton.next_power_of_2(num_steps)),
-        GROUP=GROUP_BLOCKS, HAS_ASM=has_asm(weight.codes.device),
-    )  # fmt: skip
 
 
 @triton.jit
@@ -101,7 +95,8 @@ def _gate_up(
     row_stride, weights, logits, bias, num_experts, scaling, HAS_BIAS: tl.constexpr, IS_SOFTMAX: tl.constexpr,
     NORMS: tl.constexpr, BLOCK_E: tl.constexpr, NUM_WARPS: tl.constexpr, NUM_ACTIVE: tl.constexpr,
     NUM_CHOSEN: tl.constexpr, BLOCK_N: tl.constexpr, GROUP_STEPS: tl.constexpr, NUM_STEPS: tl.constexpr,
-    WORDS: tl.constexpr, BLOCK_S: tl.constexpr, GROUP: tl.constexpr, HAS_ASM: tl.constexpr, CHAINED: tl.constexpr,
+    WORDS: tl.constexpr, PLANES: tl.constexpr, BLOCK_S: tl.constexpr, GROUP: tl.constexpr, HAS_ASM: tl.constexpr,
+    CHAINED: tl.constexpr,
 ):  # fmt: skip
     """Gate rows are the first halves, up rows the others. `_down` reads the blocks before it waits, so it is let start
     only when this kernel has them. Without a BLOCK_E the choice has been made."""
@@ -133,10 +128,10 @@ def _gate_up(
     scale = load_scales(scales, limit, inner, 0, NUM_STEPS, 2 * inner, GROUP_STEPS, BLOCK_N, True, BLOCK_S)
     wait_then_release(CHAINED)
     rows_at = x + _rows(pair, num_pairs) // NUM_ACTIVE * row_stride
-    total = multiply_held(words, scale, rows_at, 0, NUM_STEPS, BLOCK_N, WORDS, BLOCK_S, HAS_ASM)
+    total = multiply_held(words, scale, rows_at, 0, NUM_STEPS, BLOCK_N, WORDS, PLANES, BLOCK_S, HAS_ASM)
     total = multiply_rest_held(
         total, codes, scales, limit, inner, rows_at, NUM_STEPS, row_words, 2 * inner, GROUP_STEPS, BLOCK_N, True, WORDS,
-        BLOCK_S, HAS_ASM,
+        PLANES, BLOCK_S, HAS_ASM,
     )  # fmt: skip
     gate, up = tl.split(tl.permute(total.reshape(BLOCK_N // 16, 2, 8, 8), (0, 2, 3, 1)))
     column = tl.arange(0, BLOCK_N // 16)[:, None, None] * 8 + tl.arange(0, 8)[None, :, None]
@@ -148,7 +143,8 @@ def _gate_up(
 def _down(
     hidden, codes, scales, results, pairs, block_experts, num_blocks, num_pairs, num_routed, width, inner, row_words,
     NUM_CHOSEN: tl.constexpr, BLOCK_N: tl.constexpr, GROUP_STEPS: tl.constexpr, NUM_STEPS: tl.constexpr,
-    WORDS: tl.constexpr, BLOCK_S: tl.constexpr, GROUP: tl.constexpr, HAS_ASM: tl.constexpr, CHAINED: tl.constexpr,
+    WORDS: tl.constexpr, PLANES: tl.constexpr, BLOCK_S: tl.constexpr, GROUP: tl.constexpr, HAS_ASM: tl.constexpr,
+    CHAINED: tl.constexpr,
 ):  # fmt: skip
     """Reads the blocks before it waits, which only a kernel right behind `_gate_up` may."""
     block, tile = _block_and_tile(tl.program_id(0), num_blocks, tl.cdiv(width, BLOCK_N), NUM_CHOSEN, GROUP)
@@ -163,10 +159,10 @@ def _down(
     if expert < 0:
         return
     rows_at = hidden + _rows(pair, num_pairs) * inner
-    total = multiply_held(words, scale, rows_at, 0, NUM_STEPS, BLOCK_N, WORDS, BLOCK_S, HAS_ASM)
+    total = multiply_held(words, scale, rows_at, 0, NUM_STEPS, BLOCK_N, WORDS, PLANES, BLOCK_S, HAS_ASM)
     total = multiply_rest_held(
         total, codes, scales, limit, 0, rows_at, NUM_STEPS, row_words, width, GROUP_STEPS, BLOCK_N, False, WORDS,
-        BLOCK_S, HAS_ASM,
+        PLANES, BLOCK_S, HAS_ASM,
     )  # fmt: skip
     column = tl.arange(0, BLOCK_N)[:, None]
     at = results + pair.to(tl.int64)[None, :] * width + tile * BLOCK_N + column

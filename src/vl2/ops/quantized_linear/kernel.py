@@ -53,7 +53,8 @@ FEW, SOME, MANY = (
 FLOAT32 = Tile(16, 32, 1, False, 4, 2)
 FEW_ROWS, SOME_ROWS, DEQUANTIZE_ROWS = 16, 128, 512
 HELD_ROWS = range(2, 9)
-"""So many rows are multiplied with codes of 4 bits that registers hold; of a single one plain arithmetic is faster."""
+"""So many rows are multiplied with codes of 4 bits or float8 that registers hold; of a single one plain arithmetic is
+faster."""
 FLOAT8_ROWS = 64
 """Above so many a float8 matrix is multiplied with float8 rows: then their rounding is paid for by arithmetic."""
 MAX_SPLITS = 8
@@ -75,7 +76,7 @@ def quantized_linear(
     rows = x.flatten(0, -2)
     if _is_held(rows, weight):
         out = torch.empty(len(rows), weight.out_width, dtype=x.dtype, device=x.device)
-        kernel_held.multiply_few(rows, bias, [(weight, out)], kernel_held.TILE)
+        kernel_held.multiply_few(rows, bias, [(weight, out)])
         return out.view(*x.shape[:-1], weight.out_width)
     if is_one_row(x):
         return multiply_row(x, [weight], bias)[0]
@@ -105,14 +106,15 @@ def quantized_linear_both(
     outs = [torch.empty(*x.shape[:-1], weight.out_width, dtype=x.dtype, device=x.device) for weight in (first, second)]
     pairs = zip((first, second), (out.flatten(0, -2) for out in outs), strict=True)
     if is_held:
-        kernel_held.multiply_few(rows, None, list(pairs), kernel_held.TILE)
+        kernel_held.multiply_few(rows, None, list(pairs))
     else:
         kernel_few.multiply_few(rows, None, list(pairs), kernel_few.TILE)
     return outs[0], outs[1]
 
 
 def _is_held(rows: torch.Tensor, weight: QuantizedWeight) -> bool:
-    return len(rows) in HELD_ROWS and weight.scheme.bits == 4 and rows.dtype != torch.float32
+    is_able = weight.scheme.bits == 4 or weight.scheme.is_float
+    return len(rows) in HELD_ROWS and is_able and rows.dtype != torch.float32
 
 
 def quantized_logits(hidden: torch.Tensor, weight: QuantizedWeight, is_exact: bool = True) -> torch.Tensor:

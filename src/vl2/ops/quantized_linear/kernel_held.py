@@ -1,4 +1,4 @@
-"""Products of up to 8 rows with a matrix in 4 bits, whose codes are in registers before the rows are there.
+"""Products of up to 8 rows with a matrix in 4 bits or float8, whose codes are in registers before the rows are there.
 
 As `ops/quantized_weight/kernel_held.py`, where it says how, and `ops/single_row`, which does it without tensor cores.
 """
@@ -13,41 +13,48 @@ import triton
 import triton.language as tl
 
 from vl2.ops.chain import chained, wait_for_last
-from vl2.ops.quantized_weight.kernel_common import has_asm
-from vl2.ops.quantized_weight.kernel_held import ROWS, load_scales, load_words, multiply_held, multiply_rest_held
-from vl2.ops.quantized_weight.triton_layout import step_of
+from vl2.ops.quantized_weight.kernel_held import (
+    ROWS,
+    held_form,
+    load_scales,
+    load_words,
+    multiply_held,
+    multiply_rest_held,
+)
 from vl2.ops.quantized_weight.weight import QuantizedWeight
 from vl2.ops.saturate_kernel import to_dtype
 
 
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """Outputs of a program, in sixteens; steps of inputs that it holds at once, and the warps that share them."""
+    """Outputs of a program, in sixteens; words of each that it holds at once, and the warps that share them."""
 
     block_n: int
-    steps: int
+    words: int
     num_warps: int
 
 
-TILE = Tile(16, 16, 4)
+TILES = {4: Tile(16, 512, 4), 8: Tile(16, 2048, 8)}
+"""By a weight's bits."""
 
 
 def multiply_few(
-    rows: torch.Tensor, bias: torch.Tensor | None, products: Sequence[tuple[QuantizedWeight, torch.Tensor]], tile: Tile
+    rows: torch.Tensor,
+    bias: torch.Tensor | None,
+    products: Sequence[tuple[QuantizedWeight, torch.Tensor]],
+    tile: Tile | None = None,
 ) -> None:
     """out [M, N] = rows [M, K] Wᵀ + b, of up to 8 rows of 16 bits, for one or two (W, out) alike but in width."""
     (weight, out), (second, second_out) = products[0], products[-1]
-    step, num_tiles = step_of(weight.scheme, weight.in_width), triton.cdiv(weight.out_width, tile.block_n)
+    tile = tile or TILES[weight.scheme.bits]
+    num_tiles = triton.cdiv(weight.out_width, tile.block_n)
     num_others = triton.cdiv(second.out_width, tile.block_n) if len(products) > 1 else 0
-    num_steps = weight.in_width // step
     assert len(rows) <= ROWS
     _linear[(num_tiles + num_others,)](
         rows, weight.codes, weight.scales, out if bias is None else bias, out, second.codes, second.scales, second_out,
         len(rows), weight.codes.stride(-2), weight.out_width, second.out_width, num_tiles, rows.stride(0),
-        HAS_BIAS=bias is not None, GROUP_STEPS=(weight.scheme.group_size or weight.in_width) // step,
-        NUM_STEPS=num_steps, WORDS=step // 4,
-        BLOCK_S=min(tile.steps, triton.next_power_of_2(num_steps)), BLOCK_N=tile.block_n, HAS_ASM=has_asm(out.device),
-        num_warps=tile.num_warps, num_stages=1, **chained(out.device),
+        HAS_BIAS=bias is not None, BLOCK_N=tile.block_n, **held_form(weight, tile.words), num_warps=tile.num_warps,
+        num_stages=1, **chained(out.device),
     )  # fmt: skip
 
 
@@ -55,7 +62,8 @@ def multiply_few(
 def _linear(
     x, codes, scales, bias, out, second_codes, second_scales, second_out, num_rows, row_words, out_width, second_width,
     num_tiles, row_stride, HAS_BIAS: tl.constexpr, GROUP_STEPS: tl.constexpr, NUM_STEPS: tl.constexpr,
-    WORDS: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_N: tl.constexpr, HAS_ASM: tl.constexpr, CHAINED: tl.constexpr,
+    WORDS: tl.constexpr, PLANES: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_N: tl.constexpr, HAS_ASM: tl.constexpr,
+    CHAINED: tl.constexpr,
 ):  # fmt: skip
     """Of the first matrix `num_tiles` programs, of the second the rest."""
     tile = tl.program_id(0)
@@ -71,10 +79,10 @@ def _linear(
     wait_for_last(CHAINED)  # only the weights are there before
     n, m = tl.arange(0, BLOCK_N), tl.arange(0, 8)
     rows_at = x + tl.minimum(m, num_rows - 1) * row_stride
-    total = multiply_held(words, scale, rows_at, 0, NUM_STEPS, BLOCK_N, WORDS, BLOCK_S, HAS_ASM)
+    total = multiply_held(words, scale, rows_at, 0, NUM_STEPS, BLOCK_N, WORDS, PLANES, BLOCK_S, HAS_ASM)
     total = multiply_rest_held(
         total, codes, scales, limit, 0, rows_at, NUM_STEPS, row_words, out_width, GROUP_STEPS, BLOCK_N, False, WORDS,
-        BLOCK_S, HAS_ASM,
+        PLANES, BLOCK_S, HAS_ASM,
     )  # fmt: skip
     if HAS_BIAS:
         total += tl.load(bias + start + n, mask=n < limit, other=0.0).to(tl.float32)[:, None]
