@@ -110,6 +110,7 @@ def _run(
         _everywhere("has_asm", lambda _: True),
         mock.patch.object(exact_linear, "agreeing_tiles", lambda *_: exact_linear.TILES),
         mock.patch.object(exact, "agreeing_tiles", lambda *_: (exact.FEW, exact.SEVERAL, exact.SOME, exact.MANY)),
+        mock.patch.object(exact, "boxes_agree", lambda *_: True),
     ):
         language, vision = replace(config.language, layers=LAYERS), replace(config.vision, layers=1)
         config = replace(config, language=language, vision=vision)
@@ -137,7 +138,7 @@ def _everywhere(name: str, value: Callable[..., bool]) -> Iterator[None]:
 def _steps() -> Iterator[StepInputs]:
     for count in (1, 8, 64, 512):
         yield _step([1] * count, CONTEXT)
-    for lengths in ([200], [2048] * 2):
+    for lengths in ([200], [1100], [2048] * 2):
         yield _step(lengths, max(lengths), is_fresh=True)
     yield _step([1, 1, 30], CONTEXT, num_decodes=2)
     yield _step([1, 1, 30], CONTEXT, may_decode=True)  # as in a graph

@@ -93,9 +93,10 @@ def test_experts_take_a_tile_that_agrees(device: torch.device, num_tokens: int, 
 
     def watched(*arguments):
         used.append(arguments[-1])
-        return experts_kernel.mix_sorted(*arguments)
+        return experts_kernel.mix_tiled(*arguments)
 
-    monkeypatch.setattr(exact, "mix_sorted", watched)
+    monkeypatch.setattr(exact, "mix_tiled", watched)
+    monkeypatch.setattr(exact, "boxes_agree", lambda device, dtype: True)
 
     def draw(*shape: int) -> torch.Tensor:
         return (torch.randn(*shape, device=device) * 0.3).half()
@@ -106,6 +107,23 @@ def test_experts_take_a_tile_that_agrees(device: torch.device, num_tokens: int, 
     out = add_up(exact.mix_experts(x, ids, weights, experts))
     assert used == [small]
     torch.testing.assert_close(out, reference.mix_experts(x, ids.long(), weights, experts), atol=2e-3, rtol=2e-3)
+
+
+def test_experts_whose_boxes_add_up_otherwise_go_without(device: torch.device, monkeypatch, caplog):
+    def tiled(x, ids, weights, experts, tile):
+        mixture = exact.mix_sorted(x, ids, weights, experts, tile)
+        return replace(mixture, results=mixture.results * (1 + 2**-7))
+
+    small = kernel_common.Tile(32, 64, 64, 64, 64, 4, 2)
+    for name in ("SOME", "MANY"):
+        monkeypatch.setattr(exact, name, small)
+    dtype = torch.float16
+    exact.boxes_agree.cache_clear()
+    assert exact.boxes_agree(device, dtype) and not caplog.text
+    exact.boxes_agree.cache_clear()
+    monkeypatch.setattr(exact, "mix_tiled", tiled)
+    assert not exact.boxes_agree(device, dtype) and "copy engine" in caplog.text
+    exact.boxes_agree.cache_clear()
 
 
 def rows_agree(compute, num_rows: int) -> None:

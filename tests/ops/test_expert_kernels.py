@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from vl2.ops.experts import align as align_module
-from vl2.ops.experts import kernel, kernel_common, kernel_many, reference
+from vl2.ops.experts import boxes, kernel, kernel_boxed, kernel_common, kernel_many, reference
 from vl2.ops.experts.mixture import add_up
 from vl2.ops.experts.weights import ExpertWeights
 
@@ -63,6 +63,7 @@ def test_shared_experts_blocks_come_first_and_unused_ones_last(device, limit: in
     ids = torch.tensor([[5, 0], [5, 2], [0, 5]], dtype=torch.int32, device=device)
     blocks = align_module.align(ids, EXPERTS, 2, block_m=2)
     assert blocks.experts.tolist() == [6, 6, 7, 7, 0, 2, 5, 5] + [-1] * (len(blocks.experts) - 8)
+    assert blocks.num_used.tolist() == [8]
 
 
 def test_no_more_blocks_than_pairs_can_need(device: torch.device):
@@ -99,7 +100,7 @@ def test_rows_laid_out_in_blocks_give_the_same(device: torch.device, num_tokens:
     torch.manual_seed(num_tokens)
     x = torch.randn(num_tokens, 2 * WIDTH, device=device).half()[:, :WIDTH]  # rows need not lie side by side
     experts, (ids, weights) = weights_of(device, torch.float16, num_shared), routes(num_tokens, device)
-    assert kernel_common.can_box(x, experts)
+    assert boxes.can_box(x, experts.down)
     tile = kernel_common.Tile(16, 16, 16, 32, 16, 4, 2)
     out = add_up(kernel_many.mix_many(x, ids, weights, experts, tile))
     torch.testing.assert_close(out, reference.mix_experts(x, ids.long(), weights, experts), atol=2e-3, rtol=2e-3)
@@ -111,13 +112,12 @@ def test_rows_laid_out_in_blocks_give_the_same(device: torch.device, num_tokens:
 def test_weights_as_boxes_give_the_same(device, num_tokens: int, num_shared: int, limit: int, monkeypatch):
     """One popular expert has several blocks, one has none; tiles reach beyond the weights' edges."""
     monkeypatch.setattr(align_module, "ONE_LAUNCH_PAIRS", limit)
-    monkeypatch.setattr(kernel, "BOXED_ROWS", 16)
     torch.manual_seed(num_tokens)
     x = torch.randn(num_tokens, 2 * WIDTH, device=device).half()[:, :WIDTH]  # rows need not lie side by side
     experts, (ids, weights) = weights_of(device, torch.float16, num_shared), routes(num_tokens, device)
     ids[:, 0], ids[:, 1] = 3, ids[:, 1].where((ids[:, 1] != 3) & (ids[:, 1] != 1), 4)
     tile = kernel_common.Tile(16, 16, 16, 32, 16, 4, 2)
-    out = add_up(kernel.mix_sorted(x, ids, weights, experts, tile))
+    out = add_up(kernel_boxed.mix_boxed(x, ids, weights, experts, num_shared, tile))
     torch.testing.assert_close(out, reference.mix_experts(x, ids.long(), weights, experts), atol=5e-3, rtol=5e-3)
 
 

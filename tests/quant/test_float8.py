@@ -50,13 +50,8 @@ def logits_of(model: DeepseekVL2, kv_dtype: torch.dtype = torch.float32, num_tok
 
 
 def test_on_a_cpu_weights_stand_for_float8_and_the_rest_is_as_it_was(source: Path):
-    """The vocabulary has whole numbers of 8 bits, as beside int4."""
-    (plain, given), (rounded, loaded) = (
-        (dict(m.named_parameters()), m) for m in (load(source, "auto"), load(source, "fp8"))
-    )
-    assert isinstance(loaded.decoder.lm_head, QuantizedLinear) and not loaded.decoder.lm_head.weight.scheme.is_float
-    assert torch.equal(given.decoder.embed_tokens, loaded.decoder.embed_tokens)
-    changed = {name for name in plain.keys() & rounded if not torch.equal(plain[name], rounded[name])}
+    plain, rounded = (dict(load(source, mode).named_parameters()) for mode in ("auto", "fp8"))
+    changed = {name for name in plain if not torch.equal(plain[name], rounded[name])}
     kinds = ("attention.q_proj", "attention.kv_a", "attention.o_proj", "mlp.gate_up", "mlp.down", "mlp.shared")
     assert changed and all(any(kind in name for kind in kinds) for name in changed)
     gate_up = "decoder.layers.1.mlp.gate_up"

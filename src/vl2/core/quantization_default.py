@@ -22,7 +22,7 @@ KEPT = (
 HEAD = "re:.*lm_head$"
 SMALLER_GROUPS = (64, 32)
 LOADED_HEAD_BITS = 8
-"""Of the vocabulary's matrix, whole numbers in every mode, rounded while it is loaded."""
+"""Of the vocabulary's matrix beside int4 and int8, rounded while it is loaded; beside float8 it stays in 16."""
 MODES = {"int4": StoredScheme(4, 128), "int8": StoredScheme(8), "fp8": StoredScheme(8, is_float=True)}
 
 
@@ -54,7 +54,8 @@ def with_quantization(config: ModelConfig, mode: str) -> ModelConfig:
         return config
     wanted = MODES[mode]
     if config.quantization is None:
-        plan = default_quantization(config.language, wanted, head_bits=LOADED_HEAD_BITS)
+        head_bits = 16 if wanted.is_float else LOADED_HEAD_BITS
+        plan = default_quantization(config.language, wanted, head_bits=head_bits)
         return replace(config, quantization=plan)
     found = bits_of_layers(config.quantization)
     if str(wanted) not in found:

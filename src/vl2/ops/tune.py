@@ -240,7 +240,7 @@ def _expert_cases(
         return found
 
     def sorted_works(counts: Sequence[int]) -> Callable[[Any], list[Work]]:
-        return lambda tile: works(experts_kernel.mix_sorted, counts, tile)
+        return lambda tile: works(experts_kernel.mix_tiled, counts, tile)
 
     few = [dict(up_n=n, down_n=m, up_k=k, down_k=k, num_stages=s)
            for n, m in ((32, 32), (64, 32), (64, 64), (16, 32)) for k, s in ((128, 3), (128, 4), (64, 6))]  # fmt: skip

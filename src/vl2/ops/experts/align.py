@@ -22,6 +22,7 @@ PART_PAIRS = 256
 class Blocks:
     pairs: torch.Tensor  # [B · block size] int32: token · A + choice; what fills a block up is the number of pairs
     experts: torch.Tensor  # [B] int32: a block's expert; -1: the block is not used
+    num_used: torch.Tensor  # [1] int32: so many are
     places: torch.Tensor | None = None  # [pairs] int32: where in `pairs` each one is; of `align_many` only
 
 
@@ -37,14 +38,14 @@ def align(ids: torch.Tensor, num_routed: int, num_shared: int, block_m: int) -> 
     num_pairs = num_tokens * num_active
     if num_pairs > ONE_LAUNCH_PAIRS:
         return align_many(ids, num_routed, num_shared, block_m)
-    pairs, experts = _blocks(ids, num_routed, num_shared, block_m)
+    pairs, experts, num_used = _blocks(ids, num_routed, num_shared, block_m)
     _align[(num_experts + 1,)](
-        ids, pairs, experts, num_pairs, len(experts), num_routed, num_experts, NUM_CHOSEN=num_chosen,
+        ids, pairs, experts, num_used, num_pairs, len(experts), num_routed, num_experts, NUM_CHOSEN=num_chosen,
         NUM_ACTIVE=num_active, BLOCK_M=block_m, BLOCK_P=max(16, triton.next_power_of_2(num_pairs)),
         BLOCK_E=triton.next_power_of_2(num_experts + 1), BLOCK_B=triton.next_power_of_2(len(experts)),
         **chained(ids.device),
     )  # fmt: skip
-    return Blocks(pairs, experts)
+    return Blocks(pairs, experts, num_used)
 
 
 def align_many(ids: torch.Tensor, num_routed: int, num_shared: int, block_m: int) -> Blocks:
@@ -53,34 +54,32 @@ def align_many(ids: torch.Tensor, num_routed: int, num_shared: int, block_m: int
     num_active, num_experts = num_chosen + num_shared, num_routed + num_shared
     num_pairs = num_tokens * num_active
     num_parts, block_e = triton.cdiv(num_pairs, PART_PAIRS), max(16, triton.next_power_of_2(num_experts))
-    pairs, experts = _blocks(ids, num_routed, num_shared, block_m)
+    pairs, experts, num_used = _blocks(ids, num_routed, num_shared, block_m)
     places = torch.empty(num_pairs, dtype=torch.int32, device=ids.device)
     counts = torch.empty(num_parts, block_e, dtype=torch.int32, device=ids.device)
     sizes = dict(NUM_CHOSEN=num_chosen, NUM_ACTIVE=num_active, BLOCK_P=PART_PAIRS, BLOCK_E=block_e)
     numbers = num_pairs, num_routed, num_experts
     _count_part[(num_parts,)](ids, counts, *numbers, **sizes)
     _place_part[(num_parts + num_experts + 1,)](
-        ids, counts, pairs, places, experts, *numbers, num_parts, len(experts), **sizes, BLOCK_M=block_m, BLOCK_G=64,
-        BLOCK_O=32, num_warps=8,
+        ids, counts, pairs, places, experts, num_used, *numbers, num_parts, len(experts), **sizes, BLOCK_M=block_m,
+        BLOCK_G=64, BLOCK_O=32, num_warps=8,
     )  # fmt: skip
-    return Blocks(pairs, experts, places)
+    return Blocks(pairs, experts, num_used, places)
 
 
 def align_few(ids: torch.Tensor, num_routed: int, num_shared: int, block_m: int) -> tuple[Blocks, int, int]:
     """(blocks, their number, 0); a token alone needs no sorting: its ids and how many they are, see `rows_of_block`."""
     if len(ids) == 1:
-        return Blocks(ids, ids), ids.shape[1] + num_shared, ids.shape[1]
+        return Blocks(ids, ids, ids), ids.shape[1] + num_shared, ids.shape[1]
     blocks = align(ids, num_routed, num_shared, block_m)
     return blocks, len(blocks.experts), 0
 
 
-def _blocks(ids: torch.Tensor, num_routed: int, num_shared: int, block_m: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """`Blocks.pairs` and `Blocks.experts`, not filled in. How many a shared expert has is known."""
+def _blocks(ids: torch.Tensor, num_routed: int, num_shared: int, block_m: int) -> tuple[torch.Tensor, ...]:
+    """`Blocks.pairs`, `experts` and `num_used`, not filled in. How many a shared expert has is known."""
     num_blocks = max_blocks(ids.numel(), num_routed, block_m) + num_shared * triton.cdiv(len(ids), block_m)
-    return (
-        torch.empty(num_blocks * block_m, dtype=torch.int32, device=ids.device),
-        torch.empty(num_blocks, dtype=torch.int32, device=ids.device),
-    )
+    sizes = num_blocks * block_m, num_blocks, 1
+    return tuple(torch.empty(size, dtype=torch.int32, device=ids.device) for size in sizes)
 
 
 @triton.jit
@@ -97,7 +96,7 @@ def _experts_of(
 
 @triton.jit(do_not_specialize=["num_pairs", "num_blocks"])
 def _align(
-    ids, pairs, block_experts, num_pairs, num_blocks, num_routed, num_experts, NUM_CHOSEN: tl.constexpr,
+    ids, pairs, block_experts, used, num_pairs, num_blocks, num_routed, num_experts, NUM_CHOSEN: tl.constexpr,
     NUM_ACTIVE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_E: tl.constexpr,
     BLOCK_B: tl.constexpr, CHAINED: tl.constexpr,
 ):  # fmt: skip
@@ -114,6 +113,7 @@ def _align(
     first = tl.sum(tl.where((comes_before | (own == num_experts)) & (e < num_experts), blocks, 0), 0)
     b = tl.arange(0, BLOCK_B)
     if own == num_experts:
+        tl.store(used, first)
         tl.store(block_experts + b, -1, mask=(b >= first) & (b < num_blocks))
     else:
         num_own = tl.sum(tl.where(e == own, blocks, 0), 0)
@@ -143,7 +143,7 @@ def _count_part(
 
 @triton.jit(do_not_specialize=["num_pairs", "num_parts", "num_blocks"])
 def _place_part(
-    ids, counts, pairs, places, block_experts, num_pairs, num_routed, num_experts, num_parts, num_blocks,
+    ids, counts, pairs, places, block_experts, used, num_pairs, num_routed, num_experts, num_parts, num_blocks,
     NUM_CHOSEN: tl.constexpr, NUM_ACTIVE: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_E: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_G: tl.constexpr, BLOCK_O: tl.constexpr,
 ):  # fmt: skip
@@ -184,6 +184,7 @@ def _place_part(
         last = tl.maximum(num_own - 1, 0) * BLOCK_M + tl.arange(0, BLOCK_M)
         tl.store(pairs + first * BLOCK_M + last, num_pairs, mask=(last >= count) & (last < num_own * BLOCK_M))
     else:
+        tl.store(used, num_used)
         for start in range(num_used, num_blocks, BLOCK_P):
             b = start + tl.arange(0, BLOCK_P)
             tl.store(block_experts + b, -1, mask=b < num_blocks)

@@ -12,7 +12,7 @@ import logging
 
 import torch
 
-from vl2.ops.experts.kernel import FEW, MANY, SEVERAL, SOME, choose_tile, count_shared, mix_sorted
+from vl2.ops.experts.kernel import FEW, MANY, SEVERAL, SOME, choose_tile, count_shared, mix_sorted, mix_tiled
 from vl2.ops.experts.kernel_common import Tile
 from vl2.ops.experts.mixture import Mixture
 from vl2.ops.experts.weights import ExpertWeights
@@ -33,12 +33,37 @@ def mix_experts(
     tile = choose_tile(len(x) * (ids.shape[1] + count_shared(experts)), num_experts, x.dtype)
     if x.dtype != torch.float32 and tile not in agreeing_tiles(x.device, x.dtype):
         tile = SOME
-    return mix_sorted(x, ids, weights, experts, tile)
+    mix = mix_tiled if boxes_agree(x.device, x.dtype) else mix_sorted
+    return mix(x, ids, weights, experts, tile)
 
 
 @functools.cache
 def agreeing_tiles(device: torch.device, dtype: torch.dtype) -> tuple[Tile, ...]:
-    """Those that give the same bits as `SOME`, tried on so many sums that another order must show in some of them."""
+    """Those that give the same bits as `SOME`."""
+    given = _trial(device, dtype)
+    expected, agreeing = mix_sorted(*given, SOME), [SOME]
+    for tile in (FEW, SEVERAL, MANY):
+        if torch.equal(mix_sorted(*given, tile).results, expected.results):
+            agreeing.append(tile)
+        else:
+            log.warning("deterministic: this GPU adds up otherwise in experts' tiles of %s, which are not used", tile)
+    return tuple(agreeing)
+
+
+@functools.cache
+def boxes_agree(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether tiles that the copy engine brings, which a single token's are not, give the same bits."""
+    given = _trial(device, dtype)
+    agrees = all(
+        torch.equal(mix_tiled(*given, tile).results, mix_sorted(*given, tile).results) for tile in (SOME, MANY)
+    )
+    if not agrees:
+        log.warning("deterministic: this GPU adds up otherwise in tiles that its copy engine brings, which it does not")
+    return agrees
+
+
+def _trial(device: torch.device, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, ExpertWeights]:
+    """What `mix_sorted` takes: so many sums that another order must show in some of them."""
     generator, rows, width, num_experts = torch.Generator(device).manual_seed(0), 400, 512, 4
 
     def draw(*shape: int) -> torch.Tensor:
@@ -47,12 +72,4 @@ def agreeing_tiles(device: torch.device, dtype: torch.dtype) -> tuple[Tile, ...]
     up, down = draw(num_experts, 2 * width, width), draw(num_experts, width, width)
     experts = ExpertWeights((up / width**0.5).to(dtype), down.to(dtype), None, None)
     x, ids = draw(rows, width).to(dtype), draw(rows, num_experts).topk(2).indices.int()
-    weights = torch.ones(rows, 2, device=device)
-    expected = mix_sorted(x, ids, weights, experts, SOME)
-    agreeing = [SOME]
-    for tile in (FEW, SEVERAL, MANY):
-        if torch.equal(mix_sorted(x, ids, weights, experts, tile).results, expected.results):
-            agreeing.append(tile)
-        else:
-            log.warning("deterministic: this GPU adds up otherwise in experts' tiles of %s, which are not used", tile)
-    return tuple(agreeing)
+    return x, ids, torch.ones(rows, 2, device=device), experts

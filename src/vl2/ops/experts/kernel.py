@@ -14,12 +14,12 @@ import triton.language as tl
 
 from vl2.ops.chain import chained, wait_for_last
 from vl2.ops.experts.align import align_few
-from vl2.ops.experts.kernel_boxed import boxed_results
+from vl2.ops.experts.boxes import can_box
+from vl2.ops.experts.kernel_boxed import mix_boxed
 from vl2.ops.experts.kernel_common import (
     GROUP_BLOCKS,
     Tile,
     block_and_tile,
-    can_box,
     precision,
     rows_of_block,
     swish,
@@ -63,9 +63,9 @@ def mix_experts(
     if is_one_row(x):
         return mix_single(x, ids, weights, experts, num_shared)
     tile = choose_tile(len(x) * (ids.shape[1] + num_shared), num_routed + num_shared, x.dtype)
-    if tile is MANY and len(x) >= LAID_OUT_TOKENS and can_box(x, experts):
+    if tile is MANY and len(x) >= LAID_OUT_TOKENS and can_box(x, experts.down):
         return mix_many(x, ids, weights, experts)
-    return mix_sorted(x, ids, weights, experts, tile)
+    return mix_tiled(x, ids, weights, experts, tile)
 
 
 def count_shared(experts: ExpertWeights) -> int:
@@ -73,18 +73,23 @@ def count_shared(experts: ExpertWeights) -> int:
     return 0 if experts.shared_gate_up is None else len(experts.shared_gate_up) // experts.gate_up.shape[1]
 
 
+def mix_tiled(x: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor, experts: ExpertWeights, tile: Tile) -> Mixture:
+    """`Backend.mix_experts` with tiles of this size, brought by the copy engine where that can be."""
+    if tile.block_m >= BOXED_ROWS and len(x) > 1 and can_box(x, experts.down):
+        return mix_boxed(x, ids, weights, experts, count_shared(experts), tile)
+    return mix_sorted(x, ids, weights, experts, tile)
+
+
 def mix_sorted(
     x: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor, experts: ExpertWeights, tile: Tile
 ) -> Mixture:
-    """`Backend.mix_experts` with tiles of this size."""
+    """`mix_tiled` by threads that compute addresses."""
     num_tokens, width = x.shape
     num_routed, inner = experts.gate_up.shape[0], experts.gate_up.shape[1] // 2
     shared_up, shared_down = experts.shared_gate_up, experts.shared_down
     num_shared = count_shared(experts)
     num_active = ids.shape[1] + num_shared
     blocks, num_blocks, num_chosen = align_few(ids, num_routed, num_shared, tile.block_m)
-    if tile.block_m >= BOXED_ROWS and can_box(x, experts) and not num_chosen:
-        return Mixture(boxed_results(x, num_active, num_shared, experts, blocks, tile), weights)
 
     hidden = torch.empty(num_tokens * num_active, inner, dtype=x.dtype, device=x.device)
     grid = (num_blocks * triton.cdiv(inner, tile.up_n),)

@@ -12,20 +12,27 @@ import triton
 import triton.language as tl
 
 from vl2.ops.chain import chained, wait_for_last
-from vl2.ops.experts.align import Blocks
-from vl2.ops.experts.kernel_common import GROUP_BLOCKS, Tile, block_and_tile, box, rows_of_block, swish
+from vl2.ops.experts.align import align
+from vl2.ops.experts.boxes import box
+from vl2.ops.experts.kernel_common import GROUP_BLOCKS, Tile, block_and_tile, rows_of_block, swish
+from vl2.ops.experts.mixture import Mixture
 from vl2.ops.experts.weights import ExpertWeights
 from vl2.ops.saturate_kernel import to_dtype
 
 
-def boxed_results(
-    x: torch.Tensor, num_active: int, num_shared: int, experts: ExpertWeights, blocks: Blocks, tile: Tile
-) -> torch.Tensor:
-    """[T · (A + S), C] of each token's pairs, as `kernel.mix_sorted` has them."""
-    (num_tokens, width), (num_routed, inner) = x.shape, (len(experts.down), experts.down.shape[2])
+def mix_boxed(
+    x: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor, experts: ExpertWeights, num_shared: int, tile: Tile
+) -> Mixture:
+    """`Backend.mix_experts` (ops/backend.py) of 16-bit rows, more than one; of a routed one's width there are
+    `num_shared`. An inner width that is no multiple of `down_k` wants finite shared weights: zero times the next
+    expert's is added."""
+    (num_tokens, width), num_active = x.shape, ids.shape[1] + num_shared
+    num_routed, inner = experts.down.shape[::2]
+    blocks = align(ids, num_routed, num_shared, tile.block_m)
     num_blocks, num_pairs = len(blocks.experts), num_tokens * num_active
-    num_strewn = num_shared * triton.cdiv(num_tokens, tile.block_m)
     shared_up, shared_down = experts.shared_gate_up, experts.shared_down
+    of_blocks = (blocks.pairs, blocks.experts, blocks.num_used, num_shared * triton.cdiv(num_tokens, tile.block_m))
+    sizes = (num_pairs, num_routed, width, inner)
     options = dict(
         BLOCK_M=tile.block_m, GROUP=GROUP_BLOCKS, num_warps=tile.num_warps, num_stages=tile.num_stages,
         **chained(x.device),
@@ -34,28 +41,27 @@ def boxed_results(
     gate_up, down = box(experts.gate_up.flatten(0, 1), *up_box), box(experts.down.flatten(0, 1), *down_box)
     hidden = torch.empty(num_pairs, inner, dtype=x.dtype, device=x.device)
     _gate_up[(num_blocks * triton.cdiv(inner, tile.up_n),)](
-        x, gate_up, gate_up if shared_up is None else box(shared_up, *up_box), hidden, blocks.pairs, blocks.experts,
-        num_blocks, num_strewn, num_pairs, num_routed, width, inner, inner * num_shared, x.stride(0),
-        NUM_ACTIVE=num_active, BLOCK_N=tile.up_n, BLOCK_K=tile.up_k, **options,
+        x, gate_up, gate_up if shared_up is None else box(shared_up, *up_box), hidden, *of_blocks, *sizes,
+        inner * num_shared, x.stride(0), NUM_ACTIVE=num_active, BLOCK_N=tile.up_n, BLOCK_K=tile.up_k, **options,
     )  # fmt: skip
     results = torch.empty(num_pairs, width, dtype=x.dtype, device=x.device)
     _down[(num_blocks * triton.cdiv(width, tile.down_n),)](
-        hidden, down, down if shared_down is None else box(shared_down, *down_box), results, blocks.pairs,
-        blocks.experts, num_blocks, num_strewn, num_pairs, num_routed, width, inner,
+        hidden, down, down if shared_down is None else box(shared_down, *down_box), results, *of_blocks, *sizes,
         BLOCK_N=tile.down_n, BLOCK_K=tile.down_k, **options,
     )  # fmt: skip
-    return results
+    return Mixture(results, weights)
 
 
 @triton.jit
-def _strewn(number, num_blocks, num_strewn, num_tiles, GROUP: tl.constexpr):
-    """Number of a program → (block, tile): the first `num_strewn` blocks' tiles come evenly among the others'."""
-    few = num_strewn * num_tiles
-    every = num_blocks * num_tiles // tl.maximum(few, 1)
-    is_strewn = (number % every == 0) & (number // every < few)
-    before = tl.minimum((number + every - 1) // every, few)
+def _block_and_tile(number, num_used, num_strewn, num_tiles, GROUP: tl.constexpr):
+    """As `block_and_tile`, but tiles of the first `num_strewn` blocks come evenly among the others', of which a program
+    has either; blocks that nobody uses are left out."""
+    num_few = num_strewn * num_tiles
+    every = num_used * num_tiles // tl.maximum(num_few, 1)
+    is_strewn = (number % every == 0) & (number // every < num_few)
+    before = tl.minimum((number + every - 1) // every, num_few)
     few_block, few_tile = block_and_tile(number // every, tl.maximum(num_strewn, 1), num_tiles, GROUP)
-    block, tile = block_and_tile(number - before, num_blocks - num_strewn, num_tiles, GROUP)
+    block, tile = block_and_tile(number - before, num_used - num_strewn, num_tiles, GROUP)
     return tl.where(is_strewn, few_block, block + num_strewn), tl.where(is_strewn, few_tile, tile)
 
 
@@ -71,18 +77,19 @@ def _two_products(rows, is_row, weights, first, second, width, BLOCK_N: tl.const
     return gate, up
 
 
-@triton.jit(do_not_specialize=["num_blocks", "num_strewn", "num_pairs"])
+@triton.jit(do_not_specialize=["num_strewn", "num_pairs"])
 def _gate_up(
-    x, gate_up, shared_gate_up, hidden, pairs, block_experts, num_blocks, num_strewn, num_pairs, num_routed, width,
-    inner, shared_inner, row_stride, NUM_ACTIVE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    x, gate_up, shared_gate_up, hidden, pairs, block_experts, used, num_strewn, num_pairs, num_routed, width, inner,
+    shared_inner, row_stride, NUM_ACTIVE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr, GROUP: tl.constexpr, CHAINED: tl.constexpr,
 ):  # fmt: skip
     """A tile may reach into other rows of weights than its own: those columns are not stored."""
     wait_for_last(CHAINED)
-    block, tile = _strewn(tl.program_id(0), num_blocks, num_strewn, tl.cdiv(inner, BLOCK_N), GROUP)
-    expert, pair = rows_of_block(pairs, block_experts, block, num_pairs, num_routed, 0, BLOCK_M)
-    if expert < 0:
+    number, num_used, num_tiles = tl.program_id(0), tl.load(used), tl.cdiv(inner, BLOCK_N)
+    if number >= num_used * num_tiles:
         return
+    block, tile = _block_and_tile(number, num_used, num_strewn, num_tiles, GROUP)
+    expert, pair = rows_of_block(pairs, block_experts, block, num_pairs, num_routed, 0, BLOCK_M)
     is_pair = pair < num_pairs
     rows = x + (pair // NUM_ACTIVE).to(tl.int64)[:, None] * row_stride
     weights, first, second = gate_up, expert * 2 * inner, inner
@@ -106,17 +113,18 @@ def _product(rows, is_row, weights, first, first_k, inner, BLOCK_N: tl.constexpr
     return total
 
 
-@triton.jit(do_not_specialize=["num_blocks", "num_strewn", "num_pairs"])
+@triton.jit(do_not_specialize=["num_strewn", "num_pairs"])
 def _down(
-    hidden, down, shared_down, results, pairs, block_experts, num_blocks, num_strewn, num_pairs, num_routed, width,
-    inner, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP: tl.constexpr,
+    hidden, down, shared_down, results, pairs, block_experts, used, num_strewn, num_pairs, num_routed, width, inner,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP: tl.constexpr,
     CHAINED: tl.constexpr,
 ):  # fmt: skip
     wait_for_last(CHAINED)
-    block, tile = _strewn(tl.program_id(0), num_blocks, num_strewn, tl.cdiv(width, BLOCK_N), GROUP)
-    expert, pair = rows_of_block(pairs, block_experts, block, num_pairs, num_routed, 0, BLOCK_M)
-    if expert < 0:
+    number, num_used, num_tiles = tl.program_id(0), tl.load(used), tl.cdiv(width, BLOCK_N)
+    if number >= num_used * num_tiles:
         return
+    block, tile = _block_and_tile(number, num_used, num_strewn, num_tiles, GROUP)
+    expert, pair = rows_of_block(pairs, block_experts, block, num_pairs, num_routed, 0, BLOCK_M)
     is_pair = pair < num_pairs
     rows = hidden + pair.to(tl.int64)[:, None] * inner
     weights, first, first_k = down, expert * width, 0

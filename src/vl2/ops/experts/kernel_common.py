@@ -7,11 +7,9 @@ from dataclasses import dataclass
 import torch
 import triton
 import triton.language as tl
-from triton.tools.tensor_descriptor import TensorDescriptor
 
-from vl2.ops.chain import chained, is_before_hopper, wait_for_last
+from vl2.ops.chain import chained, wait_for_last
 from vl2.ops.experts.mixture import Mixture
-from vl2.ops.experts.weights import ExpertWeights
 from vl2.ops.saturate_kernel import to_dtype
 
 
@@ -28,22 +26,8 @@ class Tile:
     num_stages: int
 
 
-ALIGNMENT = 16
-"""Bytes: rows that the copy engine reads begin at multiples of it."""
 GROUP_BLOCKS = 8
 """Neighbouring blocks that share a tile of weights in the cache before the next tile is begun."""
-
-
-def can_box(x: torch.Tensor, experts: ExpertWeights) -> bool:
-    """Whether there is a copy engine (TMA), without which nothing would be loaded ahead, and it takes these widths."""
-    widths = x.shape[1], experts.down.shape[2]
-    is_able = x.dtype != torch.float32 and not is_before_hopper(x.device)
-    return is_able and all(width * x.element_size() % ALIGNMENT == 0 for width in widths)
-
-
-def box(matrix: torch.Tensor, rows: int, columns: int) -> TensorDescriptor:
-    """How the copy engine sees a matrix: what lies beyond its edges is zero."""
-    return TensorDescriptor.from_tensor(matrix, [rows, columns])
 
 
 def swiglu(gate_up: torch.Tensor) -> torch.Tensor:

@@ -17,7 +17,8 @@ import triton
 import triton.language as tl
 
 from vl2.ops.experts.align import align_many
-from vl2.ops.experts.kernel_common import GROUP_BLOCKS, Tile, block_and_tile, box, swiglu, swish
+from vl2.ops.experts.boxes import box
+from vl2.ops.experts.kernel_common import GROUP_BLOCKS, Tile, block_and_tile, swiglu, swish
 from vl2.ops.experts.mixture import Mixture
 from vl2.ops.experts.weights import ExpertWeights
 from vl2.ops.float8.kernel import round_rows

@@ -39,11 +39,13 @@ def mix_single(
     Ids and weights that are undecided are filled in. Both weights have codes of 8 bits or none."""
     (gate_up, up_scales), (down, down_scales) = parts_of(experts.gate_up), parts_of(experts.down)
     (num_experts, width, inner), num_chosen = down.shape, ids.shape[1]
-    num_active, shared_up, shared_down, num_routed = num_chosen + num_shared, gate_up, down, num_experts - num_shared
-    if isinstance(experts, ExpertWeights) and experts.shared_gate_up is not None and experts.shared_down is not None:
-        shared_up, shared_down = experts.shared_gate_up, experts.shared_down
+    num_active, num_routed = num_chosen + num_shared, num_experts - num_shared
+    shared_up, shared_down, is_apart = gate_up, down, False
+    if isinstance(experts, ExpertWeights) and experts.shared_gate_up is not None:
+        shared_up, shared_down, is_apart = experts.shared_gate_up, experts.shared_down, True
+        num_routed = num_experts
     up_tile, down_tile = TILES[8 * gate_up.element_size()]
-    common = dict(NUM_CHOSEN=num_chosen, NUM_SHARED=num_shared, **chained(x.device))
+    common = dict(NUM_CHOSEN=num_chosen, NUM_SHARED=num_shared, IS_APART=is_apart, **chained(x.device))
     by, forms = parts_of_choice(undecided, weights)
     hidden = torch.empty(num_active, inner, dtype=x.dtype, device=x.device)
     _gate_up[((undecided is not None) + num_active * triton.cdiv(inner, up_tile.block_n),)](
@@ -71,8 +73,8 @@ def _place_of(number, num_outputs, NUM_CHOSEN: tl.constexpr, NUM_SHARED: tl.cons
 @triton.jit
 def _gate_up(
     x, ids, weights, logits, bias, num_experts, scaling, gate_up, scales, shared, hidden, num_routed, expert_scales,
-    width, inner, HAS_BIAS: tl.constexpr, IS_SOFTMAX: tl.constexpr, NORMS: tl.constexpr,
-    BLOCK_E: tl.constexpr, NUM_WARPS: tl.constexpr, NUM_CHOSEN: tl.constexpr, NUM_SHARED: tl.constexpr,
+    width, inner, HAS_BIAS: tl.constexpr, IS_SOFTMAX: tl.constexpr, NORMS: tl.constexpr, BLOCK_E: tl.constexpr,
+    NUM_WARPS: tl.constexpr, NUM_CHOSEN: tl.constexpr, NUM_SHARED: tl.constexpr, IS_APART: tl.constexpr,
     STEP: tl.constexpr, BITS: tl.constexpr, GROUP_STEPS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_S: tl.constexpr,
     HAS_ASM: tl.constexpr, CHAINED: tl.constexpr,
 ):  # fmt: skip
@@ -97,7 +99,7 @@ def _gate_up(
             wait_then_release(CHAINED)
             expert = tl.load(ids + pair).to(tl.int64)
     gates, up_rows, all_rows = gate_up + expert * (2 * inner) * width, inner, 2 * inner
-    if BITS == 16 and place < NUM_SHARED:
+    if IS_APART and place < NUM_SHARED:
         gates, up_rows = shared + place.to(tl.int64) * inner * width, inner * NUM_SHARED
     ups, gate_scales = gates + up_rows.to(tl.int64) * width, scales + expert * expert_scales
     up_scales, is_column = gate_scales + inner, column < inner
@@ -122,8 +124,8 @@ def _gate_up(
 @triton.jit
 def _down(
     hidden, ids, down, scales, shared, results, num_routed, expert_scales, width, inner,
-    NUM_CHOSEN: tl.constexpr, NUM_SHARED: tl.constexpr, STEP: tl.constexpr, BITS: tl.constexpr,
-    GROUP_STEPS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_S: tl.constexpr, HAS_ASM: tl.constexpr,
+    NUM_CHOSEN: tl.constexpr, NUM_SHARED: tl.constexpr, IS_APART: tl.constexpr, STEP: tl.constexpr,
+    BITS: tl.constexpr, GROUP_STEPS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_S: tl.constexpr, HAS_ASM: tl.constexpr,
     CHAINED: tl.constexpr,
 ):  # fmt: skip
     """Reads the choice before it waits, which only a kernel right behind `_gate_up` may."""
@@ -132,7 +134,7 @@ def _down(
     if place >= NUM_SHARED:
         expert = tl.load(ids + pair, cache_modifier=".cg").to(tl.int64)
     own, row_size = down + expert * width * inner, inner
-    if BITS == 16 and place < NUM_SHARED:
+    if IS_APART and place < NUM_SHARED:
         own, row_size = shared + place.to(tl.int64) * inner, inner * NUM_SHARED
     is_column, own_scales = column < width, scales + expert * expert_scales
     words, scale = load_part(

@@ -1,7 +1,7 @@
 """`ops/experts/kernel.py` with quantised weights, whose products are those of `ops/quantized_linear/kernel.py`.
 
-Rows of 16 bits and float8 weights have kernels of their own, as such rows become float8 too; not the row of a single
-token, which tensor cores have no work with: it goes as with weights of 16 bits (ops/experts/kernel_one.py).
+Rows of 16 bits and float8 weights have kernels of their own, as such rows become float8 too. The row of a single token,
+which tensor cores have no work with, goes by all weights of 8 bits as by those of 16 (ops/experts/kernel_one.py).
 """
 
 from __future__ import annotations

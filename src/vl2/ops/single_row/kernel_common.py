@@ -76,7 +76,7 @@ def multiply_part(
     PLANES: tl.constexpr = 4 if BITS == 4 else 1
     WORDS: tl.constexpr = STEP // PLANES
     at = (first + tl.arange(0, BLOCK_S))[:, None] * STEP + tl.arange(0, WORDS)[None, :]
-    DTYPE: tl.constexpr = tl.float32 if BITS == 8 else x.dtype.element_ty  # without a way round
+    DTYPE: tl.constexpr = tl.float32 if BITS == 8 else x.dtype.element_ty  # widened once
     total = tl.zeros(words.shape, tl.float32)
     for p in tl.static_range(PLANES):
         row = tl.load(x + at + p * WORDS, mask=at < in_width, other=0.0)
