@@ -1,5 +1,6 @@
 """A step is launched before the tokens of the one before it are back, as on a GPU: same tokens, one step later."""
 
+import pytest
 import torch
 
 from golden_cases import load_variant
@@ -12,6 +13,7 @@ from vl2.engine.flying import FlyingStep
 from vl2.engine.scheduler import StepBatch, TileJob
 
 VARIANT = load_variant("mla-greedy")
+pytestmark = pytest.mark.cpu_only  # the device's rows are put into main memory
 
 
 def torch_engine(**changes) -> Engine:
