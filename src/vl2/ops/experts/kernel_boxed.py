@@ -53,16 +53,23 @@ def mix_boxed(
 
 
 @triton.jit
-def _block_and_tile(number, num_used, num_strewn, num_tiles, GROUP: tl.constexpr):
-    """As `block_and_tile`, but tiles of the first `num_strewn` blocks come evenly among the others', of which a program
-    has either; blocks that nobody uses are left out."""
+def _own_work(
+    pairs, block_experts, used, num_strewn, num_pairs, num_routed, num_tiles, BLOCK_M: tl.constexpr,
+    GROUP: tl.constexpr,
+):  # fmt: skip
+    """(whether there is any, the expert, its pairs [M], the tile of columns). Tiles of the first `num_strewn` blocks
+    come evenly among the others', of which a program has either."""
+    num_used = tl.load(used)
+    number = tl.minimum(tl.program_id(0), num_used * num_tiles - 1)
     num_few = num_strewn * num_tiles
     every = num_used * num_tiles // tl.maximum(num_few, 1)
     is_strewn = (number % every == 0) & (number // every < num_few)
     before = tl.minimum((number + every - 1) // every, num_few)
     few_block, few_tile = block_and_tile(number // every, tl.maximum(num_strewn, 1), num_tiles, GROUP)
     block, tile = block_and_tile(number - before, num_used - num_strewn, num_tiles, GROUP)
-    return tl.where(is_strewn, few_block, block + num_strewn), tl.where(is_strewn, few_tile, tile)
+    block = tl.where(is_strewn, few_block, block + num_strewn)
+    expert, pair = rows_of_block(pairs, block_experts, block, num_pairs, num_routed, 0, BLOCK_M)
+    return number == tl.program_id(0), expert, pair, tl.where(is_strewn, few_tile, tile)
 
 
 @triton.jit
@@ -85,11 +92,11 @@ def _gate_up(
 ):  # fmt: skip
     """A tile may reach into other rows of weights than its own: those columns are not stored."""
     wait_for_last(CHAINED)
-    number, num_used, num_tiles = tl.program_id(0), tl.load(used), tl.cdiv(inner, BLOCK_N)
-    if number >= num_used * num_tiles:
+    is_used, expert, pair, tile = _own_work(
+        pairs, block_experts, used, num_strewn, num_pairs, num_routed, tl.cdiv(inner, BLOCK_N), BLOCK_M, GROUP
+    )
+    if not is_used:
         return
-    block, tile = _block_and_tile(number, num_used, num_strewn, num_tiles, GROUP)
-    expert, pair = rows_of_block(pairs, block_experts, block, num_pairs, num_routed, 0, BLOCK_M)
     is_pair = pair < num_pairs
     rows = x + (pair // NUM_ACTIVE).to(tl.int64)[:, None] * row_stride
     weights, first, second = gate_up, expert * 2 * inner, inner
@@ -120,11 +127,11 @@ def _down(
     CHAINED: tl.constexpr,
 ):  # fmt: skip
     wait_for_last(CHAINED)
-    number, num_used, num_tiles = tl.program_id(0), tl.load(used), tl.cdiv(width, BLOCK_N)
-    if number >= num_used * num_tiles:
+    is_used, expert, pair, tile = _own_work(
+        pairs, block_experts, used, num_strewn, num_pairs, num_routed, tl.cdiv(width, BLOCK_N), BLOCK_M, GROUP
+    )
+    if not is_used:
         return
-    block, tile = _block_and_tile(number, num_used, num_strewn, num_tiles, GROUP)
-    expert, pair = rows_of_block(pairs, block_experts, block, num_pairs, num_routed, 0, BLOCK_M)
     is_pair = pair < num_pairs
     rows = hidden + pair.to(tl.int64)[:, None] * inner
     weights, first, first_k = down, expert * width, 0
