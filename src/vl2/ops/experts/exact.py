@@ -20,6 +20,9 @@ from vl2.ops.rows import RowRounding
 
 log = logging.getLogger(__name__)
 
+TRIED = 400, 512
+"""Rows and widths of the sums that tell whether two tiles add up alike."""
+
 
 def mix_experts(
     x: torch.Tensor,
@@ -66,7 +69,8 @@ def boxes_agree(device: torch.device, dtype: torch.dtype) -> bool:
 
 def _trial(device: torch.device, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, ExpertWeights]:
     """What `mix_sorted` takes: so many sums that another order must show in some of them."""
-    generator, rows, width, num_experts = torch.Generator(device).manual_seed(0), 400, 512, 4
+    generator, num_experts = torch.Generator(device).manual_seed(0), 4
+    rows, width = TRIED
 
     def draw(*shape: int) -> torch.Tensor:
         return torch.randn(*shape, generator=generator, device=device)
