@@ -194,6 +194,8 @@ def train(a: argparse.Namespace, drawn: Drawn, saved: dict | None = None, number
     heads = Heads(*sizes, a.per_thing, a.fine, a.amount > 0).to(device)
     optimizer = Optimizer(model, heads, a.muon_lr, a.adam_lr)
     weights = AUX | {k: AUX[k] * a.counting for k in ("tally", "share")} | {"amount": a.amount}
+    if a.amount:  # what crowds weigh more there, these losses weigh less
+        weights |= {k: AUX[k] * 0.6 for k in ("order", "token_order")}
     trainer = Trainer(model, heads, optimizer, weights, record=fast)
     ema = trainer.average
     step, elapsed, settled = 0, 0.0, 0.0
