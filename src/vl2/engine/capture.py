@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import gc
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
@@ -22,6 +24,18 @@ def capture(work: Callable[[], T], memory: Any) -> tuple[torch.cuda.CUDAGraph, T
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
     # Engines of one process may start together: what another thread allocates meanwhile is no error of this capture.
-    with torch.cuda.graph(graph, pool=memory, capture_error_mode="thread_local"):
+    with _nothing_collected(), torch.cuda.graph(graph, pool=memory, capture_error_mode="thread_local"):
         result = work()
     return graph, result
+
+
+@contextmanager
+def _nothing_collected() -> Iterator[None]:
+    """An engine before this one may still lie about, in a cycle: to give its graphs and memory back ends a capture."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
