@@ -346,10 +346,10 @@ def conversation(rng: Random, scenes: list[Scene], alike: float = 0.0, crowds: b
     if task == "follow-up":
         made = follow_up(rng, scene, lang, alike=alike)
         return made and _casual(rng, made)
-    is_crowd = crowds and task == "counting"
-    want_absent = rng.random() < (0.5 if task == "exists" else 0.04 if is_crowd else 0.14)
+    seldom_alone = crowds and task == "counting"
+    want_absent = rng.random() < (0.5 if task == "exists" else 0.04 if seldom_alone else 0.14)
     turn = ask(rng, scene, task, lang, want_absent, many=0.85 if crowd else 0.6, alike=alike)
-    if turn is None or (task == "counting" and turn[0][1] == "1" and rng.random() < (0.8 if is_crowd else 0.65)):
+    if turn is None or (task == "counting" and turn[0][1] == "1" and rng.random() < (0.8 if seldom_alone else 0.65)):
         return None  # one is what most things are
     turns = [turn[0]]
     if rng.random() < 0.12:  # an unrelated second question in the same conversation

@@ -1,5 +1,7 @@
 """For all tests, before torch is imported anywhere: threads and matrix libraries as the engine sets them."""
 
+import functools
+
 import pytest
 from hypothesis import HealthCheck, settings
 
@@ -23,7 +25,15 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    skip = pytest.mark.skip(reason="about the CPU")
     for item in items:
         if config.getoption("--device") != "cpu" and item.get_closest_marker("cpu_only"):
-            item.add_marker(skip)
+            item.add_marker(pytest.mark.skip(reason="about the CPU"))
+        if item.get_closest_marker("gpu") and not _has_gpu():
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@functools.cache
+def _has_gpu() -> bool:
+    import torch  # by now the tests have imported it
+
+    return torch.cuda.is_available()

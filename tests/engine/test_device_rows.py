@@ -41,7 +41,7 @@ def test_an_answer_is_the_same_if_it_runs_alone_then_beside_prompts_then_alone(n
     assert tokens == alone
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.gpu
 @pytest.mark.parametrize("name", ["mla-greedy", "mha-greedy"])
 @pytest.mark.parametrize("max_step_tokens", [4096, 20], ids=["whole prompts", "prompts in parts"])
 def test_launching_a_step_waits_for_no_other(name: str, max_step_tokens: int):
@@ -69,7 +69,7 @@ def test_launching_a_step_waits_for_no_other(name: str, max_step_tokens: int):
         assert not errors
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.gpu
 def test_a_step_that_only_encodes_tiles_tells_how_long_the_device_took():
     """The host is done at once, and the pacer would learn from it that tiles cost nothing beside answers."""
     case = load_variant("mla-greedy").case("square")

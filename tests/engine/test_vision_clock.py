@@ -60,7 +60,7 @@ def test_a_lap_that_fails_is_nobody_s(monkeypatch: pytest.MonkeyPatch) -> None:
         assert vision.seconds == 0 and clocks[0].vision_s == 0
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.gpu
 def test_a_real_gpu_s_time_is_about_what_the_work_takes() -> None:
     clocks, jobs = jobs_of(1)
     vision = VisionClock(lambda: torch.cuda.Event(enable_timing=True))

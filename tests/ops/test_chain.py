@@ -50,7 +50,7 @@ def mixtures(
     return lambda: torch.cat([mix(token) for token in tokens])
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.gpu
 @pytest.mark.parametrize("is_quantized", [False, True])
 @pytest.mark.parametrize("is_undecided", [False, True])
 def test_down_reads_the_choice_of_its_own_token(device: torch.device, is_quantized: bool, is_undecided: bool) -> None:
@@ -95,7 +95,7 @@ def attentions(
     return run, [pool.view(-1, rank + rope)[slots[0] : slots[0] + 1] for pool in pools]
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.gpu
 @pytest.mark.parametrize("contexts", [[97], [97, 64, 33]])
 def test_a_step_reads_its_own_cache_rows_after_they_are_written(contexts: list[int], device: torch.device) -> None:
     run, newest = attentions(device, contexts, torch.bfloat16)

@@ -264,7 +264,7 @@ def test_on_a_cpu_products_are_torchs():
     assert torch.equal(cublas.tower_linear(x, weight), F.linear(x, weight))
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.gpu
 @pytest.mark.parametrize("rows", [1, 7, 729, 1461])
 def test_products_are_as_near_to_the_truth_as_torchs(device, rows: int, monkeypatch, tmp_path: Path):
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -281,7 +281,7 @@ def test_products_are_as_near_to_the_truth_as_torchs(device, rows: int, monkeypa
     assert len(json.loads(choices_path(torch.cuda.get_device_name()).read_text())["algorithms"]) == 4
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.gpu
 def test_a_captured_product_and_the_next_start_have_the_same_bits(device, monkeypatch, tmp_path: Path):
     monkeypatch.setenv("HOME", str(tmp_path))
     x, weight, bias = (torch.randn(*s, device=device).bfloat16() for s in ((1458, 1152), (1152, 1152), (1152,)))

@@ -361,7 +361,7 @@ def test_experts_whose_inputs_the_warps_of_a_program_share_out(device: torch.dev
     assert error(out, mix_exactly(x, ids, weights, *exact, 1)) < limit_of(dtype)
 
 
-@pytest.mark.parametrize(("scheme", "width", "words"), HELD_TILES, ids=str)
+@pytest.mark.parametrize(("scheme", "width", "words"), [held for held in HELD_TILES if held[0].bits == 4], ids=str)
 @pytest.mark.parametrize(("num_tokens", "num_shared"), [(1, 0), (1, 2), (5, 1)])
 def test_experts_whose_codes_are_held_in_registers(
     device: torch.device, num_tokens: int, num_shared: int, scheme: WeightScheme, width: int, words: int

@@ -55,7 +55,7 @@ def mix_held(
 ) -> Mixture:
     """`Backend.mix_quantized_experts` (ops/backend.py) of up to 8 rows of 16 bits. A single one's ids and weights that
     are undecided are filled in."""
-    assert experts.gate_up.scheme.bits == experts.down.scheme.bits
+    assert experts.gate_up.scheme.bits == experts.down.scheme.bits == 4
     (num_tokens, width), inner = x.shape, experts.down.in_width
     tile = tile or (ONE if num_tokens == 1 else FEW)
     num_routed, num_active = len(experts.gate_up.codes) - experts.num_shared, ids.shape[1] + experts.num_shared
