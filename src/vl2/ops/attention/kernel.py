@@ -200,7 +200,8 @@ class Splits:
         rows, heads, count, width = self.parts.shape
         if count == 1 or self.last_adds or not len(batch.block_tables):
             return
-        block_d = min(128, block(width))
+        # Of how many columns a program takes depends in which order it adds: it may not depend on the batch.
+        block_d = block(width) if self.size else min(128, block(width))
         combine_splits[heads, min(rows, len(batch.block_tables)), triton.cdiv(width, block_d)](
             self.parts, self.stats, out, batch.context_lengths, count, HEADS=heads, DIM=width, BLOCK_D=block_d,
             SPLIT=self.size, BLOCK_N=self.block_n, num_warps=4, **chained(out.device),
