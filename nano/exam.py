@@ -9,45 +9,46 @@ from __future__ import annotations
 from collections import defaultdict
 from random import Random
 
-from questions import WORDINGS, Asked, ask, call, follow_up, matches, most, which
+from questions import PLAIN, WORDINGS, Asked, Manner, ask, call, count, counted, follow_up, matches, most, which
 from scenes import Scene
 
 TASKS = ("naming", "counting", "colour", "text", "box", "follow-up", "absent", "caption")
 
 
-def exam(rng: Random, scenes: list[Scene]) -> Asked | None:
+def exam(rng: Random, scenes: list[Scene], manner: Manner = PLAIN) -> Asked | None:
     """A random canonical question about these pictures."""
     lang = rng.choice(("en", "zh"))
     if len(scenes) > 1:
         return which(rng, scenes, lang, wording=0)
-    return question(rng, scenes[0], rng.choice(TASKS), lang)
+    return question(rng, scenes[0], rng.choice(TASKS), lang, manner)
 
 
-def question(rng: Random, scene: Scene, task: str, lang: str) -> Asked | None:
+def question(rng: Random, scene: Scene, task: str, lang: str, manner: Manner = PLAIN) -> Asked | None:
     """The canonical question of a task about one picture, or None where the scene does not suit it."""
     kinds = {i.kind for i in scene.items}
     if not scene.items or (task == "colour" and "shape" not in kinds) or (task == "text" and "text" not in kinds):
         return None
     if task == "follow-up":
-        return follow_up(rng, scene, lang, canonical=True)
+        return follow_up(rng, scene, lang, canonical=True, manner=manner)
     asked = "box" if task == "absent" else task
     if task == "absent":
         asked = rng.choice(("box", "box", "colour", "text"))
         if asked == "text" and "text" in kinds:
             return None
     if task == "counting":
-        return count_most(rng, scene, lang)
+        return count_most(rng, scene, lang, manner.aloud)
     turn = ask(rng, scene, asked, lang, want_absent=task == "absent", wording=0)
     return turn and Asked(task, lang, (turn[0],))
 
 
-def count_most(rng: Random, scene: Scene, lang: str) -> Asked | None:
+def count_most(rng: Random, scene: Scene, lang: str, aloud: bool) -> Asked | None:
     """Count what the scene holds most of."""
     target = most(rng, scene)
     if target is None:
         return None
     number = sum(matches(i, target) for i in scene.items)
-    return Asked("counting", lang, ((WORDINGS["counting"][lang][0].format(**call(target, lang)), str(number)),))
+    form = WORDINGS["counting"][lang][0]
+    return Asked("counting", lang, ((form.format(**call(target, lang)), count(number, lang, aloud)),))
 
 
 def iou(a: list[int], b: list[int]) -> float:
@@ -58,12 +59,12 @@ def iou(a: list[int], b: list[int]) -> float:
 
 def evenly(records: list[dict]) -> dict[str, dict[str, float]]:
     """Counting as the evaluation set asks it, each number from 1 to 9 equally often: in scenes, seven of ten answers are 1."""
-    right: dict[str, list[bool]] = defaultdict(list)
+    right: dict[int, list[bool]] = defaultdict(list)
     for r in records:
         if r["task"] == "counting":
-            right[r["asked"].turns[-1][1]].append(r["exact"])
-    means = [sum(right[n]) / len(right[n]) for n in map(str, range(1, 10)) if right[n]]
-    least = min((len(right[str(n)]) for n in range(1, 10)), default=0)
+            right[counted(r["asked"].turns[-1][1])].append(r["exact"])
+    means = [sum(right[n]) / len(right[n]) for n in range(1, 10) if right[n]]
+    least = min((len(right[n]) for n in range(1, 10)), default=0)
     return {"counting evenly": {"n": least, "right": round(sum(means) / len(means), 4)}} if means else {}
 
 

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from pack import MAX_ROWS, TILE_BUDGET, Batch, make_batch, pick_layout, rows_for
 from PIL import Image
-from questions import conversation
+from questions import PLAIN, Manner, conversation
 from scenes import MIXES
 from sheets import sheet_batch
 from views import TILE
@@ -43,8 +43,7 @@ class Menu:
     tower: float  # so long the tower learns alone
     sheets: float  # micro-batches without questions that are drawn after that
     mix: str = "plain"  # of `scenes.MIXES`
-    alike: float = 0.0  # absent things that look like one that is there
-    crowds: bool = False  # counting is mostly about several things
+    manner: Manner = PLAIN  # of asking
 
     def later(self, progress: float) -> float:
         """Progress of the time after the tower's own."""
@@ -58,7 +57,7 @@ def training_batch(number: int, menu: Menu, progress: float, room: np.ndarray | 
         return sheet_batch(seed, SHEET_SETS, room, mix=mix)
     layout = pick_layout(rng, menu.later(progress), menu.many)
     labelled = len(layout) > 1 and rng.random() < 0.4
-    ask = partial(conversation, alike=menu.alike, crowds=menu.crowds)
+    ask = partial(conversation, manner=menu.manner)
     return make_batch(layout, seed, rows_for(layout), menu.sets, labelled, ask, mix=mix, room=room)
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from names import COLOURS, OBJECTS, SHAPES
-from questions import Turn, naming, pixel_box
+from questions import Turn, count, naming, pixel_box
 from scenes import Scene
 from tokenizer import EOS, build, encode
 
@@ -67,6 +67,15 @@ class Shown:
     places: dict[tuple[int, ...], int]  # box in 0-999 → thing
     things: dict[tuple[str, int], list[tuple[int, str]]]  # name → its things, each with its colour
 
+    def named_in(self, codes: list[int]) -> list[int]:
+        """The things that the last name among these codes is for."""
+        code = next((c for c in reversed(codes) if c >= NAMES), 0) - NAMES
+        for alike in self.things.values() if code >= 0 else ():
+            colour = dict(alike).get(code % ANY_COLOUR)
+            if colour is not None:
+                return [k for k, tint in alike if code >= ANY_COLOUR or tint == colour]
+        return []
+
 
 def look(scene: Scene) -> Shown:
     size, things = scene.image.size, scene.items[:MAX_ITEMS]
@@ -84,8 +93,14 @@ def look(scene: Scene) -> Shown:
 def points(turns: tuple[Turn, ...], ids: list[int], answer: list[bool], numbers: list[int], shown: Shown) -> list[int]:
     """The code of each token of a conversation about one picture; `numbers`: its `coordinates`."""
     codes = [0] * len(ids)
+    _mark_names(ids, codes, shown)
+    asked = 0  # where this turn's question begins
     for (_, said), (start, end) in zip(turns, replies(answer)):
-        if said == shown.text and end - start - 1 == len(said):
+        things = shown.named_in(codes[asked:start])
+        asked = end
+        if len(things) > 1 and said in {count(len(things), lang, aloud=True) for lang in ("en", "zh")}:
+            _mark_counted(ids, codes, things, start, end - 1)
+        elif said == shown.text and end - start - 1 == len(said):
             codes[start : end - 1] = range(CHARS, CHARS + len(said))
         elif said in shown.lists:
             item, fresh = 0, True
@@ -99,8 +114,15 @@ def points(turns: tuple[Turn, ...], ids: list[int], answer: list[bool], numbers:
         code = 1 + shown.places.get(tuple(numbers[k] for k in four), -1)
         for k in four:
             codes[k] = code
-    _mark_names(ids, codes, shown)
     return codes
+
+
+def _mark_counted(ids: list[int], codes: list[int], things: list[int], start: int, end: int) -> None:
+    """Said aloud, each number looks at its thing, and what is between numbers at the next one."""
+    done = 0
+    for k in range(start, end):
+        codes[k] = 1 + things[done]
+        done += ids[k] in NUMBER and ids[k + 1] not in NUMBER  # a number of two digits may be two tokens
 
 
 def progress(turns: tuple[Turn, ...], ids: list[int], answer: list[bool], shown: Shown) -> list[int]:

@@ -73,6 +73,18 @@ What is the meaning of life?|Write a story about a dragon.|Who made you?|Give me
 
 
 @dataclass(frozen=True, slots=True)
+class Manner:
+    """How training asks, and how it has counts said."""
+
+    alike: float = 0.0  # of the absent things that it asks for, so many look like one that is there
+    crowds: bool = False  # it seldom counts what is not there, or there once
+    aloud: bool = False  # `1, 2, 3`: a step is easier to learn than a sum
+
+
+PLAIN = Manner()
+
+
+@dataclass(frozen=True, slots=True)
 class Asked:
     """A conversation about pictures, and what its last question tests."""
 
@@ -122,6 +134,18 @@ def refer(scene: Scene, target: Item, lang: str) -> str:
         return NONE[lang]
     name = call(target, lang)["n"]
     return f"<|ref|>{name if lang == 'zh' else 'the ' + name}<|/ref|>{det(boxes)}"
+
+
+def count(number: int, lang: str, aloud: bool = False) -> str:
+    """`3`, or aloud one thing after the other, from the left: `1, 2, 3`, `1、2、3`."""
+    if not aloud or not number:
+        return str(number)
+    return ("、" if lang == "zh" else ", ").join(map(str, range(1, number + 1)))
+
+
+def counted(answer: str) -> int:
+    """The number that a `count` comes to."""
+    return int(answer.replace("、", ",").rpartition(",")[2])
 
 
 def naming(scene: Scene, lang: str) -> str:
@@ -211,11 +235,11 @@ def ask(
     want_absent: bool = False,
     wording: int | None = None,
     many: float = 0.0,
-    alike: float = 0.0,
+    manner: Manner = PLAIN,
 ) -> tuple[Turn, Item | None] | None:
     """One turn of a task about one picture, or None where this scene can not be asked that.
 
-    `many`: how often to count what there is most of, and not just anything. `alike`: of `absent`.
+    `many`: how often to count what there is most of, and not just anything.
     """
     words = WORDINGS[task][lang]
     form = words[wording if wording is not None else (0 if rng.random() < 0.35 else rng.randrange(len(words)))]
@@ -235,7 +259,7 @@ def ask(
         answer = NONE[lang] if colour is None else COLOURS[colour][0] if lang == "zh" else colour
         return (form.format(**call(target, lang)), answer), target
     if want_absent:
-        target = absent(rng, scene, alike=alike)
+        target = absent(rng, scene, alike=manner.alike)
     elif task == "counting" and many and rng.random() < many:
         target = most(rng, scene)
     else:
@@ -244,7 +268,7 @@ def ask(
         return None
     number = sum(matches(i, target) for i in scene.items)
     if task == "counting":
-        answer = str(number)
+        answer = count(number, lang, manner.aloud)
     elif task == "exists":
         answer = ("有" if number else "没有") if lang == "zh" else ("yes" if number else "no")
     else:
@@ -252,11 +276,11 @@ def ask(
     return (form.format(**call(target, lang)), answer), target
 
 
-def follow_up(rng: Random, scene: Scene, lang: str, canonical: bool = False, alike: float = 0.0) -> Asked | None:
+def follow_up(rng: Random, scene: Scene, lang: str, canonical: bool = False, manner: Manner = PLAIN) -> Asked | None:
     """Two turns: "And the …?" repeats the first question for another target; or any second question."""
     task = rng.choice(("counting", "box", "colour", "exists"))
     many = 0.0 if canonical else 0.4
-    how = dict(many=many, alike=alike)
+    how = dict(many=many, manner=manner)
     first = ask(rng, scene, task, lang, want_absent=rng.random() < 0.15, wording=0 if canonical else None, **how)
     second = ask(rng, scene, task, lang, want_absent=rng.random() < 0.15, wording=0, **how)
     if first is None or second is None or second[1] is None:
@@ -271,12 +295,12 @@ def which(
     lang: str,
     want_absent: bool = False,
     wording: int | None = None,
-    alike: float = 0.0,
+    manner: Manner = PLAIN,
 ) -> Asked | None:
     words = WORDINGS["which"][lang]
     form = words[wording if wording is not None else rng.randrange(len(words))]
     number = rng.randrange(len(scenes))
-    target = absent(rng, scenes[number], alike=alike) if want_absent else present(rng, scenes[number])
+    target = absent(rng, scenes[number], alike=manner.alike) if want_absent else present(rng, scenes[number])
     if target is None:
         return None
     having = [k for k, s in enumerate(scenes) if any(matches(i, target) for i in s.items)]
@@ -286,7 +310,7 @@ def which(
     return Asked("which", lang, ((form.format(**call(target, lang)), answer),))
 
 
-def within(rng: Random, scenes: list[Scene], lang: str) -> Asked | None:
+def within(rng: Random, scenes: list[Scene], lang: str, aloud: bool) -> Asked | None:
     """A question about one of several pictures, by its number."""
     k = rng.randrange(len(scenes))
     if rng.random() < 0.5:
@@ -299,7 +323,8 @@ def within(rng: Random, scenes: list[Scene], lang: str) -> Asked | None:
         return None
     w = call(target, lang)
     form = f"image_{k + 1}里有几{w['m']}{w['n']}？" if lang == "zh" else f"How many {w['p']} are in image_{k + 1}?"
-    return Asked("counting-in", lang, ((form, str(sum(matches(i, target) for i in scenes[k].items))),))
+    number = sum(matches(i, target) for i in scenes[k].items)
+    return Asked("counting-in", lang, ((form, count(number, lang, aloud)),))
 
 
 #: How often training asks each task about one picture.
@@ -316,18 +341,16 @@ SINGLE = {
 }
 
 
-def conversation(rng: Random, scenes: list[Scene], alike: float = 0.0, crowds: bool = False) -> Asked | None:
-    """A random conversation about these pictures (none: talk without a picture); `alike`: of `absent`; `crowds`: counting is
-    seldom about what is not there, or there once.
-    """
+def conversation(rng: Random, scenes: list[Scene], manner: Manner = PLAIN) -> Asked | None:
+    """A random conversation about these pictures (none: talk without a picture)."""
     lang = "en" if rng.random() < 0.55 else "zh"
     if not scenes or rng.random() < 0.01:
         return Asked("off-topic", lang, ((rng.choice(OFF_TOPIC[lang]), ABOUT[lang]),))
     if len(scenes) > 1:
         made = (
-            which(rng, scenes, lang, rng.random() < 0.12, alike=alike)
+            which(rng, scenes, lang, rng.random() < 0.12, manner=manner)
             if rng.random() < 0.6
-            else within(rng, scenes, lang)
+            else within(rng, scenes, lang, manner.aloud)
         )
         return made and _casual(rng, made)
     (scene,) = scenes
@@ -344,16 +367,17 @@ def conversation(rng: Random, scenes: list[Scene], alike: float = 0.0, crowds: b
     if task == "off-topic":
         return Asked(task, lang, ((rng.choice(OFF_TOPIC[lang]), ABOUT[lang]),))
     if task == "follow-up":
-        made = follow_up(rng, scene, lang, alike=alike)
+        made = follow_up(rng, scene, lang, manner=manner)
         return made and _casual(rng, made)
-    seldom_alone = crowds and task == "counting"
+    seldom_alone = manner.crowds and task == "counting"
     want_absent = rng.random() < (0.5 if task == "exists" else 0.04 if seldom_alone else 0.14)
-    turn = ask(rng, scene, task, lang, want_absent, many=0.85 if crowd else 0.6, alike=alike)
+    turn = ask(rng, scene, task, lang, want_absent, many=0.85 if crowd else 0.6, manner=manner)
     if turn is None or (task == "counting" and turn[0][1] == "1" and rng.random() < (0.8 if seldom_alone else 0.65)):
         return None  # one is what most things are
     turns = [turn[0]]
     if rng.random() < 0.12:  # an unrelated second question in the same conversation
-        second = ask(rng, scene, rng.choice(("naming", "counting", "colour", "text", "box")), lang, many=0.6)
+        other = rng.choice(("naming", "counting", "colour", "text", "box"))
+        second = ask(rng, scene, other, lang, many=0.6, manner=manner)
         if second is not None:
             turns.append(second[0])
     return _casual(rng, Asked(task, lang, tuple(turns)))

@@ -15,7 +15,9 @@ import json
 import multiprocessing as mp
 import os
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.sharedctypes import Synchronized
 from pathlib import Path
 from random import Random
@@ -29,6 +31,7 @@ from forward import exactness
 from heads import Heads
 from optim import Optimizer
 from pack import TEXT, Batch, make_batch
+from questions import Asked, Manner
 from safetensors.torch import load_file
 from scenes import MIXES
 from sheets import sheet_batch
@@ -91,8 +94,10 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
         help="weight of how many things are like what an image token shows, asked where counting heads read it; "
         "numbers of equal things weigh as much as they are then",
     )
+    p.add_argument("--aloud", action="store_true", help="counts are said aloud: 1, 2, 3")
     p.add_argument("--crowds", action="store_true", help="ask less for the number of what is there once, or not at all")
     p.add_argument("--hold", type=float, default=0.1, help="share of the time before the learning rate begins to fall")
+    p.add_argument("--power", type=float, default=1.0, help="of how the learning rate falls: 1 is linearly")
     p.add_argument("--exam-scenes", type=int, default=1000, help="held-out scenes of the last examination")
     p.add_argument(
         "--decoder", choices=("fused", "plain"), default="fused", help="by kernels if their check passes, or not"
@@ -100,13 +105,13 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
     return p.parse_args(given)
 
 
-def schedule(progress: float, hold: float) -> float:
-    """Warm up over 1 %, hold, then fall linearly to nearly zero."""
-    return min(1.0, progress / 0.01 + 0.02, max(0.01, (1 - progress) / (1 - hold)))
+def schedule(progress: float, hold: float, power: float = 1.0) -> float:
+    """Warm up over 1 %, hold, then fall to nearly zero: linearly, or with a higher power soon and then slowly."""
+    return min(1.0, progress / 0.01 + 0.02, max(0.01, ((1 - progress) / (1 - hold)) ** power))
 
 
-def exam_jobs(scenes: int) -> list[tuple]:
-    """(layout, seed, rows) of the examination: a third one tile, half several tiles, the rest several pictures."""
+def exam_jobs(scenes: int, ask: Callable[..., Asked | None]) -> list[tuple]:
+    """(layout, seed, rows, …) of the examination: a third one tile, half several tiles, the rest several pictures."""
     rng, jobs, left, seed = Random(1), [], scenes, 10_000
     share = [(((1, 1),), 0.34), (((2, 2),), 0.1), (((3, 2),), 0.1), (((2, 3),), 0.08), (((4, 2),), 0.08), (((3, 3),), 0.07), (((2, 4),), 0.05),
              (((2, 1),), 0.03), (((1, 1), (1, 1)), 0.07), (((2, 2), (3, 2)), 0.03), (((1, 1),) * 3, 0.05)]  # fmt: skip
@@ -114,7 +119,7 @@ def exam_jobs(scenes: int) -> list[tuple]:
         rows = max(4, round(scenes * part))
         while rows > 0:
             n = min(rows, 16 if len(layout) == 1 and layout[0] != (1, 1) else 32)
-            jobs.append((layout, seed, n, 1, rng.random() < 0.5, exam, True))
+            jobs.append((layout, seed, n, 1, rng.random() < 0.5, ask, True))
             seed, rows, left = seed + n * len(layout), rows - n, left - n
     return jobs
 
@@ -144,7 +149,11 @@ class Drawn:
 
 
 def menu_of(a: argparse.Namespace) -> Menu:
-    return Menu(a.sets, a.many, a.tower, a.draw_sheets, a.mix, a.alike, a.crowds)
+    return Menu(a.sets, a.many, a.tower, a.draw_sheets, a.mix, manner_of(a))
+
+
+def manner_of(a: argparse.Namespace) -> Manner:
+    return Manner(a.alike, a.crowds, a.aloud)
 
 
 def draw(a: argparse.Namespace, saved: dict | None = None, trainings: int = 1, first: int = 0) -> Drawn:
@@ -153,9 +162,10 @@ def draw(a: argparse.Namespace, saved: dict | None = None, trainings: int = 1, f
     progress = mp.Value(
         "d", saved["elapsed"] / (a.minutes * 60) if saved else float(a.weights[1]) if a.weights else 0.0
     )
-    unseen = [(((1, 1),), 40_000 + 32 * k, 32, 1, False, exam, True, (HELD_OUT_STYLE,)) for k in range(4)]
+    ask = partial(exam, manner=manner_of(a))
+    unseen = [(((1, 1),), 40_000 + 32 * k, 32, 1, False, ask, True, (HELD_OUT_STYLE,)) for k in range(4)]
     with mp.Pool(a.workers) as pool:
-        final_exam = pool.map(_make, exam_jobs(a.exam_scenes), chunksize=1)
+        final_exam = pool.map(_make, exam_jobs(a.exam_scenes, ask), chunksize=1)
         unseen_style = pool.map(_make, unseen)
     first, menu = saved["drawn"] if saved else first, menu_of(a)
     return Drawn(Workers(a.workers, first, menu, progress, trainings), progress, menu, first, final_exam, unseen_style)
@@ -193,7 +203,7 @@ def train(a: argparse.Namespace, drawn: Drawn, saved: dict | None = None, number
     sizes = CONFIG["vision_config"]["width"], CONFIG["language_config"]["hidden_size"]
     heads = Heads(*sizes, a.per_thing, a.fine, a.amount > 0).to(device)
     optimizer = Optimizer(model, heads, a.muon_lr, a.adam_lr)
-    weights = AUX | {k: AUX[k] * a.counting for k in ("tally", "share")} | {"amount": a.amount}
+    weights = AUX | {k: AUX[k] * a.counting for k in ("tally", "share", "number")} | {"amount": a.amount}
     if a.amount:  # what crowds weigh more there, these losses weigh less
         weights |= {k: AUX[k] * 0.6 for k in ("order", "token_order")}
     trainer = Trainer(model, heads, optimizer, weights, record=fast)
@@ -268,7 +278,7 @@ def train(a: argparse.Namespace, drawn: Drawn, saved: dict | None = None, number
         if sharp != sigma:
             sigma = sharp
             trainer.set_sharpness(sigma)
-        rate = schedule(done, a.hold)
+        rate = schedule(done, a.hold, a.power)
         trainer.set_rates(
             rate,
             aux=1.0 if done < 0.5 else max(0.25, 1.0 - 1.5 * (done - 0.5)),

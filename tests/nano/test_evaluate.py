@@ -23,6 +23,12 @@ def test_of_a_list_that_is_wrong_as_a_whole_its_names_are_counted():
     assert score(BOX, "none").names is None
 
 
+@pytest.mark.parametrize("answer", ["3", "1, 2, 3", "1、2、3\n"])
+def test_a_number_may_be_said_at_once_or_aloud(answer):
+    assert score("3", answer).right == 1
+    assert score("2", answer).right == score("1, 3", answer).right == 0
+
+
 def test_a_box_counts_from_half_overlap_and_under_its_own_name_only():
     near = BOX.replace("200, 200", "190, 195")
     assert score(BOX, near).right == 1 and 0.8 < score(BOX, near).ious[0] < 0.9

@@ -109,6 +109,28 @@ def test_a_name_looks_at_all_things_of_that_name_and_colour():
         )
 
 
+def test_a_count_said_aloud_looks_at_one_thing_after_the_other():
+    from questions import Asked
+    from scenes import Item, Scene
+
+    cat, red, blue = Item("object", 0), Item("shape", 0, colour="red"), Item("shape", 0, colour="blue")
+    scene = Scene(0, make_batch_image(), [cat, red, blue, cat, red])
+    for question, said, wanted in (
+        (
+            "How many cats are there?",
+            "1, 2",
+            [1, 4, 4, 0],
+        ),  # a number, what separates it from the next, a number, the end
+        ("有几个红色圆形？", "1、2", [2, 5, 5, 0]),
+        ("How many circles are there?", "1, 2, 3", [2, 3, 3, 5, 5, 0]),
+        ("How many circles are there?", "3", [0, 0]),
+    ):
+        asked = Asked("counting", "en", ((question, said),))
+        ids, answer = encode_turns(asked, with_image=True)
+        codes = points(asked.turns, ids, answer, coordinates(ids, answer), look(scene))
+        assert codes[answer.index(True) :] == wanted, question
+
+
 def make_batch_image():
     from PIL import Image
 

@@ -9,7 +9,7 @@ import pytest
 from exam import TASKS, question
 from names import ALIKE, COLOURS, HANZI, OBJECTS, SHAPES, WORDS
 from PIL import ImageFont
-from questions import absent, boxes_of, conversation, det, naming, which
+from questions import Manner, absent, boxes_of, conversation, det, naming, which
 from scenes import TRAIN_MIX, TRAIN_SEEDS, Item, make_scene, sizes_by_grid
 from views import best_grid, tiles_of
 
@@ -73,7 +73,7 @@ def test_absent_things_may_be_asked_for_that_look_like_one_that_is_there():
 def test_crowds_are_counted_more_often_than_what_is_there_once():
     def alone(crowds: bool) -> float:
         rng, scenes = Random(1), [make_scene(1_000_000 + k, (384, 384), mix=TRAIN_MIX) for k in range(40)]
-        asked = [conversation(rng, [scenes[k % 40]], crowds=crowds) for k in range(1500)]
+        asked = [conversation(rng, [scenes[k % 40]], Manner(crowds=crowds)) for k in range(1500)]
         answers = [a.turns[0][1] for a in asked if a and a.task == "counting"]
         return sum(answer in ("0", "1") for answer in answers) / len(answers)
 

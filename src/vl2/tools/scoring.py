@@ -14,6 +14,7 @@ IOU_FOUND = 0.5
 _BOX = re.compile(r"\[(\d+), (\d+), (\d+), (\d+)\]")
 _NAME = re.compile(r"<\|ref\|>(.*?)<\|/ref\|>")
 _BETWEEN_NAMES = re.compile(r", |、")
+_ALOUD = re.compile(r"1(?:(?:, |、)\d+)+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,10 +66,13 @@ def score(expected: str, answer: str) -> Score:
     """Exact match after trimming; where boxes are expected, the share of them found at IoU ≥ 0.5.
 
     A box is found only under its own name: boxes are compared name by name, and extra ones find nothing. Of a list,
-    which is right as a whole or not, its names are counted, too.
+    which is right as a whole or not, its names are counted, too. A number may be said at once or aloud, `1, 2, 3`.
     """
+    expected, answer = expected.strip(), answer.strip()
+    if expected.isdigit() and _ALOUD.fullmatch(answer):
+        answer = _BETWEEN_NAMES.split(answer)[-1]
     if "<|det|>" not in expected:
-        return Score(float(expected.strip() == answer.strip()), names=match_names(expected, answer))
+        return Score(float(expected == answer), names=match_names(expected, answer))
     truth, given = _by_name(expected), _by_name(answer)
     ious = [value for name, at in truth.items() for value in match_boxes(at, given.get(name, []))]
     return Score(sum(value >= IOU_FOUND for value in ious) / len(ious), tuple(ious))
