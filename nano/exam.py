@@ -9,34 +9,34 @@ from __future__ import annotations
 from collections import defaultdict
 from random import Random
 
-from questions import PLAIN, WORDINGS, Asked, Manner, ask, call, count, counted, follow_up, matches, most, which
+from questions import WORDINGS, Asked, Manner, ask, call, count, counted, follow_up, matches, most, which
 from scenes import Scene
 
 TASKS = ("naming", "counting", "colour", "text", "box", "follow-up", "absent", "caption")
 
 
-def exam(rng: Random, scenes: list[Scene], manner: Manner = PLAIN) -> Asked | None:
+def exam(rng: Random, scenes: list[Scene], aloud: bool = False) -> Asked | None:
     """A random canonical question about these pictures."""
     lang = rng.choice(("en", "zh"))
     if len(scenes) > 1:
         return which(rng, scenes, lang, wording=0)
-    return question(rng, scenes[0], rng.choice(TASKS), lang, manner)
+    return question(rng, scenes[0], rng.choice(TASKS), lang, aloud)
 
 
-def question(rng: Random, scene: Scene, task: str, lang: str, manner: Manner = PLAIN) -> Asked | None:
+def question(rng: Random, scene: Scene, task: str, lang: str, aloud: bool = False) -> Asked | None:
     """The canonical question of a task about one picture, or None where the scene does not suit it."""
     kinds = {i.kind for i in scene.items}
     if not scene.items or (task == "colour" and "shape" not in kinds) or (task == "text" and "text" not in kinds):
         return None
     if task == "follow-up":
-        return follow_up(rng, scene, lang, canonical=True, manner=manner)
+        return follow_up(rng, scene, lang, canonical=True, manner=Manner(aloud=aloud))
     asked = "box" if task == "absent" else task
     if task == "absent":
         asked = rng.choice(("box", "box", "colour", "text"))
         if asked == "text" and "text" in kinds:
             return None
     if task == "counting":
-        return count_most(rng, scene, lang, manner.aloud)
+        return count_most(rng, scene, lang, aloud)
     turn = ask(rng, scene, asked, lang, want_absent=task == "absent", wording=0)
     return turn and Asked(task, lang, (turn[0],))
 

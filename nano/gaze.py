@@ -98,7 +98,7 @@ def points(turns: tuple[Turn, ...], ids: list[int], answer: list[bool], numbers:
     for (_, said), (start, end) in zip(turns, replies(answer)):
         things = shown.named_in(codes[asked:start])
         asked = end
-        if len(things) > 1 and said in {count(len(things), lang, aloud=True) for lang in ("en", "zh")}:
+        if things and said in {count(len(things), lang, aloud=True) for lang in ("en", "zh")}:
             _mark_counted(ids, codes, things, start, end - 1)
         elif said == shown.text and end - start - 1 == len(said):
             codes[start : end - 1] = range(CHARS, CHARS + len(said))
@@ -151,7 +151,7 @@ def _mark_names(ids: list[int], codes: list[int], shown: Shown) -> None:
         size = next((n for n in (3, 2, 1) if tuple(ids[at : at + n]) in _PATTERNS), 0)
         end = at + size
         free = at + max(1, size)
-        if size and end < len(ids) and codes[end] == 0:
+        if size and end < len(ids):
             kind, index = _PATTERNS[tuple(ids[at:end])]
             wanted = shown.things.get((kind, index))
             followed = _PATTERNS.get(tuple(ids[end : end + 1]), ("", 0))[0] == "shape"  # "orange" may be a colour

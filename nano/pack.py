@@ -23,7 +23,7 @@ from views import TILE, Layout, tiles_of
 
 TEXT = 288  # text tokens a row
 TILE_BUDGET, MAX_ROWS = 160, 128  # tiles and rows of a micro-batch
-COUNT_WEIGHT = 2.5  # of a counting answer's loss: it is one digit, and slow to learn
+COUNT_WEIGHT = 2.5  # of a counting answer's loss: it is short, and slow to learn
 #: Tile grids of pairs of pictures; few, since each costs a recorded step of its own (`step.py`).
 PAIRS = (
     ((2, 2), (1, 1)), ((1, 1), (2, 2)), ((2, 2), (2, 2)), ((3, 2), (2, 3)), ((1, 2), (2, 1)), ((3, 2), (1, 1)), ((1, 1), (2, 3)), ((2, 1), (3, 2)),

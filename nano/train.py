@@ -149,11 +149,7 @@ class Drawn:
 
 
 def menu_of(a: argparse.Namespace) -> Menu:
-    return Menu(a.sets, a.many, a.tower, a.draw_sheets, a.mix, manner_of(a))
-
-
-def manner_of(a: argparse.Namespace) -> Manner:
-    return Manner(a.alike, a.crowds, a.aloud)
+    return Menu(a.sets, a.many, a.tower, a.draw_sheets, a.mix, Manner(a.alike, a.crowds, a.aloud))
 
 
 def draw(a: argparse.Namespace, saved: dict | None = None, trainings: int = 1, first: int = 0) -> Drawn:
@@ -162,7 +158,7 @@ def draw(a: argparse.Namespace, saved: dict | None = None, trainings: int = 1, f
     progress = mp.Value(
         "d", saved["elapsed"] / (a.minutes * 60) if saved else float(a.weights[1]) if a.weights else 0.0
     )
-    ask = partial(exam, manner=manner_of(a))
+    ask = partial(exam, aloud=a.aloud)
     unseen = [(((1, 1),), 40_000 + 32 * k, 32, 1, False, ask, True, (HELD_OUT_STYLE,)) for k in range(4)]
     with mp.Pool(a.workers) as pool:
         final_exam = pool.map(_make, exam_jobs(a.exam_scenes, ask), chunksize=1)

@@ -28,4 +28,4 @@ def test_a_higher_power_gives_low_rates_more_time(power, below_a_third):
 def test_without_its_flags_training_is_as_it_was(monkeypatch):
     a = options("", monkeypatch)
     assert (a["amount"], a["counting"], a["fine"], a["mix"], a["alike"]) == (0, 1, False, "plain", 0)
-    assert not a["aloud"] and not a["crowds"]
+    assert not a["aloud"] and not a["crowds"] and a["power"] == 1

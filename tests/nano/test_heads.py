@@ -123,7 +123,9 @@ def test_a_count_said_aloud_looks_at_one_thing_after_the_other():
         ),  # a number, what separates it from the next, a number, the end
         ("有几个红色圆形？", "1、2", [2, 5, 5, 0]),
         ("How many circles are there?", "1, 2, 3", [2, 3, 3, 5, 5, 0]),
+        ("How many blue circles are there?", "1", [3, 0]),
         ("How many circles are there?", "3", [0, 0]),
+        ("How many dogs are there?", "0", [0, 0]),
     ):
         asked = Asked("counting", "en", ((question, said),))
         ids, answer = encode_turns(asked, with_image=True)

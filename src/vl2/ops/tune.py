@@ -252,15 +252,18 @@ def _expert_cases(
     some = [dict(up_n=n, down_n=m, num_warps=w, num_stages=s)
             for n, m in ((64, 128), (64, 64), (128, 128)) for w, s in ((4, 3), (4, 4), (8, 3))]  # fmt: skip
     yield Case("experts_some", experts_kernel.SOME, some, sorted_works([load.prompt_tokens // 16]))
-    large = load.prompt_tokens // 4, load.prompt_tokens
     if is_before_hopper(device):
         many = [dict(up_n=n, down_n=m, num_warps=w, num_stages=s)
                 for n, m in ((128, 128), (64, 128)) for w, s in ((8, 2), (8, 3), (8, 4), (4, 3))]  # fmt: skip
-        yield Case("experts_sorted", experts_kernel.MANY, many, sorted_works([load.prompt_tokens // 8, *large]))
+        yield Case(
+            "experts_sorted", experts_kernel.MANY, many, sorted_works([load.prompt_tokens // n for n in (8, 4, 1)])
+        )
         return
     many = [dict(block_m=b, up_n=n, down_n=m, num_warps=w, num_stages=s)
             for b, n, m, w in ((128, 128, 256, 8), (128, 64, 128, 8), (64, 64, 128, 4), (64, 128, 128, 8))
             for s in (3, 4, 5)]  # fmt: skip
-    yield Case("experts_sorted", experts_kernel.MANY, many, sorted_works([load.prompt_tokens // 8]))
+    medium = load.prompt_tokens // 8, load.prompt_tokens // 4
+    yield Case("experts_sorted", experts_kernel.MANY, many, sorted_works(medium))
     many = [dict(up_n=n, down_n=m, num_stages=s) for n, m in ((128, 256), (128, 128), (64, 128)) for s in (2, 3, 4)]
+    large = load.prompt_tokens // 2, load.prompt_tokens
     yield Case("experts_many", kernel_many.TILE, many, lambda tile: works(kernel_many.mix_many, large, tile))

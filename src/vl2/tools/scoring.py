@@ -14,7 +14,6 @@ IOU_FOUND = 0.5
 _BOX = re.compile(r"\[(\d+), (\d+), (\d+), (\d+)\]")
 _NAME = re.compile(r"<\|ref\|>(.*?)<\|/ref\|>")
 _BETWEEN_NAMES = re.compile(r", |、")
-_ALOUD = re.compile(r"1(?:(?:, |、)\d+)+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,13 +68,19 @@ def score(expected: str, answer: str) -> Score:
     which is right as a whole or not, its names are counted, too. A number may be said at once or aloud, `1, 2, 3`.
     """
     expected, answer = expected.strip(), answer.strip()
-    if expected.isdigit() and _ALOUD.fullmatch(answer):
-        answer = _BETWEEN_NAMES.split(answer)[-1]
+    if _is_aloud(answer, expected):
+        answer = expected
     if "<|det|>" not in expected:
         return Score(float(expected == answer), names=match_names(expected, answer))
     truth, given = _by_name(expected), _by_name(answer)
     ious = [value for name, at in truth.items() for value in match_boxes(at, given.get(name, []))]
     return Score(sum(value >= IOU_FOUND for value in ious) / len(ious), tuple(ious))
+
+
+def _is_aloud(answer: str, number: str) -> bool:
+    """Whether it goes from 1 to this number, one at a time."""
+    steps = _BETWEEN_NAMES.split(answer)
+    return steps == [str(n) for n in range(1, len(steps) + 1)] and steps[-1] == number
 
 
 def match_names(expected: str, answer: str) -> Names:
