@@ -1,4 +1,4 @@
-"""Experts of some hundred tokens up to four thousand: each active expert's weights come once, as boxes of the copy engine (TMA).
+"""Experts of hundreds to thousands of tokens: an active expert's weights come once, as boxes of the copy engine (TMA).
 
 Like in `kernel.py`, a block's rows are gathered where they lie, and shared experts are further experts; unlike there,
 no thread computes the addresses of weights. What takes time then is reading the routed experts; the shared ones, whose
