@@ -23,7 +23,7 @@ from views import TILE, Layout, tiles_of
 
 TEXT = 288  # text tokens a row
 TILE_BUDGET, MAX_ROWS = 160, 128  # tiles and rows of a micro-batch
-COUNT_WEIGHT = 2.5  # of a counting answer's loss: it is short, and slow to learn
+COUNT_WEIGHT, ALOUD_WEIGHT = 2.5, 1.5  # of a counting answer's loss: it is slow to learn, and short if it is one number
 #: Tile grids of pairs of pictures; few, since each costs a recorded step of its own (`step.py`).
 PAIRS = (
     ((2, 2), (1, 1)), ((1, 1), (2, 2)), ((2, 2), (2, 2)), ((3, 2), (2, 3)), ((1, 2), (2, 1)), ((3, 2), (1, 1)), ((1, 1), (2, 3)), ((2, 1), (3, 2)),
@@ -161,7 +161,7 @@ def _fill(rng: Random, scenes: list[Scene], rows: dict[str, np.ndarray], ask=con
     whole: dict[str, list] = {k: [] for k in rows}  # one assignment a row is cheaper than one a conversation
     shown = look(scenes[0]) if len(scenes) == 1 else None
     for number, (asked, ids, answer) in enumerate(made, 1):
-        weight = sum(answer) ** -0.5 * (COUNT_WEIGHT if asked.task == "counting" else 1)
+        weight = sum(answer) ** -0.5 * _weight(asked)
         numbers = coordinates(ids, answer)
         whole["ids"] += ids
         whole["group"] += [number] * len(ids)
@@ -174,6 +174,12 @@ def _fill(rng: Random, scenes: list[Scene], rows: dict[str, np.ndarray], ask=con
     for key, values in whole.items():
         rows[key][: len(values)] = values
     return [asked for asked, _, _ in made]
+
+
+def _weight(asked: Asked) -> float:
+    if asked.task != "counting":
+        return 1.0
+    return COUNT_WEIGHT if asked.turns[0][1].isdigit() else ALOUD_WEIGHT
 
 
 def make_batch(
