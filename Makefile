@@ -28,7 +28,8 @@ test: $(VENV)/.dev  ## run the tests, two files at a time
 	$(BIN)/python -m pytest -q --numprocesses 2 --dist loadfile $(ARGS)
 
 test-gpu: $(VENV)/.dev  ## run what concerns a GPU: kernels against references, golden answers, on CUDA
-	$(BIN)/python -m pytest -q --device cuda tests/ops tests/parity tests/engine/test_runner.py $(ARGS)
+	$(BIN)/python -m pytest -q --device cuda tests/ops tests/parity tests/engine/test_runner.py \
+		tests/engine/test_busy_engine.py tests/engine/test_device_rows.py tests/engine/test_vision_clock.py $(ARGS)
 
 # program:package of Debian, for each; installed where they are missing
 DEBIAN = missing=; for tool in $(1); do command -v $${tool%:*} >/dev/null || missing="$$missing $${tool\#*:}"; done; \

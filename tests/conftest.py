@@ -27,9 +27,9 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in items:
         if config.getoption("--device") != "cpu" and item.get_closest_marker("cpu_only"):
-            item.add_marker(pytest.mark.skip(reason="about the CPU"))
+            item.add_marker(pytest.mark.skip(reason="about the CPU"))  # every run without --device has it
         if item.get_closest_marker("gpu") and not _has_gpu():
-            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))  # `make test-gpu` has one
 
 
 @functools.cache

@@ -115,12 +115,8 @@ def test_a_count_said_aloud_looks_at_one_thing_after_the_other():
 
     cat, red, blue = Item("object", 0), Item("shape", 0, colour="red"), Item("shape", 0, colour="blue")
     scene = Scene(0, make_batch_image(), [cat, red, blue, cat, red])
-    for question, said, wanted in (
-        (
-            "How many cats are there?",
-            "1, 2",
-            [1, 4, 4, 0],
-        ),  # a number, what separates it from the next, a number, the end
+    for question, said, wanted in (  # codes of a number, of what separates it from the next, … and of the end
+        ("How many cats are there?", "1, 2", [1, 4, 4, 0]),
         ("有几个红色圆形？", "1、2", [2, 5, 5, 0]),
         ("How many circles are there?", "1, 2, 3", [2, 3, 3, 5, 5, 0]),
         ("How many blue circles are there?", "1", [3, 0]),

@@ -200,7 +200,8 @@ class Splits:
         rows, heads, count, width = self.parts.shape
         if count == 1 or self.last_adds or not len(batch.block_tables):
             return
-        # Fixed splits are few, and of many rows: a thread adds up all of a column's, and waits for no other.
+        # Where splits are fixed, a program has all columns: its threads each add up whole ones, and none waits. The
+        # order of a sum depends on this size, which therefore must not depend on the batch.
         block_d = block(width) if self.size else min(128, block(width))
         combine_splits[heads, min(rows, len(batch.block_tables)), triton.cdiv(width, block_d)](
             self.parts, self.stats, out, batch.context_lengths, count, HEADS=heads, DIM=width, BLOCK_D=block_d,
