@@ -1,6 +1,7 @@
 """Which of cuBLASLt's algorithms a product has, how that is kept, and what is done without the library."""
 
 import contextlib
+import dataclasses
 import json
 import tempfile
 import threading
@@ -12,6 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from vl2.engine.capture import capture
+from vl2.model.linear import Linear
 from vl2.ops import cublas, cublas_lt
 from vl2.ops.cublas_choice import MANY_ROWS, Choices, choices_path
 from vl2.ops.cublas_lt import CublasLtError, Epilogue, Product
@@ -262,6 +264,44 @@ def test_on_a_cpu_products_are_torchs():
     x, weight, bias = (torch.randn(*shape).bfloat16() for shape in ((2, 5, 64), (96, 64), (96,)))
     assert torch.equal(cublas.tower_linear(x, weight, bias), F.linear(x, weight, bias))
     assert torch.equal(cublas.tower_linear(x, weight), F.linear(x, weight))
+    for onto in (cublas.tower_linear_onto, cublas.linear_onto):
+        assert onto(torch.zeros(2, 5, 96).bfloat16(), x, weight, bias) is None
+
+
+def test_a_product_that_begins_with_a_residual_has_a_choice_of_its_own(path: Path):
+    library = FakeLibrary()
+    choices, adding = Choices(library, path), dataclasses.replace(PRODUCT, adds=True)
+    ran(choices)
+    library.fastest = OTHER
+    assert ran(choices, adding) == [OTHER] and set(json.loads(path.read_text())["algorithms"]) == {
+        str(PRODUCT),
+        str(PRODUCT) + ", added",
+    }
+
+
+def test_a_linear_adds_by_its_product_or_leaves_it_to_the_norm():
+    """Where somebody watches the product (GPTQ does), it stays one by itself."""
+    linear = Linear(8, 4, bias=True, dtype=torch.float32, device="cpu")
+    torch.nn.init.normal_(linear.weight)
+    torch.nn.init.normal_(linear.bias)
+    residual, x = torch.randn(3, 4), torch.randn(3, 8)
+    product = F.linear(x, linear.weight, linear.bias)
+    seen: list[torch.Tensor] = []
+
+    def both_ways() -> None:
+        total, delta = linear.onto(residual, x)
+        torch.testing.assert_close(total if delta is None else total + delta, residual + product)
+
+    both_ways()
+    linear.multiply_onto = lambda r, x, w, b: seen.append(x) or r + F.linear(x, w, b)
+    both_ways()
+    assert len(seen) == 1
+    handle = linear.register_forward_pre_hook(lambda *_: seen.append(x))
+    both_ways()
+    handle.remove()
+    assert len(seen) == 2, "the hook saw it, not the joint product"
+    linear.multiply_onto = lambda *_: None
+    both_ways()
 
 
 @pytest.mark.gpu
@@ -278,7 +318,23 @@ def test_products_are_as_near_to_the_truth_as_torchs(device, rows: int, monkeypa
             (cublas.tower_linear, exact), (cublas.linear_gelu, F.gelu(exact, approximate="tanh"))
         ):  # fmt: skip
             torch.testing.assert_close(ours(x, weight, bias).double(), truth, atol=8e-3, rtol=8e-3)
-    assert len(json.loads(choices_path(torch.cuda.get_device_name()).read_text())["algorithms"]) == 4
+        residual = torch.randn(rows, width, device=device).bfloat16()
+        total = cublas.tower_linear_onto(residual, x, weight, bias)
+        torch.testing.assert_close(total.double(), residual.double() + exact, atol=8e-3, rtol=8e-3)
+    assert len(json.loads(choices_path(torch.cuda.get_device_name()).read_text())["algorithms"]) == 6
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("rows", [cublas.ONTO_ROWS, 1000])
+def test_a_product_of_many_rows_may_begin_with_the_residual_itself(device, rows: int):
+    torch.manual_seed(rows)
+    x, weight, residual = (torch.randn(*s, device=device).bfloat16() for s in ((rows, 64), (96, 64), (rows, 96)))
+    truth = residual.double() + F.linear(x.double(), weight.double())
+    total = cublas.linear_onto(residual, x, weight, None)
+    assert total.data_ptr() == residual.data_ptr(), "it was added in place"
+    torch.testing.assert_close(total.double(), truth, atol=8e-3, rtol=8e-3)
+    assert cublas.linear_onto(residual[:8], x[:8], weight, None) is None, "few rows: the norm adds"
+    assert cublas.linear_onto(residual.float(), x, weight, None) is None, "a wider residual"
 
 
 @pytest.mark.gpu

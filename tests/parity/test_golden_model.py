@@ -3,12 +3,14 @@
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from golden_cases import VARIANTS, GoldenCase, load_gates, load_variant, load_variants, read_json
 from tests import device
 from tests.parity.steps import build_model, case_prompt, run_prompt, text_step
 from vl2.core.model_config import MoEConfig
 from vl2.model.kv_pool import KVPool
+from vl2.model.linear import Linear
 from vl2.model.moe import MLP
 from vl2.ops.gate.reference import eligible_scores, route
 
@@ -47,6 +49,26 @@ def test_every_stage_of_a_prompt(case: GoldenCase):
 
 @pytest.mark.parametrize("variant", VARIANTS)
 @torch.inference_mode()
+def test_products_that_begin_with_the_residual(variant: str, monkeypatch: pytest.MonkeyPatch):
+    """What a GPU does in bfloat16 where rows are many (`Backend.linear_onto`), here in float32."""
+    case = next(case for case in CASES if case.variant == variant)
+    model, added = build_model(variant), []
+
+    def onto(residual: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        added.append(residual)
+        return residual.add_(F.linear(x, weight, bias))
+
+    for module in model.modules():
+        if isinstance(module, Linear):
+            monkeypatch.setattr(module, "multiply_onto", onto)
+    run = run_prompt(model, case_prompt(case))
+    assert_equal(run.hidden, case.get("hidden_last"), LOOSE)
+    assert_equal(model.decoder.logits(run.hidden)[-8:], case.get("logits_last8"), LOOSE)
+    assert len(added) >= len(model.decoder.layers)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@torch.inference_mode()
 def test_single_blocks(variant: str):
     golden, model = load_variant(variant).tensors, build_model(variant)
     x = torch.from_numpy(golden["unit.x"]).to(device.DEVICE)
@@ -73,10 +95,10 @@ def test_single_blocks(variant: str):
 
 
 def _attention_at(model, attention, x: torch.Tensor, first: int) -> torch.Tensor:
-    """One block on rows at positions first, first + 1 …, as if nothing stood before them."""
+    """One block and its projection on rows at positions first, first + 1 …, as if nothing stood before them."""
     step = text_step(len(x), first_position=first)
     pool = KVPool(model.config.language, 8, 16, dtype=torch.float32, device=device.DEVICE)
-    return attention(x, step, step.queries, model.decoder.rope, pool.layers[0])
+    return attention.o_proj(attention(x, step, step.queries, model.decoder.rope, pool.layers[0]))
 
 
 def _sorted_by_id(ids: torch.Tensor, weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

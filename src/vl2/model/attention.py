@@ -1,4 +1,6 @@
-"""The decoder's two attentions. Both write this step's rows into the cache and then read the whole context from it."""
+"""The decoder's two attentions. Both write this step's rows into the cache and then read the whole context from it.
+The layer multiplies with `o_proj`, which may add the residual on its way.
+"""
 
 from __future__ import annotations
 
@@ -46,10 +48,10 @@ class MHA(nn.Module):
     def forward(
         self, x: torch.Tensor, step: StepInputs, queries: QueryRows, rope: RopeTable, pool: torch.Tensor
     ) -> torch.Tensor:
-        """x [T, C], pool [2, pages, page size, K, D] → [Q, C]."""
+        """x [T, C], pool [2, pages, page size, K, D] → what `o_proj` takes, [Q, H · D]."""
         q = self.ops.write_heads(self.qkv(x), rope, step.positions, step.kv_slots, pool)
         out = self.ops.attend_heads(queries.take(q), pool, queries.sequences, self.head_dim**-0.5)
-        return self.o_proj(out.flatten(1))
+        return out.flatten(1)
 
 
 class MLA(nn.Module):
@@ -99,16 +101,15 @@ class MLA(nn.Module):
     def forward(
         self, x: torch.Tensor, step: StepInputs, queries: QueryRows, rope: RopeTable, pool: torch.Tensor
     ) -> torch.Tensor:
-        """x [T, C], pool [pages, page size, R + Dr] → [Q, C]."""
+        """x [T, C], pool [pages, page size, R + Dr] → what `o_proj` takes, [Q, H · Dv]."""
         latent, q = self._project(x, queries)
         norm = self.kv_norm.weight, INNER_NORM_EPS
         if self.ops.decode_mla is not None and queries.rows is None and queries.sequences.max_query_rows <= 1:
             own, places = (latent, *norm, q, self.kv_b.weight), (step.positions, step.kv_slots)
-            return self.o_proj(self.ops.decode_mla(*own, pool, rope, *places, queries.sequences, self.scale))
+            return self.ops.decode_mla(*own, pool, rope, *places, queries.sequences, self.scale)
         self.ops.write_latent(latent, *norm, rope, step.positions, step.kv_slots, pool)
         attend = self.ops.attend_mla if self.expand is None else functools.partial(attend_mla, expand=self.expand)
-        out = attend(q, self.kv_b.weight, pool, rope, queries.take(step.positions), queries.sequences, self.scale)
-        return self.o_proj(out)
+        return attend(q, self.kv_b.weight, pool, rope, queries.take(step.positions), queries.sequences, self.scale)
 
     def _project(self, x: torch.Tensor, queries: QueryRows) -> tuple[torch.Tensor, torch.Tensor]:
         """[T, C] → latent rows [T, R + Dr], queries [Q, H, Dn + Dr]."""

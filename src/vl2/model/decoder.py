@@ -60,12 +60,12 @@ class DecoderLayer(nn.Module):
         """x and delta [T, C] → the same [Q, C]."""
         x, normed = self.attention_norm.add(x, delta)
         attended = self.attention(normed, step, queries, rope, pool)
-        x = queries.take(x)
+        x, delta = self.attention.o_proj.onto(queries.take(x), attended)
         if not isinstance(self.mlp, MoE):
-            x, normed = self.mlp_norm.add(x, attended)
+            x, normed = self.mlp_norm.add(x, delta)
             return x, self.mlp(normed)
         num_rows = queries.sequences.num_rows
-        x, out = self.mlp.norm_and_mix(self.mlp_norm, x, attended, num_rows, step.rounding)
+        x, out = self.mlp.norm_and_mix(self.mlp_norm, x, delta, num_rows, step.rounding)
         return x, out if len(out) == len(x) else pad_rows(add_up(out), len(x))
 
 

@@ -13,7 +13,7 @@ from torch import nn
 
 from vl2.core.quantization import Quantization, WeightScheme
 from vl2.ops.activation import gelu_tanh
-from vl2.ops.backend import Backend
+from vl2.ops.backend import Backend, LinearOnto
 from vl2.ops.experts.mixture import Mixture
 from vl2.ops.linear import multiply
 from vl2.ops.native.linear import NativeLinear
@@ -32,6 +32,7 @@ class Linear(nn.Module):
 
     row_multiple = 1
     multiply = staticmethod(multiply)  # or the backend's (model/vl2.py)
+    multiply_onto: LinearOnto | None = None
     native: NativeLinear | None = None  # set when weights are packed (model/packing.py): it multiplies then
 
     def __init__(
@@ -49,6 +50,16 @@ class Linear(nn.Module):
         rows = x.flatten(0, -2)
         out = self.multiply(pad_rows(rows, round_up(len(rows), self.row_multiple)), self.weight, self.bias)[: len(rows)]
         return saturate(out).view(*x.shape[:-1], -1)
+
+    def onto(self, residual: torch.Tensor, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """(residual + y, None) where that is one product, which may overwrite residual; else (residual, y). Who watches
+        the product sees it."""
+        is_one = self.native is None and self.row_multiple == 1 and not self._forward_pre_hooks
+        if is_one and self.multiply_onto is not None:
+            total = self.multiply_onto(residual, x, self.weight, self.bias)
+            if total is not None:
+                return total, None
+        return residual, self(x)
 
 
 class QuantizedLinear(nn.Module):
@@ -82,6 +93,10 @@ class QuantizedLinear(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.ops.quantized_linear(x, self.weight, self.bias, self.rounding)
+
+    def onto(self, residual: torch.Tensor, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """As of a `Linear`: never one product."""
+        return residual, self(x)
 
 
 def lie_together(first: Linear | QuantizedLinear, second: Linear | QuantizedLinear) -> None:

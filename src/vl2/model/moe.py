@@ -90,16 +90,16 @@ class MoE(nn.Module):
         return out if self.shared is None else saturate(add_up(out) + self.shared(x))
 
     def norm_and_mix(
-        self, norm: RMSNorm, x: torch.Tensor, delta: torch.Tensor, num_rows: int | None, rounding: RowRounding
+        self, norm: RMSNorm, x: torch.Tensor, delta: torch.Tensor | None, num_rows: int | None, rounding: RowRounding
     ) -> tuple[torch.Tensor, torch.Tensor | Mixture]:
         """x + delta; of its first `num_rows` rows what experts say to their norm. Rows that only fill up a step would
         choose some, too."""
         router = self.router, self.router_bias, self.config
-        if self.ops.norm_and_mix is not None and len(x) == 1:
+        if self.ops.norm_and_mix is not None and delta is not None and len(x) == 1:
             experts, is_apart = self.asked_experts
             x, normed, out = self.ops.norm_and_mix(x, delta, norm.weight, norm.eps, *router, experts)
             return x, self.add_apart(out, normed) if is_apart else out
-        if self.ops.norm_and_route is not None:
+        if self.ops.norm_and_route is not None and delta is not None:
             x, normed, ids, weights = self.ops.norm_and_route(x, delta, norm.weight, norm.eps, *router)
             return x, self.mix(normed[:num_rows], ids[:num_rows], weights[:num_rows], rounding)
         x, normed = norm.add(x, delta)

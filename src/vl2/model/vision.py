@@ -32,14 +32,14 @@ class VisionBlock(nn.Module):
         self.fc1 = GeluLinear(width, config.mlp_width, ops, dtype=dtype, device=device)
         self.fc2 = Linear(config.mlp_width, width, bias=True, dtype=dtype, device=device)
 
-    def forward(self, x: torch.Tensor, delta: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(self, x: torch.Tensor, delta: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor | None]:
         """x [N, patches, W] in the residual's dtype, and what the block before still has to add to it → the same."""
         x, normed = self.norm1.add(x, delta)
-        x, normed = self.norm2.add(x, self.attention(normed))
-        return x, self.fc2(self.fc1(normed))
+        x, normed = self.norm2.add(*self.proj.onto(x, self.attend(normed)))
+        return self.fc2.onto(x, self.fc1(normed))
 
-    def attention(self, x: torch.Tensor) -> torch.Tensor:
-        return self.proj(attend_tiles(self.qkv(x).unflatten(-1, (3, self.heads, -1))).flatten(2))
+    def attend(self, x: torch.Tensor) -> torch.Tensor:
+        return attend_tiles(self.qkv(x).unflatten(-1, (3, self.heads, -1))).flatten(2)
 
 
 class VisionTower(nn.Module):
@@ -59,7 +59,8 @@ class VisionTower(nn.Module):
         if self.native is not None:
             return self.native.run(tiles)
         x = self.embed(tiles)
-        x, delta = x.float() if x.dtype == torch.float16 else x, self.pos_embed
+        delta: torch.Tensor | None = self.pos_embed
+        x = x.float() if x.dtype == torch.float16 else x
         for block in self.blocks:
             x, delta = block(x, delta)
         return self.norm.add(x, delta)[1]

@@ -41,10 +41,10 @@ class DeepseekVL2(nn.Module):
         self.decoder = Decoder(config.language, max_positions, ops, place, dtype=dtype, device=device)
         for module in self.modules():
             if isinstance(module, Linear):
-                module.multiply = ops.linear
+                module.multiply, module.multiply_onto = ops.linear, ops.linear_onto
         for module in self.vision.blocks.modules():
             if isinstance(module, Linear):
-                module.multiply = ops.tower_linear
+                module.multiply, module.multiply_onto = ops.tower_linear, ops.tower_linear_onto
 
     def encode_tiles(self, tiles: torch.Tensor) -> torch.Tensor:
         """tiles [N, side, side, 3] uint8 → [N, Q, C] model dtype."""

@@ -49,6 +49,11 @@ DecodeMLA: TypeAlias = Callable[
 """(latent_and_key, norm_weight, eps, q, kv_b, pool, rope, positions, slots, batch, scale) → as of `attend_mla`."""
 
 
+LinearOnto: TypeAlias = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor | None]
+"""(residual [..., Out], which may be overwritten, x [..., In], weight [Out, In], bias) → residual + x Wᵀ + b, rounded
+once; None where this backend adds no residual to such a product: the norm that follows does."""
+
+
 class Backend(Protocol):
     """A module with these functions (`ops/torch_backend.py`, `ops/triton_backend.py`).
 
@@ -118,6 +123,16 @@ class Backend(Protocol):
 
     def tower_linear(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
         """`linear` of the vision tower, whose few shapes come again and again: each may have been measured."""
+        ...
+
+    @property
+    def linear_onto(self) -> LinearOnto | None:
+        """`linear` whose sums may begin with a residual."""
+        ...
+
+    @property
+    def tower_linear_onto(self) -> LinearOnto | None:
+        """`tower_linear` likewise."""
         ...
 
     def linear_gelu(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:

@@ -45,6 +45,7 @@ class Library(Protocol):
         weight: torch.Tensor,
         bias: torch.Tensor,
         out: torch.Tensor,
+        added: torch.Tensor | None = None,
     ) -> None: ...
 
     def seconds(self, works: Sequence[Callable[[], None]]) -> list[float]: ...

@@ -38,15 +38,16 @@ class Epilogue(enum.IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Product:
-    """out [rows, width] = epilogue(x [rows, depth] · weight [width, depth]ᵀ + bias), in bfloat16."""
+    """out [rows, width] = epilogue(x [rows, depth] · weight [width, depth]ᵀ + added + bias), in bfloat16."""
 
     rows: int
     width: int
     depth: int
     epilogue: Epilogue
+    adds: bool = False
 
     def __str__(self) -> str:
-        return f"{self.rows} x {self.width} x {self.depth}, {self.epilogue.name}"
+        return f"{self.rows} x {self.width} x {self.depth}, {self.epilogue.name}{', added' * self.adds}"
 
 
 class _Algorithm(ctypes.Structure):
@@ -127,18 +128,19 @@ class CublasLt:
         weight: torch.Tensor,
         bias: torch.Tensor,
         out: torch.Tensor,
+        added: torch.Tensor | None = None,
     ) -> None:
         """On the current stream. All products share a workspace: those of two streams at once would not be right.
 
         Raises: CublasLtError.
         """
-        about = self._describe(product)
+        about, c = self._describe(product), out if added is None else added
         self._set(about.operation, DESC_BIAS, c_void_p(bias.data_ptr()))
         self._call(
             "cublasLtMatmul", self._handle, about.operation, byref(c_float(1.0)), weight.data_ptr(), about.weight,
-            x.data_ptr(), about.x, byref(c_float(0.0)), out.data_ptr(), about.out, out.data_ptr(), about.out,
-            byref(_Algorithm.from_buffer_copy(algorithm)), self._workspace.data_ptr(), WORKSPACE_BYTES,
-            torch.cuda.current_stream().cuda_stream,
+            x.data_ptr(), about.x, byref(c_float(added is not None)), c.data_ptr(), about.out, out.data_ptr(),
+            about.out, byref(_Algorithm.from_buffer_copy(algorithm)), self._workspace.data_ptr(),
+            WORKSPACE_BYTES, torch.cuda.current_stream().cuda_stream,
         )  # fmt: skip
 
     def seconds(self, works: Sequence[Callable[[], None]]) -> list[float]:

@@ -22,12 +22,13 @@ from vl2.ops.sampling.kernel import sample
 from vl2.ops.step.kernel import begin_decode
 
 NAME = f"triton {triton.__version__}, exact"
+linear_onto = tower_linear_onto = None
 decode_mla = norm_and_mix = norm_and_route = None  # a cache row of few tokens would be normed in another order
 
 __all__ = [
-    "NAME", "add_layer_norm", "add_rms_norm", "attend_heads", "attend_mla",
-    "begin_decode", "cut_patches", "decode_mla", "linear", "linear_both", "linear_gelu", "logits", "mix_experts",
-    "mix_quantized_experts", "norm_and_mix", "norm_and_route", "quantized_layout", "quantized_linear",
-    "quantized_linear_both", "quantized_logits", "rms_norm", "route", "sample", "swiglu", "tower_linear", "write_heads",
+    "NAME", "add_layer_norm", "add_rms_norm", "attend_heads", "attend_mla", "begin_decode", "cut_patches", "decode_mla",
+    "linear", "linear_both", "linear_gelu", "linear_onto", "logits", "mix_experts", "mix_quantized_experts",
+    "norm_and_mix", "norm_and_route", "quantized_layout", "quantized_linear", "quantized_linear_both",
+    "quantized_logits", "rms_norm", "route", "sample", "swiglu", "tower_linear", "tower_linear_onto", "write_heads",
     "write_latent",
 ]  # fmt: skip

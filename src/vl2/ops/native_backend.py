@@ -18,12 +18,12 @@ from vl2.ops.sampling.reference import sample
 from vl2.ops.step.reference import begin_decode
 
 NAME = "torch and native"
-decode_mla = norm_and_mix = norm_and_route = None
+decode_mla = linear_onto = norm_and_mix = norm_and_route = tower_linear_onto = None
 
 __all__ = [
-    "NAME", "add_layer_norm", "add_rms_norm", "attend_heads", "attend_mla",
-    "begin_decode", "cut_patches", "decode_mla", "linear", "linear_both", "linear_gelu", "logits", "mix_experts",
-    "mix_quantized_experts", "norm_and_mix", "norm_and_route", "quantized_layout", "quantized_linear",
-    "quantized_linear_both", "quantized_logits", "rms_norm", "route", "sample", "swiglu", "tower_linear", "write_heads",
+    "NAME", "add_layer_norm", "add_rms_norm", "attend_heads", "attend_mla", "begin_decode", "cut_patches", "decode_mla",
+    "linear", "linear_both", "linear_gelu", "linear_onto", "logits", "mix_experts", "mix_quantized_experts",
+    "norm_and_mix", "norm_and_route", "quantized_layout", "quantized_linear", "quantized_linear_both",
+    "quantized_logits", "rms_norm", "route", "sample", "swiglu", "tower_linear", "tower_linear_onto", "write_heads",
     "write_latent",
 ]  # fmt: skip

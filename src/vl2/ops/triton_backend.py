@@ -4,7 +4,7 @@ import triton
 
 from vl2.ops.attention.kernel import attend_heads
 from vl2.ops.attention.kernel_mla import attend_mla, decode_mla
-from vl2.ops.cublas import linear_gelu, tower_linear
+from vl2.ops.cublas import linear_gelu, linear_onto, tower_linear, tower_linear_onto
 from vl2.ops.experts.kernel import mix_experts
 from vl2.ops.experts.kernel_common import swiglu
 from vl2.ops.gate.kernel import norm_and_route, route
@@ -24,9 +24,9 @@ from vl2.ops.step.kernel import begin_decode
 NAME = f"triton {triton.__version__}"
 
 __all__ = [
-    "NAME", "add_layer_norm", "add_rms_norm", "attend_heads", "attend_mla",
-    "begin_decode", "cut_patches", "decode_mla", "linear", "linear_both", "linear_gelu", "logits", "mix_experts",
-    "mix_quantized_experts", "norm_and_mix", "norm_and_route", "quantized_layout", "quantized_linear",
-    "quantized_linear_both", "quantized_logits", "rms_norm", "route", "sample", "swiglu", "tower_linear", "write_heads",
+    "NAME", "add_layer_norm", "add_rms_norm", "attend_heads", "attend_mla", "begin_decode", "cut_patches", "decode_mla",
+    "linear", "linear_both", "linear_gelu", "linear_onto", "logits", "mix_experts", "mix_quantized_experts",
+    "norm_and_mix", "norm_and_route", "quantized_layout", "quantized_linear", "quantized_linear_both",
+    "quantized_logits", "rms_norm", "route", "sample", "swiglu", "tower_linear", "tower_linear_onto", "write_heads",
     "write_latent",
 ]  # fmt: skip

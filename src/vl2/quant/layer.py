@@ -119,7 +119,8 @@ def _run_attention(layer: DecoderLayer, inputs: Inputs, see: See = _see_nothing)
     for number, x in enumerate(inputs.hidden):
         see(number)
         step = whole_prompt(len(x), x.device)
-        results.append(layer.attention(layer.attention_norm(x), step, step.queries, inputs.rope, inputs.pool))
+        attended = layer.attention(layer.attention_norm(x), step, step.queries, inputs.rope, inputs.pool)
+        results.append(layer.attention.o_proj(attended))
     return results
 
 

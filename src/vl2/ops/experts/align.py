@@ -51,17 +51,21 @@ def align(ids: torch.Tensor, num_routed: int, num_shared: int, block_m: int) -> 
 def align_many(ids: torch.Tensor, num_routed: int, num_shared: int, block_m: int) -> Blocks:
     """`align` in two launches, with the pairs' places."""
     num_tokens, num_chosen = ids.shape
-    num_active, num_experts = num_chosen + num_shared, num_routed + num_shared
+    num_active = num_chosen + num_shared
     num_pairs = num_tokens * num_active
-    num_parts, block_e = triton.cdiv(num_pairs, PART_PAIRS), max(16, triton.next_power_of_2(num_experts))
+    num_routed_pairs, num_shared_blocks = ids.numel(), num_shared * triton.cdiv(num_tokens, block_m)
+    num_parts, num_shared_parts = (
+        triton.cdiv(count, PART_PAIRS) for count in (num_routed_pairs, num_shared_blocks * block_m)
+    )
+    block_e = max(16, triton.next_power_of_2(num_routed))
     pairs, experts, num_used = _blocks(ids, num_routed, num_shared, block_m)
     places = torch.empty(num_pairs, dtype=torch.int32, device=ids.device)
     counts = torch.empty(num_parts, block_e, dtype=torch.int32, device=ids.device)
-    sizes = dict(NUM_CHOSEN=num_chosen, NUM_ACTIVE=num_active, BLOCK_P=PART_PAIRS, BLOCK_E=block_e)
-    numbers = num_pairs, num_routed, num_experts
-    _count_part[(num_parts,)](ids, counts, *numbers, **sizes)
-    _place_part[(num_parts + num_experts + 1,)](
-        ids, counts, pairs, places, experts, num_used, *numbers, num_parts, len(experts), **sizes, BLOCK_M=block_m,
+    sizes = dict(BLOCK_P=PART_PAIRS, BLOCK_E=block_e, **chained(ids.device))
+    _count_part[(num_parts,)](ids, counts, num_routed_pairs, **sizes)
+    _place_part[(num_shared_parts + num_parts + num_routed + 1,)](
+        ids, counts, pairs, places, experts, num_used, num_tokens, num_routed, num_parts, num_shared_parts,
+        num_shared_blocks, len(experts), NUM_CHOSEN=num_chosen, NUM_ACTIVE=num_active, **sizes, BLOCK_M=block_m,
         BLOCK_G=64, BLOCK_O=32, num_warps=8,
     )  # fmt: skip
     return Blocks(pairs, experts, num_used, places)
@@ -128,63 +132,77 @@ def _align(
 
 
 @triton.jit(do_not_specialize=["num_pairs"])
-def _count_part(
-    ids, counts, num_pairs, num_routed, num_experts,
-    NUM_CHOSEN: tl.constexpr, NUM_ACTIVE: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_E: tl.constexpr,
-):  # fmt: skip
+def _count_part(ids, counts, num_pairs, BLOCK_P: tl.constexpr, BLOCK_E: tl.constexpr, CHAINED: tl.constexpr):
+    """How many of a part's pairs choose each expert. Shared experts are not counted: each has all tokens."""
+    wait_for_last(CHAINED)
     part = tl.program_id(0)
     pair = part * BLOCK_P + tl.arange(0, BLOCK_P)
-    expert = _experts_of(ids, pair, num_pairs, num_routed, num_experts, NUM_CHOSEN, NUM_ACTIVE)
     e, is_pair = tl.arange(0, BLOCK_E), pair < num_pairs
-    counted = tl.histogram(tl.where(is_pair, expert, 0), BLOCK_E)
+    counted = tl.histogram(tl.load(ids + pair, mask=is_pair, other=0).to(tl.int32), BLOCK_E)
     num_others = BLOCK_P - tl.sum(is_pair.to(tl.int32), 0)  # counted as if they were the first expert's
     tl.store(counts + part * BLOCK_E + e, counted - tl.where(e == 0, num_others, 0))
 
 
-@triton.jit(do_not_specialize=["num_pairs", "num_parts", "num_blocks"])
+@triton.jit(do_not_specialize=["num_tokens", "num_parts", "num_shared_parts", "num_shared_blocks", "num_blocks"])
 def _place_part(
-    ids, counts, pairs, places, block_experts, used, num_pairs, num_routed, num_experts, num_parts, num_blocks,
-    NUM_CHOSEN: tl.constexpr, NUM_ACTIVE: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_E: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_G: tl.constexpr, BLOCK_O: tl.constexpr,
+    ids, counts, pairs, places, block_experts, used, num_tokens, num_routed, num_parts, num_shared_parts,
+    num_shared_blocks, num_blocks, NUM_CHOSEN: tl.constexpr, NUM_ACTIVE: tl.constexpr, BLOCK_P: tl.constexpr,
+    BLOCK_E: tl.constexpr, CHAINED: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_G: tl.constexpr, BLOCK_O: tl.constexpr,
 ):  # fmt: skip
-    """A part's pairs go behind those of the parts before it. Programs beyond the parts name each expert's blocks and
-    fill up its last one; the very last marks the blocks that nobody uses.
+    """The first programs write the shared experts' blocks, whose places are known. Then a part's pairs go behind those
+    of the parts before it; the programs behind them name each expert's blocks and fill up its last one; the very last
+    marks the blocks that nobody uses.
     """
-    program = tl.program_id(0)
+    wait_for_last(CHAINED)
+    num_pairs = num_tokens * NUM_ACTIVE
+    program = tl.program_id(0) - num_shared_parts
     e = tl.arange(0, BLOCK_E)
-    total, before = tl.zeros((BLOCK_E,), tl.int32), tl.zeros((BLOCK_E,), tl.int32)
-    for start in range(0, num_parts, BLOCK_G):
-        parts = start + tl.arange(0, BLOCK_G)
-        own = tl.load(counts + parts[:, None] * BLOCK_E + e[None, :], mask=(parts < num_parts)[:, None], other=0)
-        total += tl.sum(own, 0)
-        before += tl.sum(tl.where((parts < program)[:, None], own, 0), 0)
-    blocks = tl.where(e < num_experts, (total + BLOCK_M - 1) // BLOCK_M, 0)
-    is_shared = e >= num_routed
-    num_shared, num_used = tl.sum(tl.where(is_shared, blocks, 0), 0), tl.sum(blocks, 0)
-    firsts = tl.cumsum(blocks, 0) - blocks + tl.where(is_shared, num_shared - num_used, num_shared)
-    if program < num_parts:
-        pair = program * BLOCK_P + tl.arange(0, BLOCK_P)
-        expert = _experts_of(ids, pair, num_pairs, num_routed, num_experts, NUM_CHOSEN, NUM_ACTIVE)
-        own_first = tl.sum(tl.where(expert[:, None] == e[None, :], (firsts * BLOCK_M + before)[None, :], 0), 1)
-        rank = tl.zeros((BLOCK_P,), tl.int32)  # by comparing: a running count would pass from thread to thread
-        for start in range(program * BLOCK_P, (program + 1) * BLOCK_P, BLOCK_O):
-            other = start + tl.arange(0, BLOCK_O)
-            its_expert = _experts_of(ids, other, num_pairs, num_routed, num_experts, NUM_CHOSEN, NUM_ACTIVE)
-            is_earlier = (its_expert[None, :] == expert[:, None]) & (other[None, :] < pair[:, None])
-            rank += tl.sum(is_earlier.to(tl.int32), 1)
-        tl.store(pairs + own_first + rank, pair, mask=pair < num_pairs)
-        tl.store(places + pair, own_first + rank, mask=pair < num_pairs)
-    elif program < num_parts + num_experts:
-        own = program - num_parts
-        first, count = tl.sum(tl.where(e == own, firsts, 0), 0), tl.sum(tl.where(e == own, total, 0), 0)
-        num_own = (count + BLOCK_M - 1) // BLOCK_M
-        for start in range(0, num_own, BLOCK_P):
-            b = start + tl.arange(0, BLOCK_P)
-            tl.store(block_experts + first + b, own, mask=b < num_own)
-        last = tl.maximum(num_own - 1, 0) * BLOCK_M + tl.arange(0, BLOCK_M)
-        tl.store(pairs + first * BLOCK_M + last, num_pairs, mask=(last >= count) & (last < num_own * BLOCK_M))
+    if program < 0:
+        place = tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)
+        num_places = tl.cdiv(num_tokens, BLOCK_M) * BLOCK_M  # of one shared expert
+        shared, token = place // num_places, place % num_places
+        pair = token * NUM_ACTIVE + NUM_CHOSEN + shared
+        is_place, is_pair = place < num_shared_blocks * BLOCK_M, token < num_tokens
+        tl.store(pairs + place, tl.where(is_pair, pair, num_pairs), mask=is_place)
+        tl.store(places + pair, place, mask=is_place & is_pair)
+        tl.store(block_experts + place // BLOCK_M, num_routed + shared, mask=is_place & (place % BLOCK_M == 0))
     else:
-        tl.store(used, num_used)
-        for start in range(num_used, num_blocks, BLOCK_P):
-            b = start + tl.arange(0, BLOCK_P)
-            tl.store(block_experts + b, -1, mask=b < num_blocks)
+        # What is added up here is so thread by thread, and only in the end from thread to thread.
+        all_counts, counts_before = tl.zeros((BLOCK_G, BLOCK_E), tl.int32), tl.zeros((BLOCK_G, BLOCK_E), tl.int32)
+        for start in range(0, num_parts, BLOCK_G):
+            parts = start + tl.arange(0, BLOCK_G)
+            own = tl.load(counts + parts[:, None] * BLOCK_E + e[None, :], mask=(parts < num_parts)[:, None], other=0)
+            all_counts += own
+            counts_before += tl.where((parts < program)[:, None], own, 0)
+        total, before = tl.sum(all_counts, 0), tl.sum(counts_before, 0)
+        blocks = (total + BLOCK_M - 1) // BLOCK_M
+        firsts = num_shared_blocks + tl.cumsum(blocks, 0) - blocks
+        num_used = num_shared_blocks + tl.sum(blocks, 0)
+        if program < num_parts:
+            chosen = program * BLOCK_P + tl.arange(0, BLOCK_P)
+            is_pair = chosen < num_tokens * NUM_CHOSEN
+            expert = tl.load(ids + chosen, mask=is_pair, other=0).to(tl.int32)
+            own_first = tl.sum(tl.where(expert[:, None] == e[None, :], (firsts * BLOCK_M + before)[None, :], 0), 1)
+            is_earlier = tl.zeros((BLOCK_P, BLOCK_O), tl.int32)
+            for first_other in tl.static_range(0, BLOCK_P, BLOCK_O):
+                other = program * BLOCK_P + first_other + tl.arange(0, BLOCK_O)
+                its_expert = tl.load(ids + other, mask=other < num_tokens * NUM_CHOSEN, other=-1).to(tl.int32)
+                is_earlier += (its_expert[None, :] == expert[:, None]) & (other[None, :] < chosen[:, None])
+            place = own_first + tl.sum(is_earlier, 1)
+            pair = chosen // NUM_CHOSEN * NUM_ACTIVE + chosen % NUM_CHOSEN
+            tl.store(pairs + place, pair, mask=is_pair)
+            tl.store(places + pair, place, mask=is_pair)
+        elif program < num_parts + num_routed:
+            own = program - num_parts
+            first, count = tl.sum(tl.where(e == own, firsts, 0), 0), tl.sum(tl.where(e == own, total, 0), 0)
+            num_own = (count + BLOCK_M - 1) // BLOCK_M
+            for start in range(0, num_own, BLOCK_P):
+                b = start + tl.arange(0, BLOCK_P)
+                tl.store(block_experts + first + b, own, mask=b < num_own)
+            last = tl.maximum(num_own - 1, 0) * BLOCK_M + tl.arange(0, BLOCK_M)
+            tl.store(pairs + first * BLOCK_M + last, num_pairs, mask=(last >= count) & (last < num_own * BLOCK_M))
+        else:
+            tl.store(used, num_used)
+            for start in range(num_used, num_blocks, BLOCK_P):
+                b = start + tl.arange(0, BLOCK_P)
+                tl.store(block_experts + b, -1, mask=b < num_blocks)
