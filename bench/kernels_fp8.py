@@ -26,12 +26,12 @@ from vl2.core.quantization import WeightScheme
 from vl2.ops.attention import kernel as attention
 from vl2.ops.experts import kernel as dense_experts
 from vl2.ops.experts.kernel_common import Tile
-from vl2.ops.experts.kernel_many import mix_many_float8
 from vl2.ops.experts.mixture import add_up
 from vl2.ops.float8 import reference
 from vl2.ops.float8.kernel import round_rows
 from vl2.ops.quantized_experts import kernel as experts_kernel
 from vl2.ops.quantized_experts import kernel_float8
+from vl2.ops.quantized_experts.kernel_many import mix_many_float8
 from vl2.ops.quantized_experts.weights import QuantizedExperts
 from vl2.ops.quantized_linear import kernel as linear_kernel
 from vl2.ops.quantized_weight import triton_layout

@@ -6,7 +6,6 @@ import torch
 from vl2.core.quantization import WeightScheme
 from vl2.ops.experts import reference as dense_experts
 from vl2.ops.experts.kernel_common import Tile
-from vl2.ops.experts.kernel_many import mix_many_float8
 from vl2.ops.experts.mixture import add_up
 from vl2.ops.float8 import reference as float8_reference
 from vl2.ops.float8.kernel import round_rows
@@ -15,6 +14,7 @@ from vl2.ops.quantized_experts import kernel_float8, kernel_held
 from vl2.ops.quantized_experts import reference as experts_reference
 from vl2.ops.quantized_experts.kernel_few import Tile as FewTile
 from vl2.ops.quantized_experts.kernel_few import mix_few
+from vl2.ops.quantized_experts.kernel_many import mix_many_float8
 from vl2.ops.quantized_experts.weights import QuantizedExperts
 from vl2.ops.quantized_linear import kernel, kernel_few, kernel_logits, reference
 from vl2.ops.quantized_linear import kernel_held as linear_held

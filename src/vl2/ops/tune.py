@@ -262,8 +262,8 @@ def _expert_cases(
     many = [dict(block_m=b, up_n=n, down_n=m, num_warps=w, num_stages=s)
             for b, n, m, w in ((128, 128, 256, 8), (128, 64, 128, 8), (64, 64, 128, 4), (64, 128, 128, 8))
             for s in (3, 4, 5)]  # fmt: skip
-    medium = load.prompt_tokens // 8, load.prompt_tokens // 4
+    medium = load.prompt_tokens // 8, load.prompt_tokens * 3 // 16
     yield Case("experts_sorted", experts_kernel.MANY, many, sorted_works(medium))
     many = [dict(up_n=n, down_n=m, num_stages=s) for n, m in ((128, 256), (128, 128), (64, 128)) for s in (2, 3, 4)]
-    large = load.prompt_tokens // 2, load.prompt_tokens
+    large = load.prompt_tokens // 4, load.prompt_tokens // 2, load.prompt_tokens
     yield Case("experts_many", kernel_many.TILE, many, lambda tile: works(kernel_many.mix_many, large, tile))

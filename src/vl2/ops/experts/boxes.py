@@ -18,6 +18,6 @@ def can_box(x: torch.Tensor, down: torch.Tensor) -> bool:
     return is_able and all(width * x.element_size() % ALIGNMENT == 0 for width in widths)
 
 
-def box(matrix: torch.Tensor, rows: int, columns: int) -> TensorDescriptor:
-    """How the copy engine sees a matrix: what lies beyond its edges is zero."""
-    return TensorDescriptor.from_tensor(matrix, [rows, columns])
+def box(matrix: torch.Tensor, *sides: int) -> TensorDescriptor:
+    """How the copy engine sees a matrix, or several of a size: what lies beyond its edges is zero."""
+    return TensorDescriptor.from_tensor(matrix, list(sides))

@@ -16,13 +16,13 @@ from vl2.ops.chain import chained, wait_for_last
 from vl2.ops.experts.align import align_few
 from vl2.ops.experts.kernel import mix_experts
 from vl2.ops.experts.kernel_common import GROUP_BLOCKS, block_and_tile, precision, rows_of_block, swish
-from vl2.ops.experts.kernel_many import mix_many_float8
 from vl2.ops.experts.kernel_one import mix_single
 from vl2.ops.experts.mixture import Mixture
 from vl2.ops.experts.weights import ExpertWeights
 from vl2.ops.quantized_experts.kernel_few import FEW_TOKENS, mix_few
 from vl2.ops.quantized_experts.kernel_float8 import mix_few_float8
 from vl2.ops.quantized_experts.kernel_held import mix_held
+from vl2.ops.quantized_experts.kernel_many import mix_many_float8
 from vl2.ops.quantized_experts.weights import QuantizedExperts
 from vl2.ops.quantized_linear.kernel import dequantize
 from vl2.ops.quantized_weight.kernel_common import add_step, has_asm
