@@ -1,8 +1,10 @@
 """The scheduler alone: steps are taken with an imagined model that always answers token 7."""
 
+import pytest
+
 from tests.engine.builders import EOS_ID, picture_prompt, request, scheduler, sequence, text_prompt
 from vl2.core.types import FinishReason, QueueOptions, TokenEvent
-from vl2.engine.pacing import MIN_PREFILL_TOKENS, STALL_FACTOR, Pacer, StepLoad
+from vl2.engine.pacing import MIN_PREFILL_TOKENS, STALL_FACTOR, Pacer, StepLoad, unnoticed_step_s
 from vl2.engine.scheduler import Scheduler, StepBatch, StepOutput
 from vl2.engine.sequence import Sequence
 
@@ -292,6 +294,15 @@ def test_budgets_fill_the_steps_that_have_a_graph():
     pacer.learn(StepLoad(num_decodes=0, num_prefill_tokens=8000, num_tiles=0), seconds=0.040)
     pacer.learn(StepLoad(num_decodes=8, num_prefill_tokens=0, num_tiles=0), seconds=0.002)
     assert pacer.prefill_tokens(8) == 2048 - 8, "3,600 are affordable"
+
+
+@pytest.mark.parametrize("mixes", [True, False])
+def test_where_steps_are_of_one_kind_two_of_prompts_may_come_before_the_answers(mixes: bool):
+    pacer = Pacer(8192, 10, unnoticed_step_s=unnoticed_step_s(is_gpu=True, mixes=mixes), mixes=mixes)
+    pacer.learn(StepLoad(num_decodes=0, num_prefill_tokens=8192, num_tiles=0), seconds=0.076)
+    pacer.learn(StepLoad(num_decodes=8, num_prefill_tokens=0, num_tiles=0), seconds=0.006)
+    assert pacer.allows(8192, 8192, num_decodes=8) is not mixes
+    assert not pacer.allows(2 * 8192, 8192, num_decodes=8)
 
 
 def test_where_nobody_notices_several_tiles_are_encoded_beside_answers():

@@ -17,7 +17,7 @@ from vl2.core.types import GenerateRequest, TokenEvent
 from vl2.engine.grammar import Grammars, broken_requests
 from vl2.engine.image_cache import TileCache
 from vl2.engine.meter import StepMeter
-from vl2.engine.pacing import GPU_STEP_S, Pacer, StepLoad
+from vl2.engine.pacing import Pacer, StepLoad, unnoticed_step_s
 from vl2.engine.pages import PagePool
 from vl2.engine.pending import PendingStep
 from vl2.engine.prefix import PageKeys
@@ -51,7 +51,7 @@ class Engine:
             Pacer(
                 config.max_step_tokens,
                 config.max_step_tiles,
-                unnoticed_step_s=GPU_STEP_S if self.runner.overlaps else 0.0,
+                unnoticed_step_s=unnoticed_step_s(self.runner.overlaps, mixes=not self.runner.replays),
                 step_sizes=self.runner.step_sizes,
                 mixes=not self.runner.replays,
             ),
