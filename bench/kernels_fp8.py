@@ -5,7 +5,7 @@
 check  errors against float64 of the same rounded numbers, beside those of bfloat16 products
 time   experts, linears and attention with a float8 cache beside their bfloat16 forms, in the same run
 few    experts of up to 128 tokens with rounded rows (kernel_float8.py) beside those from codes, and linears; minutes
-tune   other tiles than those of ops/experts/kernel_many.py, ops/quantized_*/kernel.py and ops/attention/kernel.py
+tune   other tiles than those of ops/quantized_*/kernel*.py and ops/attention/kernel.py
 The floor is bytes over 3.0 TB/s or operations over 770 TFLOP/s (of float8 twice as many), whichever is more. Weights of
 several layers are used in turn, so that the cache of the card does not hold them.
 """

@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
-AMPERE, ADA = 80, 89
-SHARED_BYTES = 99 * 1024
+AMPERE, ADA, HOPPER = 80, 89, 90
+SHARED_BYTES = {AMPERE: 99 * 1024, ADA: 99 * 1024, HOPPER: 227 * 1024}
 """Of a block of threads on A10, A40, 4090, L4 and L40S; A100 and Orin, which take the same tiles, have 163 KB."""
 
 
@@ -31,15 +31,19 @@ def compiled(*arguments: object) -> list[dict]:
         (ADA, "base", []),
         (ADA, "tiny", ["--quantization", "fp8", "--cache", "fp8"]),
         (AMPERE, "small", ["--quantization", "int4"]),
+        (HOPPER, "small", []),
+        (HOPPER, "base", ["--quantization", "fp8"]),
     ],
 )
 def test_no_kernel_takes_more_shared_memory_than_the_card_has(capability: int, model: str, more: list[str]):
-    kernels = compiled(capability, SHARED_BYTES, model, *more)
+    kernels = compiled(capability, SHARED_BYTES[capability], model, *more)
     names = {kernel["kernel"].rpartition(".")[2] for kernel in kernels}
     expected = {"decode_heads", "prefill_heads"} if model == "tiny" else {"decode_latent", "prefill_expanded"}
     if "--cache" in more:
         expected = {"decode_single", "prefill_heads"}
     if "int4" in more:
         expected |= {"_logits"}
+    if capability == HOPPER:
+        expected |= {"_lay_out"}  # the copy engine's, whose tiles are the largest
     assert names >= expected | {"_gate_up", "_down", "_place_part", "_pick", "_begin_decode"}, "steps of all kinds ran"
-    assert [kernel for kernel in kernels if kernel["shared_bytes"] > SHARED_BYTES] == []
+    assert [kernel for kernel in kernels if kernel["shared_bytes"] > SHARED_BYTES[capability]] == []

@@ -91,6 +91,32 @@ def memory_is_never_zero():
     torch.use_deterministic_algorithms(before)
 
 
+@pytest.mark.parametrize("num_shared", [0, 1, 2])
+def test_more_pairs_than_are_counted_at_once_and_72_experts(device: torch.device, num_shared: int):
+    """More than 64 parts of 256 pairs; a popular expert, others that nobody took."""
+    ids = torch.randint(0, 72, (300, 60), generator=torch.Generator().manual_seed(0)).int().to(device)
+    ids[:, 0], ids[ids == 1] = 3, 4
+    blocks = align_module.align_many(ids, 72, num_shared, block_m=16)
+    experts = torch.cat([ids, torch.arange(72, 72 + num_shared, device=device).expand(300, -1)], 1).flatten()
+    assert blocks.places is not None
+    places = blocks.places.long()
+    assert blocks.pairs[places].tolist() == list(range(len(experts)))
+    assert blocks.experts[places // 16].tolist() == experts.tolist()
+
+
+def test_programs_without_a_tile_and_tiles_of_one_step(device: torch.device):
+    torch.manual_seed(0)
+    width, num_experts = 16, 7
+    draw = functools.partial(torch.randn, device=device, dtype=torch.float16)
+    experts = ExpertWeights(draw(num_experts, 2 * width, width), draw(num_experts, width, width), None, None)
+    x, ids, weights = draw(2, width), torch.tensor([[6], [6]], dtype=torch.int32, device=device), torch.ones(2, 1)
+    out = add_up(
+        kernel_many.mix_many(x, ids, weights.to(device), experts, kernel_common.Tile(16, 16, 16, 16, 16, 4, 2))
+    )
+    truth = reference.mix_experts(x, ids.long(), weights.to(device), experts)
+    torch.testing.assert_close(out, truth, atol=2e-2, rtol=2e-2)
+
+
 @pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
 @pytest.mark.usefixtures("memory_is_never_zero")
 @pytest.mark.parametrize("num_shared", [0, 2])

@@ -22,7 +22,8 @@ from vl2.ops.rows import pad_rows
 class DecoderLayer(nn.Module):
     """Pre-norm: x += attention(norm(x)); x += feed_forward(norm(x)).
 
-    What a layer adds last is handed on as `delta`, so that each addition is fused with the norm that follows it.
+    What a layer adds last is handed on as `delta`, so that each addition is fused with the norm that follows it;
+    attention's may be fused with its last product instead (`Linear.onto`).
     """
 
     def __init__(

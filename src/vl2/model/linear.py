@@ -184,6 +184,10 @@ class GeluLinear(Linear):
             return self.ops.linear_gelu(x, self.weight, self.bias)
         return gelu_tanh(super().forward(x))
 
+    def onto(self, residual: torch.Tensor, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """As of a `Linear`: never one product."""
+        return residual, self(x)
+
 
 class RMSNorm(nn.Module):
     def __init__(self, width: int, eps: float, ops: Backend, *, dtype: torch.dtype, device: torch.device | str) -> None:

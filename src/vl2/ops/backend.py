@@ -127,7 +127,7 @@ class Backend(Protocol):
 
     @property
     def linear_onto(self) -> LinearOnto | None:
-        """`linear` whose sums may begin with a residual."""
+        """`linear` of rows [T, In] whose sums may begin with a residual."""
         ...
 
     @property

@@ -1,5 +1,5 @@
-"""cuBLAS's products with a bias: of the few shapes of the vision tower by the algorithm that is fastest here, and with
-the GELU computed on the accumulators, before they are rounded and written.
+"""cuBLAS's products that do more on the accumulators, before they are rounded and written: they begin with a residual,
+and end with a bias and the GELU. Those of the few shapes of the vision tower go by the algorithm that is fastest here.
 """
 
 from __future__ import annotations

@@ -56,6 +56,12 @@ def tuned(kernel: str, kind: type[Tile]) -> Tile:
 
 
 @functools.cache
+def num_multiprocessors(device: torch.device) -> int:
+    """In the interpreter a few, so that programs have more than one tile."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 3
+
+
+@functools.cache
 def of_this_gpu() -> TunedTiles:
     """Read once. Without a GPU, as in the interpreter, the shipped ones."""
     shipped = _shipped(_shared_memory_bytes())

@@ -20,6 +20,7 @@ import triton.language as tl
 from vl2.ops.activation import gelu_tanh
 from vl2.ops.chain import chained, wait_for_last
 from vl2.ops.saturate import saturate
+from vl2.ops.tuning import num_multiprocessors
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +60,7 @@ def linear(
     out = torch.empty(num_rows, out_width, dtype=out_dtype or x.dtype, device=x.device)
     if num_rows:
         tiles = agreeing_tiles(x.device, weight.dtype)
-        _launch(rows, weight, bias, out, choose_tile(tiles, num_rows, out_width, num_programs(x.device)))
+        _launch(rows, weight, bias, out, choose_tile(tiles, num_rows, out_width, num_multiprocessors(x.device)))
     return out.view(*x.shape[:-1], out_width)
 
 
@@ -88,12 +89,6 @@ def choose_tile(tiles: tuple[LinearTile, ...], num_rows: int, out_width: int, pr
 
 def _count(tile: LinearTile, num_rows: int, out_width: int) -> int:
     return triton.cdiv(num_rows, tile.tokens) * triton.cdiv(out_width, tile.columns)
-
-
-@functools.cache
-def num_programs(device: torch.device) -> int:
-    """One for each multiprocessor."""
-    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 4
 
 
 @functools.cache

@@ -12,8 +12,6 @@ are touched after a tile's last step alone, and gate and up are the halves of on
 
 from __future__ import annotations
 
-import functools
-
 import torch
 import triton
 import triton.language as tl
@@ -25,7 +23,7 @@ from vl2.ops.experts.mixture import Mixture
 from vl2.ops.experts.weights import ExpertWeights
 from vl2.ops.saturate import saturate
 from vl2.ops.saturate_kernel import to_dtype
-from vl2.ops.tuning import tuned
+from vl2.ops.tuning import num_multiprocessors, tuned
 
 TILE = tuned("experts_many", Tile)
 
@@ -44,6 +42,7 @@ def mix_many(
         box(rows, tile.block_m, tile.up_k), box(experts.gate_up.view(-1, inner, width), 2, tile.up_n, tile.up_k),
         hidden, blocks.experts, blocks.num_used, width, inner, BLOCK_N=tile.up_n, BLOCK_K=tile.up_k, **options,
     )  # fmt: skip
+    del rows  # the results may lie there
     results = torch.empty(num_pairs, width, dtype=x.dtype, device=x.device)
     _down[(min(num_blocks * triton.cdiv(width, tile.down_n), num_programs),)](
         box(hidden, tile.block_m, tile.down_k), box(experts.down.flatten(0, 1), tile.down_n, tile.down_k), results,
@@ -69,12 +68,6 @@ def _shared(x: torch.Tensor, experts: ExpertWeights) -> torch.Tensor | None:
         return None
     inner = swiglu(saturate(torch.mm(x, experts.shared_gate_up.t())))
     return saturate(torch.mm(inner, experts.shared_down.t()))
-
-
-@functools.cache
-def num_multiprocessors(device: torch.device) -> int:
-    """In the interpreter a few, so that each program has more than one tile."""
-    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 3
 
 
 @triton.jit

@@ -14,12 +14,12 @@ import triton.language as tl
 from vl2.ops.experts.align import align_many
 from vl2.ops.experts.boxes import box
 from vl2.ops.experts.kernel_common import GROUP_BLOCKS, Tile, block_and_tile, swish
-from vl2.ops.experts.kernel_many import lay_out, num_multiprocessors
+from vl2.ops.experts.kernel_many import lay_out
 from vl2.ops.experts.mixture import Mixture
 from vl2.ops.float8.kernel import round_rows
 from vl2.ops.quantized_experts.weights import QuantizedExperts
 from vl2.ops.saturate_kernel import to_dtype
-from vl2.ops.tuning import tuned
+from vl2.ops.tuning import num_multiprocessors, tuned
 
 TILE = tuned("experts_float8", Tile)
 
@@ -42,6 +42,7 @@ def mix_many_float8(
         experts.gate_up.scales, blocks.pairs, blocks.experts, num_blocks, num_pairs, width, inner,
         NUM_ACTIVE=num_active, BLOCK_N=tile.up_n, BLOCK_K=tile.up_k, **options,
     )  # fmt: skip
+    del rows
     hidden, scales = round_rows(hidden)
     results = torch.empty(num_pairs, width, dtype=x.dtype, device=x.device)
     _down[(min(num_blocks * triton.cdiv(width, tile.down_n), num_programs),)](
