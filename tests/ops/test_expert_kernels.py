@@ -106,15 +106,11 @@ def test_more_pairs_than_are_counted_at_once_and_72_experts(device: torch.device
 
 def test_programs_without_a_tile_and_tiles_of_one_step(device: torch.device):
     torch.manual_seed(0)
-    width, num_experts = 16, 7
-    draw = functools.partial(torch.randn, device=device, dtype=torch.float16)
-    experts = ExpertWeights(draw(num_experts, 2 * width, width), draw(num_experts, width, width), None, None)
-    x, ids, weights = draw(2, width), torch.tensor([[6], [6]], dtype=torch.int32, device=device), torch.ones(2, 1)
-    out = add_up(
-        kernel_many.mix_many(x, ids, weights.to(device), experts, kernel_common.Tile(16, 16, 16, 16, 16, 4, 2))
-    )
-    truth = reference.mix_experts(x, ids.long(), weights.to(device), experts)
-    torch.testing.assert_close(out, truth, atol=2e-2, rtol=2e-2)
+    x, gate_up, down = (torch.randn(*shape, device=device).half() for shape in ((2, 16), (7, 32, 16), (7, 16, 16)))
+    experts = ExpertWeights(gate_up, down, None, None)
+    ids, weights = torch.full((2, 1), 6, dtype=torch.int32, device=device), torch.ones(2, 1, device=device)
+    out = add_up(kernel_many.mix_many(x, ids, weights, experts, kernel_common.Tile(16, 16, 16, 16, 16, 4, 2)))
+    torch.testing.assert_close(out, reference.mix_experts(x, ids.long(), weights, experts), atol=2e-2, rtol=2e-2)
 
 
 @pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
