@@ -198,6 +198,18 @@ def test_a_row_has_the_same_bits_alone_and_among_others(max_query_rows, device):
         assert torch.equal(out[0], whole[idx])
 
 
+@pytest.mark.parametrize("shapes", [DECODE, MIXED], ids=["decode", "mixed"])
+def test_queries_of_mla_may_be_part_of_wider_rows(shapes, device):
+    """As a product leaves them that made latent rows, too; the bits are those of queries by themselves."""
+    q, *rest, batch, scale = latent_case(shapes, 3, 24, torch.float32, device)
+    batch = dataclasses.replace(batch, has_fixed_splits=True)
+    wide = torch.cat((torch.full((len(q), 30), float("nan"), device=device), q.flatten(1)), 1)[:, 30:].unflatten(
+        1, (3, -1)
+    )
+    assert not wide.is_contiguous()
+    assert torch.equal(kernel_mla.attend_mla(wide, *rest, batch, scale), kernel_mla.attend_mla(q, *rest, batch, scale))
+
+
 @pytest.mark.parametrize("max_query_rows", [1, 2])
 def test_chunks_without_a_context_do_nothing(max_query_rows, device):
     """As in a captured graph that has room for more sequences than a step holds."""

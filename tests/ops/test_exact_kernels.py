@@ -63,6 +63,17 @@ def test_tiles_are_large_where_all_of_the_gpu_still_has_work():
     assert choose(kernel.TILES[:1], 1, 3840, 132) == kernel.TILES[0], "whatever agrees is enough"
 
 
+@pytest.mark.parametrize("num_rows", [1, 5, kernel.MOST_JOINED_ROWS + 1])
+def test_two_weights_that_lie_together_are_one_product_with_the_same_bits(device: torch.device, num_rows: int):
+    torch.manual_seed(0)
+    x, both = torch.randn(num_rows, 64, device=device), torch.randn(80, 64, device=device)
+    first, second = both.split((24, 56))
+    outs = kernel.linear_both(x, first, second)
+    assert (outs[0].stride(0) == len(both)) == (num_rows <= kernel.MOST_JOINED_ROWS)
+    for out, weight in zip(outs, (first, second), strict=True):
+        assert torch.equal(out, kernel.linear(x, weight)) and torch.equal(out, kernel.linear(x, weight.clone()))
+
+
 def test_on_a_gpu_a_row_of_a_linear_has_the_same_bits_in_any_number(device: torch.device):
     if device.type == "cpu":
         pytest.skip("NumPy's products, which the interpreter takes, do depend on the row")

@@ -12,6 +12,10 @@ import torch.nn.functional as F
 
 PACKED_FOR_ROWS = 16
 """The layout is the best for so many rows and good for any number; for 1 it would not be."""
+MOST_JOINED_ROWS = 256
+"""Of a GPU's product with two weights that lie together. More are a prompt's, whose attention wants queries side by
+side: copying them takes longer than a second product.
+"""
 
 
 def can_pack(weight: torch.Tensor) -> bool:

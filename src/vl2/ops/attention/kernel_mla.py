@@ -39,7 +39,8 @@ def attend_mla(
     scale: float,
 ) -> torch.Tensor:
     """`Backend.attend_mla` (ops/backend.py). Positions follow from the batch."""
-    q = q.contiguous()
+    if batch.max_query_rows > 1:
+        q = q.contiguous()
     assert pool.is_contiguous() and kv_b.is_contiguous()
     assert all(x.shape[-1] * x.element_size() % 16 == 0 for x in (q, pool)) or q.dtype == torch.float32
     layer, num_rows = Layer.of(q, kv_b, pool, rope, scale), len(q)

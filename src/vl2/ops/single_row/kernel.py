@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 
 from vl2.ops.chain import chained, wait_for_last
-from vl2.ops.linear import joined, multiply, multiply_both
+from vl2.ops.linear import MOST_JOINED_ROWS, joined, multiply, multiply_both
 from vl2.ops.quantized_weight.weight import QuantizedWeight
 from vl2.ops.saturate_kernel import to_dtype
 from vl2.ops.single_row.kernel_common import (
@@ -31,8 +31,6 @@ from vl2.ops.single_row.kernel_common import (
 Matrix: TypeAlias = torch.Tensor | QuantizedWeight
 TILES = {16: Tile(8, 2048, 8), 8: Tile(1, 2048, 2), 4: Tile(2, 2048, 4)}
 """By a weight's bits, measured on an H100."""
-MOST_JOINED_ROWS = 256
-"""More are a prompt's, whose attention wants queries side by side: copying them takes longer than a second product."""
 HEAD_TILE = Tile(4, 2048, 4)
 """Of a quantised vocabulary, which has programs enough; measured as the others."""
 
