@@ -28,7 +28,7 @@ WORDINGS: dict[str, dict[str, list[str]]] = {
     },
     "counting": {
         "en": ["How many {p} are there?", "How many {p} are in the picture?", "How many {n} are there?", "Count the {p}.", "How many {p} do you see?",
-               "How many {p}?", "What is the number of {p}?", "How many {n}s are there?"],
+               "How many {p}?", "What is the number of {p}?", "How many {p} can you see?"],
         "zh": ["有几{m}{n}？", "图中有几{m}{n}？", "有多少{m}{n}？", "图片里有多少{n}？", "数一数{n}。", "有几个{n}？"],
     },
     "colour": {
