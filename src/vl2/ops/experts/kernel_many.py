@@ -92,6 +92,19 @@ def _begin_tiles(num_tiles, num_steps):
 
 
 @triton.jit
+def _next_step(
+    step, number, block, tile, expert, block_experts, num_blocks, num_tiles, num_steps, GROUP: tl.constexpr
+):  # fmt: skip
+    """All five of the next step: the same tile's, or the first one of the program's next tile."""
+    step = tl.where(step == num_steps - 1, 0, step + 1)
+    if step == 0:
+        number += tl.num_programs(0)
+        block, tile = block_and_tile(number, num_blocks, num_tiles, GROUP)
+        expert = tl.load(block_experts + block)
+    return step, number, block, tile, expert
+
+
+@triton.jit
 def _new_sums(M: tl.constexpr, N: tl.constexpr):
     """Zeros that the compiler does not know: it would choose between known ones and the sums in every step."""
     return tl.broadcast_to(tl.program_id(2).to(tl.float32), (M, N))
@@ -108,11 +121,9 @@ def _gate_up(
     block, tile, expert = 0, 0, 0
     both = tl.zeros((BLOCK_M, 2 * BLOCK_N), tl.float32)
     for _ in range(num_own):
-        step = tl.where(step == num_steps - 1, 0, step + 1)
-        if step == 0:
-            number += tl.num_programs(0)
-            block, tile = block_and_tile(number, num_blocks, num_tiles, GROUP)
-            expert = tl.load(block_experts + block)
+        step, number, block, tile, expert = _next_step(
+            step, number, block, tile, expert, block_experts, num_blocks, num_tiles, num_steps, GROUP
+        )
         a = rows.load([block * BLOCK_M, step * BLOCK_K])
         weights = gate_up.load([2 * expert, tile * BLOCK_N, step * BLOCK_K]).reshape(2 * BLOCK_N, BLOCK_K)
         both = tl.dot(a, weights.T, both)
@@ -136,11 +147,9 @@ def _down(
     block, tile, expert = 0, 0, 0
     total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     for _ in range(num_own):
-        step = tl.where(step == num_steps - 1, 0, step + 1)
-        if step == 0:
-            number += tl.num_programs(0)
-            block, tile = block_and_tile(number, num_blocks, num_tiles, GROUP)
-            expert = tl.load(block_experts + block)
+        step, number, block, tile, expert = _next_step(
+            step, number, block, tile, expert, block_experts, num_blocks, num_tiles, num_steps, GROUP
+        )
         a = hidden.load([block * BLOCK_M, step * BLOCK_K])
         total = tl.dot(a, down.load([expert * width + tile * BLOCK_N, step * BLOCK_K]).T, total)
         if step == num_steps - 1:
