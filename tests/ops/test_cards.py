@@ -9,7 +9,8 @@ import pytest
 
 AMPERE, ADA, HOPPER = 80, 89, 90
 SHARED_BYTES = {AMPERE: 99 * 1024, ADA: 99 * 1024, HOPPER: 227 * 1024}
-"""Of a block of threads on A10, A40, 4090, L4 and L40S; A100 and Orin, which take the same tiles, have 163 KB."""
+"""Of a block of threads on A10, A40, 4090, L4 and L40S; A100 and Orin, which take the same tiles, have 163 KB.
+The H100 has tiles of its own."""
 
 
 def compiled(*arguments: object) -> list[dict]:

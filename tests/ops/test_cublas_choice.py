@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from vl2.engine.capture import capture
-from vl2.model.linear import Linear
+from vl2.model.linear import Linear, add_product
 from vl2.ops import cublas, cublas_lt
 from vl2.ops.cublas_choice import MANY_ROWS, Choices, choices_path
 from vl2.ops.cublas_lt import CublasLtError, Epilogue, Product
@@ -289,7 +289,7 @@ def test_a_linear_adds_by_its_product_or_leaves_it_to_the_norm():
     seen: list[torch.Tensor] = []
 
     def both_ways() -> None:
-        total, delta = linear.onto(residual, x)
+        total, delta = add_product(linear, residual, x)
         torch.testing.assert_close(total if delta is None else total + delta, residual + product)
 
     both_ways()

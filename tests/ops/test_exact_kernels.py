@@ -18,6 +18,7 @@ from vl2.ops.experts.mixture import add_up
 from vl2.ops.experts.weights import ExpertWeights
 from vl2.ops.gate import kernel as gate_kernel
 from vl2.ops.gate import reference as gate_reference
+from vl2.ops.linear import MOST_JOINED_ROWS
 from vl2.ops.rope.table import rope_table
 
 WIDTH, OUT = 72, 100
@@ -63,13 +64,13 @@ def test_tiles_are_large_where_all_of_the_gpu_still_has_work():
     assert choose(kernel.TILES[:1], 1, 3840, 132) == kernel.TILES[0], "whatever agrees is enough"
 
 
-@pytest.mark.parametrize("num_rows", [1, 5, kernel.MOST_JOINED_ROWS + 1])
+@pytest.mark.parametrize("num_rows", [1, 5, MOST_JOINED_ROWS + 1])
 def test_two_weights_that_lie_together_are_one_product_with_the_same_bits(device: torch.device, num_rows: int):
     torch.manual_seed(0)
     x, both = torch.randn(num_rows, 64, device=device), torch.randn(80, 64, device=device)
     first, second = both.split((24, 56))
     outs = kernel.linear_both(x, first, second)
-    assert (outs[0].stride(0) == len(both)) == (num_rows <= kernel.MOST_JOINED_ROWS)
+    assert (outs[0].stride(0) == len(both)) == (num_rows <= MOST_JOINED_ROWS)
     for out, weight in zip(outs, (first, second), strict=True):
         assert torch.equal(out, kernel.linear(x, weight)) and torch.equal(out, kernel.linear(x, weight.clone()))
 

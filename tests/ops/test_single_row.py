@@ -10,7 +10,7 @@ import torch
 from vl2.model.linear import Linear, lie_together
 from vl2.ops.experts.mixture import add_up
 from vl2.ops.experts.weights import ExpertWeights
-from vl2.ops.linear import joined
+from vl2.ops.linear import MOST_JOINED_ROWS, joined
 from vl2.ops.linear import multiply as reference
 
 kernel = pytest.importorskip("vl2.ops.single_row.kernel", reason="Triton is not installed")
@@ -49,7 +49,7 @@ def test_few_rows_take_two_matrices_that_lie_together_as_one(device):
     lie_together(*linears)
     first, second = (torch.nn.init.normal_(linear.weight) for linear in linears)
     assert torch.equal(joined(first, second), torch.cat((first, second))) and joined(second, first) is None
-    for rows, are_columns in ((2, True), (kernel.MOST_JOINED_ROWS + 1, False)):
+    for rows, are_columns in ((2, True), (MOST_JOINED_ROWS + 1, False)):
         x = torch.randn(rows, 100, device=device)
         outs = kernel.linear_both(x, first, second)
         assert (outs[1].stride(0) == 26) == are_columns

@@ -8,7 +8,7 @@ from torch import nn
 from vl2.core.model_config import LanguageConfig
 from vl2.model.attention import MHA, MLA
 from vl2.model.kv_pool import KVPool
-from vl2.model.linear import Place, QuantizedLinear, RMSNorm, empty
+from vl2.model.linear import Place, QuantizedLinear, RMSNorm, add_product, empty
 from vl2.model.moe import MLP, MoE, make_moe
 from vl2.model.native_prompts import NativePrompts
 from vl2.model.step import QueryRows, StepInputs
@@ -23,7 +23,7 @@ class DecoderLayer(nn.Module):
     """Pre-norm: x += attention(norm(x)); x += feed_forward(norm(x)).
 
     What a layer adds last is handed on as `delta`, so that each addition is fused with the norm that follows it;
-    attention's may be fused with its last product instead (`Linear.onto`).
+    attention's may be fused with its last product instead (`add_product`).
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class DecoderLayer(nn.Module):
         """x and delta [T, C] → the same [Q, C]."""
         x, normed = self.attention_norm.add(x, delta)
         attended = self.attention(normed, step, queries, rope, pool)
-        x, delta = self.attention.o_proj.onto(queries.take(x), attended)
+        x, delta = add_product(self.attention.o_proj, queries.take(x), attended)
         if not isinstance(self.mlp, MoE):
             x, normed = self.mlp_norm.add(x, delta)
             return x, self.mlp(normed)

@@ -51,16 +51,6 @@ class Linear(nn.Module):
         out = self.multiply(pad_rows(rows, round_up(len(rows), self.row_multiple)), self.weight, self.bias)[: len(rows)]
         return saturate(out).view(*x.shape[:-1], -1)
 
-    def onto(self, residual: torch.Tensor, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """(residual + y, None) where that is one product, which may overwrite residual; else (residual, y). Who watches
-        the product sees it."""
-        is_one = self.native is None and self.row_multiple == 1 and not self._forward_pre_hooks
-        if is_one and self.multiply_onto is not None:
-            total = self.multiply_onto(residual, x, self.weight, self.bias)
-            if total is not None:
-                return total, None
-        return residual, self(x)
-
 
 class QuantizedLinear(nn.Module):
     """Linear with a weight in few bits, in the layout of the backend."""
@@ -94,10 +84,6 @@ class QuantizedLinear(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.ops.quantized_linear(x, self.weight, self.bias, self.rounding)
 
-    def onto(self, residual: torch.Tensor, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """As of a `Linear`: never one product."""
-        return residual, self(x)
-
 
 def lie_together(first: Linear | QuantizedLinear, second: Linear | QuantizedLinear) -> None:
     """Give two linears of the same rows weights in one piece of memory, so that one product can compute both."""
@@ -109,11 +95,25 @@ def lie_together(first: Linear | QuantizedLinear, second: Linear | QuantizedLine
 
 def is_plain(linear: Linear | QuantizedLinear) -> TypeGuard[Linear]:
     """Whether it is the product with a weight that lies there as it is, and no more. Who watches it must be told."""
-    if isinstance(linear, QuantizedLinear) or linear.native is not None or linear.bias is not None:
-        return False
-    if linear._forward_pre_hooks:
+    return is_product(linear) and linear.bias is None
+
+
+def is_product(linear: Linear | QuantizedLinear) -> TypeGuard[Linear]:
+    """`is_plain`, with a bias or without."""
+    if type(linear) is not Linear or linear.native is not None or linear._forward_pre_hooks:
         return False
     return linear.row_multiple == 1 and not linear.weight.is_mkldnn
+
+
+def add_product(
+    linear: Linear | QuantizedLinear, residual: torch.Tensor, x: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """(residual + y, None) where that is one product, which may overwrite residual; else (residual, y)."""
+    if is_product(linear) and linear.multiply_onto is not None:
+        total = linear.multiply_onto(residual, x, linear.weight, linear.bias)
+        if total is not None:
+            return total, None
+    return residual, linear(x)
 
 
 def is_plainly_quantized(linear: Linear | QuantizedLinear) -> TypeGuard[QuantizedLinear]:
@@ -183,10 +183,6 @@ class GeluLinear(Linear):
         if self.row_multiple == 1 and self.bias is not None:
             return self.ops.linear_gelu(x, self.weight, self.bias)
         return gelu_tanh(super().forward(x))
-
-    def onto(self, residual: torch.Tensor, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """As of a `Linear`: never one product."""
-        return residual, self(x)
 
 
 class RMSNorm(nn.Module):

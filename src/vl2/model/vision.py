@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from vl2.core.model_config import VisionConfig
-from vl2.model.linear import GeluLinear, LayerNorm, Linear, empty
+from vl2.model.linear import GeluLinear, LayerNorm, Linear, add_product, empty
 from vl2.model.native_tower import NativeTower
 from vl2.ops.attention.tiles import attend_tiles
 from vl2.ops.backend import Backend
@@ -35,8 +35,8 @@ class VisionBlock(nn.Module):
     def forward(self, x: torch.Tensor, delta: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor | None]:
         """x [N, patches, W] in the residual's dtype, and what the block before still has to add to it → the same."""
         x, normed = self.norm1.add(x, delta)
-        x, normed = self.norm2.add(*self.proj.onto(x, self.attend(normed)))
-        return self.fc2.onto(x, self.fc1(normed))
+        x, normed = self.norm2.add(*add_product(self.proj, x, self.attend(normed)))
+        return add_product(self.fc2, x, self.fc1(normed))
 
     def attend(self, x: torch.Tensor) -> torch.Tensor:
         return attend_tiles(self.qkv(x).unflatten(-1, (3, self.heads, -1))).flatten(2)

@@ -7,6 +7,8 @@ those of the plain product.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 
@@ -52,6 +54,20 @@ def multiply(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = 
 def multiply_both(x: torch.Tensor, first: torch.Tensor, second: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """The same rows times two weights that are not packed."""
     return F.linear(x, first), F.linear(x, second)
+
+
+def multiply_joined(
+    x: torch.Tensor,
+    first: torch.Tensor,
+    second: torch.Tensor,
+    multiply: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """As `multiply_both`; of few rows one product, where the weights lie together, with strided rows then."""
+    together = joined(first, second) if x.numel() <= MOST_JOINED_ROWS * x.shape[-1] else None
+    if together is None:
+        return multiply(x, first), multiply(x, second)
+    out = multiply(x, together)
+    return out[..., : len(first)], out[..., len(first) :]
 
 
 def joined(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor | None:

@@ -19,7 +19,7 @@ import triton.language as tl
 
 from vl2.ops.activation import gelu_tanh
 from vl2.ops.chain import chained, wait_for_last
-from vl2.ops.linear import MOST_JOINED_ROWS, joined
+from vl2.ops.linear import multiply_joined
 from vl2.ops.saturate import saturate
 from vl2.ops.tuning import num_multiprocessors
 
@@ -66,13 +66,8 @@ def linear(
 
 
 def linear_both(x: torch.Tensor, first: torch.Tensor, second: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """`Backend.linear_both` (ops/backend.py): of few rows in one launch, where the weights lie together. A column's
-    bits do not depend on the others. Rows of the results are strided then."""
-    together = joined(first, second) if x.numel() <= MOST_JOINED_ROWS * x.shape[-1] else None
-    if together is None:
-        return linear(x, first), linear(x, second)
-    out = linear(x, together)
-    return out[..., : len(first)], out[..., len(first) :]
+    """`Backend.linear_both` (ops/backend.py). A column's bits do not depend on the others."""
+    return multiply_joined(x, first, second, linear)
 
 
 def linear_gelu(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:

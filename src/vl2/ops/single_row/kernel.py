@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 
 from vl2.ops.chain import chained, wait_for_last
-from vl2.ops.linear import MOST_JOINED_ROWS, joined, multiply, multiply_both
+from vl2.ops.linear import multiply, multiply_joined
 from vl2.ops.quantized_weight.weight import QuantizedWeight
 from vl2.ops.saturate_kernel import to_dtype
 from vl2.ops.single_row.kernel_common import (
@@ -46,11 +46,7 @@ def linear_both(x: torch.Tensor, first: torch.Tensor, second: torch.Tensor) -> t
     if is_one_row(x):
         outs = multiply_row(x, [first, second])
         return outs[0], outs[1]
-    together = joined(first, second) if x.numel() <= MOST_JOINED_ROWS * x.shape[-1] else None
-    if together is None:
-        return multiply_both(x, first, second)
-    out = multiply(x, together)
-    return out[..., : len(first)], out[..., len(first) :]
+    return multiply_joined(x, first, second, multiply)
 
 
 def multiply_row(
