@@ -152,6 +152,13 @@ def test_a_bomb_is_refused_by_its_header_without_decoding_or_warning(side):
             open_image(bomb_png(side, side), LIMITS)
 
 
+def test_a_webp_bomb_is_told_our_limit():
+    side = (16_383 - 1).to_bytes(3, "little")
+    chunk = b"VP8X" + (10).to_bytes(4, "little") + bytes(4) + side + side
+    with pytest.raises(InvalidImage, match=r"more pixels than the limit of 50000000 \(max_image_pixels\)"):
+        open_image(b"RIFF" + (4 + len(chunk)).to_bytes(4, "little") + b"WEBP" + chunk, LIMITS)
+
+
 @pytest.mark.parametrize("size", [(65_536, 1), (1, 40_000_000)], ids=str)
 def test_a_long_line_is_refused_before_it_is_decoded(size: tuple[int, int]):
     with pytest.raises(InvalidImage, match="the limit of a side is 65535"):

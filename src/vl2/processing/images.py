@@ -76,7 +76,7 @@ def _open_bytes(data: bytes, limits: ProcessorConfig) -> Image.Image:
 
 def decode_bytes(data: bytes, limits: ProcessorConfig) -> Image.Image:
     """In this process, whatever the format. Raises: InvalidImage."""
-    return _decode(_identify(data), limits)
+    return _decode(_identify(data, limits), limits)
 
 
 def _check_bytes(num_bytes: int, limits: ProcessorConfig) -> None:
@@ -97,13 +97,18 @@ def _format_of(prefix: bytes) -> str | None:
     return None
 
 
-def _identify(data: bytes) -> Image.Image:
+def _identify(data: bytes, limits: ProcessorConfig) -> Image.Image:
     """Read a picture's header. Like Image.open, but silent about size, which `_decode` checks by our own limit."""
     name = _format_of(data[:16])
     if name is None:
         raise InvalidImage(f"the data is not a picture that vl2 can read; send {NAMES}")
     try:
         return Image.OPEN[name][0](io.BytesIO(data), "")
+    except Image.DecompressionBombError:  # WebP's decoder takes a canvas at once, so Pillow looks at its size first
+        raise InvalidImage(
+            f"the picture's header says more pixels than the limit of {limits.max_image_pixels} (max_image_pixels). "
+            "Send it smaller; the model sees at most 9 tiles of it"
+        ) from None
     except Exception as error:  # decoders raise nearly anything on broken input
         raise InvalidImage(f"the picture is a broken {name}: {_one_line(error)}") from None
 
