@@ -2,7 +2,7 @@
 
 One question for each kind of thing; the picture is encoded once and the questions run together, so twelve of them cost
 little more than one. Boxes are pixels of the picture. Not for steering anything: answers take a good part of a second
-and may be wrong: asked in Chinese, nano sees a train in our picture (有火车吗？), which is not there.
+and may be wrong: asked in Chinese how many buses there are (有几辆公交车？), nano says 2, where our picture has one.
 """
 
 import asyncio

@@ -220,7 +220,7 @@ def embed_sample(model: DeepseekVL2, sample: Sample) -> torch.Tensor:
         encoded = [model.encode_tiles(part.to(model.device)) for part in tiles.split(TILES_AT_ONCE)]
         features[:-2] = torch.cat(encoded).flatten(0, 1)
         for span in prompt.spans:
-            layout = torch.from_numpy(image_layout(span.tiles_wide, span.tiles_high, geometry)).long().to(model.device)
+            layout = torch.tensor(image_layout(span.tiles_wide, span.tiles_high, geometry), device=model.device).long()
             rows = torch.where(layout < 0, layout, layout + span.first_tile * geometry.tokens_per_tile)
             embeds[span.start : span.start + span.length] = features[rows]
     return embeds
