@@ -114,7 +114,7 @@ def run(
                 attention.seen = None  # it would keep the whole step's graph
     # An answer token is always preceded by a token of its own conversation, so the shift by one crosses no border.
     at = batch.targets[r]
-    hidden = states[-1][:, p:-1].reshape(-1, x.shape[-1]).index_select(0, at)
+    hidden = states[-1][:, :-1].reshape(-1, x.shape[-1]).index_select(0, at)
     conversation = group[:, 1:] + 1000 * torch.arange(rows, device=ids.device)[:, None]
 
     def pick(t: Tensor) -> Tensor:

@@ -108,16 +108,19 @@ class Apart(torch.autograd.Function):
         y, weight, scale, normed, kv_b, cos, sin = ctx.saved_tensors
         (h, dn, dr, dv, rank), m = ctx.sizes, y.shape[0]
         seen = ctx.seen if grads[6] is not None and grads[7] is not None else 0
+        alone = grads[0] is not None  # the prefix was attended by itself
         parts = [g if g is None or g.stride(-1) == 1 else g.contiguous() for g in grads]
+        if not alone:
+            parts[0] = parts[2] = parts[4] = parts[1]
         if not seen:
-            parts[6] = parts[7] = parts[0]
+            parts[6] = parts[7] = parts[1]
         dq_p, dq_t, dk_p, dk, dv_p, dv_all, dq_s, dk_s = (_there(g) for g in parts)
         dy, dkv = torch.empty_like(y), y.new_empty(m, h * (dn + dv))
         strides = [
             s for g in (dq_p, dq_t, dk_p, dk, dv_p, dv_all, dq_s, dk_s) for s in (g.stride(0), g.stride(2), g.stride(1))
         ]
         passes.apart_back[_grid(m)](dq_p, dq_t, dk_p, dk, dv_p, dv_all, dq_s, dk_s, cos, sin, dy, dkv, m, ctx.length, ctx.prefix, *strides,
-                                     H=h, DN=dn, DR=dr, DV=dv, LATENT=rank, SEEN=seen, R=ROWS)  # fmt: skip
+                                     H=h, DN=dn, DR=dr, DV=dv, LATENT=rank, SEEN=seen, PREFIX=alone, R=ROWS)  # fmt: skip
         part = slice(h * (dn + dr), h * (dn + dr) + rank)
         dw, _ = norm_back(y[:, part], weight, scale, dkv @ kv_b, None, dy[:, part], None, None)
         return dy, dw, dkv.mT @ normed, None, None, None, None, None
@@ -177,7 +180,7 @@ class Act(torch.autograd.Function):
         return dz, d_weights, None
 
 
-def attend(a: MLA, normed: Tensor, cos: Tensor, sin: Tensor, rows: int, prefix: int, mask: Tensor) -> Tensor:
+def attend(a: MLA, normed: Tensor, cos: Tensor, sin: Tensor, rows: int, prefix: int, mask: Tensor, text_only: bool) -> Tensor:  # fmt: skip
     """`MLA.forward` on flat tokens [M, C]; what it returns is before the output's projection."""
     y = F.linear(normed, torch.cat((a.q_proj.weight, a.kv_a_proj_with_mqa.weight)))
     parts = Apart.apply(y, a.kv_a_layernorm.weight, a.kv_b_proj.weight, cos, sin, a, rows, prefix)
@@ -185,8 +188,10 @@ def attend(a: MLA, normed: Tensor, cos: Tensor, sin: Tensor, rows: int, prefix: 
     if a.probe:
         a.seen = seen[0], seen[1]
     scale = (a.dn + a.dr) ** -0.5
-    o = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale)
     o_text = F.scaled_dot_product_attention(q_text, k_all, v_all, attn_mask=mask, scale=scale)
+    if text_only:
+        return o_text.transpose(1, 2).reshape(-1, a.h * a.dv)
+    o = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale)
     return Together.apply(o, o_text)
 
 
@@ -205,13 +210,15 @@ def feed(mlp: torch.nn.Module, normed: Tensor, logits: Tensor) -> Tensor:
     return F.linear(Act.apply(F.linear(normed, wide), mlp.gate.choose(logits), f), down)
 
 
-def run_layer(layer: Layer, x: Tensor, more: Tensor | None, cos: Tensor, sin: Tensor, rows: int, prefix: int, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """x + more is what goes in; so is what comes out after it."""
+def run_layer(layer: Layer, x: Tensor, more: Tensor | None, cos: Tensor, sin: Tensor, rows: int, prefix: int, mask: Tensor, text_only: bool) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """x + more is what goes in; so is what comes out after it, of the text alone if nothing looks at the prefix any more."""
     total, normed, _ = AddNorm.apply(x, more, layer.input_layernorm.weight, None)
     came = x if more is None else total
-    attended = F.linear(attend(layer.self_attn, normed, cos, sin, rows, prefix, mask), layer.self_attn.o_proj.weight)
+    attended = attend(layer.self_attn, normed, cos, sin, rows, prefix, mask, text_only)
+    attended = F.linear(attended, layer.self_attn.o_proj.weight)
     router = layer.mlp.gate.weight if isinstance(layer.mlp, MoE) else None
-    x, normed, logits = AddNorm.apply(came, attended, layer.post_attention_layernorm.weight, router)
+    own = came.view(rows, -1, came.shape[1])[:, prefix:].flatten(0, 1) if text_only else came
+    x, normed, logits = AddNorm.apply(own, attended, layer.post_attention_layernorm.weight, router)
     return came, x, feed(layer.mlp, normed, logits)
 
 
@@ -222,11 +229,12 @@ def decode(decoder: Decoder, x: Tensor, cos: Tensor, sin: Tensor, prefix: int, m
     room = torch.zeros(b, 1, n - prefix, -(-n // 16) * 16, dtype=x.dtype, device=x.device)[..., :n]  # aligned rows
     hidden = room.masked_fill_(~mask, -1e9)  # once, not in each layer
     flat, more, came = x.reshape(b * n, c), None, []
-    for layer in decoder.model["layers"]:
-        start, flat, more = run_layer(layer, flat, more, cos, sin, b, prefix, hidden)
+    layers = decoder.model["layers"]
+    for layer in layers:
+        start, flat, more = run_layer(layer, flat, more, cos, sin, b, prefix, hidden, layer is layers[-1])
         came.append(start)
     _, last, _ = AddNorm.apply(flat, more, decoder.model["norm"].weight, None)
-    return [t.view(b, n, c) for t in (*came[1:], last)]
+    return [t.view(b, -1, c) for t in (*came[1:], last)]
 
 
 #: Rows, prefix and text: small ones first, then those of a training step (one tile, 2 × 2, 3 × 3, three pictures).
@@ -305,7 +313,7 @@ def _try(decoder: Decoder, rows: int, prefix: int, text: int, fast: Callable[...
         x.requires_grad_()
         states = decoder(x, positions, prefix, mask)
         seen = [t for layer in decoder.model["layers"] if layer.self_attn.seen for t in layer.self_attn.seen]
-        (sum((s * to).sum() for s in states) + sum(t.sum() for t in seen)).backward()
+        (sum((s * to[:, -s.shape[1] :]).sum() for s in states) + sum(t.sum() for t in seen)).backward()
         return [t.detach().float() for t in (*states, *seen, x.grad, *(p.grad for p, _ in kept if p.grad is not None))]
     finally:
         decoder.fast = before

@@ -183,13 +183,18 @@ class MLA(nn.Module):
         self.probe = 0  # keep so many heads' queries of the text and keys of all, for `attention.pointing`
         self.seen: tuple[Tensor, Tensor] | None = None
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, prefix: int, text_mask: Tensor | None) -> Tensor:
+    def forward(
+        self, x: Tensor, cos: Tensor, sin: Tensor, prefix: int, text_mask: Tensor | None, text_only: bool = False
+    ) -> Tensor:
         latent, k_rope = self.kv_a_proj_with_mqa(x).split((self.r, self.dr), -1)
         kv = self.kv_b_proj(self.kv_a_layernorm(latent))
         parts = self.apart(self.q_proj(x), kv, k_rope, cos, sin, self.h, self.dn, prefix)
         q, q_text, k, v, k_all, v_all = (t.transpose(1, 2) for t in parts)
         if self.probe:
             self.seen = q_text[:, : self.probe], k_all[:, : self.probe]
+        if text_only:
+            o_text = F.scaled_dot_product_attention(q_text, k_all, v_all, attn_mask=text_mask)
+            return self.o_proj(o_text[..., : self.dv].transpose(1, 2).flatten(2))
         o = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         if text_mask is None:
             return self.o_proj(o[..., : self.dv].transpose(1, 2).flatten(2))
@@ -296,8 +301,11 @@ class Layer(nn.Module):
         self.post_attention_layernorm = RMSNorm(c["hidden_size"])
         self.mlp = MoE(c) if index >= c["first_k_dense_replace"] else MLP(c["hidden_size"], c["intermediate_size"])
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, prefix: int, text_mask: Tensor | None) -> Tensor:
-        x = x + self.self_attn(self.input_layernorm(x), cos, sin, prefix, text_mask)
+    def forward(
+        self, x: Tensor, cos: Tensor, sin: Tensor, prefix: int, text_mask: Tensor | None, text_only: bool = False
+    ) -> Tensor:
+        attended = self.self_attn(self.input_layernorm(x), cos, sin, prefix, text_mask, text_only)
+        x = (x[:, prefix:] if text_only else x) + attended
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
@@ -316,16 +324,20 @@ class Decoder(nn.Module):
         self.fast: Callable[..., list[Tensor]] | None = None  # the same by few kernels (`fused.decode`)
 
     def forward(self, x: Tensor, positions: Tensor, prefix: int, text_mask: Tensor | None = None) -> list[Tensor]:
-        """Embeddings [B, P+T, C] to the hidden states after each layer; the last one is normed."""
+        """Embeddings [B, P+T, C] to the hidden states after each layer; the last one is normed.
+
+        With a mask the last one is of the text alone, [B, T, C]: nothing looks at a prefix behind the last layer.
+        """
         cos, sin = rope_tables(positions, self.rope_dim)
         if self.fast is not None and text_mask is not None:
             return self.fast(self, x, cos, sin, prefix, text_mask)
         states = []
-        for layer in self.model["layers"]:
+        *layers, last = self.model["layers"]
+        for layer in layers:
             x = layer(x, cos, sin, prefix, text_mask)
             states.append(x)
-        states[-1] = self.model["norm"](x)
-        return states
+        x = last(x, cos, sin, prefix, text_mask, text_only=text_mask is not None)
+        return [*states, self.model["norm"](x)]
 
 
 class NanoVL2(nn.Module):

@@ -114,10 +114,11 @@ def apart(y, kv, cos, sin, q, k, m, H: tl.constexpr, DN: tl.constexpr, DR: tl.co
 def apart_back(
     dq_p, dq_t, dk_p, dk, dv_p, dv, dq_s, dk_s, cos, sin, dy, dkv, m, length, prefix,
     qp_b, qp_l, qp_h, qt_b, qt_l, qt_h, kp_b, kp_l, kp_h, k_b, k_l, k_h, vp_b, vp_l, vp_h, v_b, v_l, v_h, qs_b, qs_l, qs_h, ks_b, ks_l, ks_h,
-    H: tl.constexpr, DN: tl.constexpr, DR: tl.constexpr, DV: tl.constexpr, LATENT: tl.constexpr, SEEN: tl.constexpr, R: tl.constexpr,
+    H: tl.constexpr, DN: tl.constexpr, DR: tl.constexpr, DV: tl.constexpr, LATENT: tl.constexpr, SEEN: tl.constexpr, PREFIX: tl.constexpr, R: tl.constexpr,
 ):  # fmt: skip
     """Gradients of `apart`, whose results were used in parts: q of the prefix (p) and of the text (t), k and v of the prefix and
     of all, and of the first `SEEN` heads the text's q and all k once more (s). The latent's part of dy is left as it is.
+    Without `PREFIX` those of the prefix by itself were not used.
     """
     D: tl.constexpr = DN + DR
     HALF: tl.constexpr = DR // 2
@@ -125,7 +126,7 @@ def apart_back(
     rows = (tl.program_id(0) * R + tl.arange(0, R))[:, None]
     mask = rows < m
     row, at = rows // length, rows % length
-    first, text = mask & (at < prefix), mask & (at >= prefix)
+    first, text = mask & (at < (prefix if PREFIX else 0)), mask & (at >= prefix)
     n, half, value = tl.arange(0, DN)[None, :], tl.arange(0, HALF)[None, :], tl.arange(0, DV)[None, :]
     c = tl.load(cos + rows * HALF + half, mask=mask, other=0.0).to(tl.float32)
     s = tl.load(sin + rows * HALF + half, mask=mask, other=0.0).to(tl.float32)

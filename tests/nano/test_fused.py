@@ -43,6 +43,15 @@ def test_the_decoder_by_few_kernels_is_the_plain_one():
         torch.testing.assert_close(ours, plain, atol=2e-4, rtol=2e-4)
 
 
+def test_a_text_behind_a_prefix_is_the_end_of_the_whole():
+    torch.manual_seed(0)
+    decoder, prefix, text = _decoder(), 19, 10
+    x, positions = torch.randn(1, prefix + text, WIDTH), torch.arange(prefix + text)[None]
+    behind = decoder(x, positions, prefix, text_mask(torch.ones(1, text, dtype=torch.long), prefix))[-1]
+    whole = decoder(x, positions, prefix + text)[-1]
+    torch.testing.assert_close(behind, whole[:, prefix:], atol=2e-5, rtol=2e-5)
+
+
 def test_a_word_costs_its_logarithm_and_a_coordinate_the_mean_over_its_bell():
     torch.manual_seed(0)
     size = CONFIG["language_config"]["vocab_size"]
