@@ -114,16 +114,19 @@ def _tallied(
 
 
 def pointing(queries: Tensor, keys: Tensor, shown: Tensor, scale: float) -> Tensor:
-    """How badly an attention head looks; queries [B, T, D] of text, keys [B, P, D] of the prefix, `shown` of `looked_for`.
+    """How badly an attention head looks; queries [B, T, D] of text, keys [B, P+T, D], `shown` [B, T-1, P] of `looked_for`.
 
     The loss is minus the log of the head's attention on all image tokens that show what is looked for.
     """
-    return _looked(queries[:, :-1] @ keys.mT, shown, scale)
+    aligned = (
+        -(-shown.shape[-1] // 8) * 8
+    )  # a few keys of the text with the prefix's: other widths take old, slow kernels
+    return _looked(queries[:, :-1] @ keys[:, :aligned].mT, shown, scale)
 
 
 @Fusable
 def _looked(logits: Tensor, shown: Tensor, scale: float) -> Tensor:
-    logits = logits.float() * scale
+    logits = logits[..., : shown.shape[-1]].float() * scale
     valid = shown.any(-1)
     right = logits.masked_fill(~shown, -1e9).logsumexp(-1)
     return ((logits.logsumexp(-1) - right) * valid).sum() / valid.sum().clamp_min(1)

@@ -101,8 +101,7 @@ def run(
                 scale = (attention.dn + attention.dr) ** -0.5
                 queries, keys = (t.unbind(1) for t in attention.seen)
                 aux[name] = sum(
-                    pointing(queries[k], keys[k][:, :p], looked_for(batch, r, name == "name", k, heads.fine), scale)
-                    / count
+                    pointing(queries[k], keys[k], looked_for(batch, r, name == "name", k, heads.fine), scale) / count
                     for k in range(count)
                 )
                 if name == "name" and counted is not None:

@@ -200,10 +200,11 @@ def make_batch(
     """
     rng = Random(seed)
     extra = {} if styles is None else {"styles": styles}
-    plan = Layout(layout, (0,) * (len(layout) + 1))
+    pieces = prefix_pieces(len(layout), labelled)
+    plan = Layout(layout, tuple(map(len, pieces)))
     if room is None:
         room = np.empty((rows * plan.num_tiles, TILE, TILE, 3), np.uint8)
-    text = {k: np.zeros((sets, rows, text_room(layout)), t) for k, t in TEXT_KEYS.items()}
+    text = {k: np.zeros((sets, rows, text_room(plan)), t) for k, t in TEXT_KEYS.items()}
     text["coord"] -= 1
     text["said"] -= 1
     items, kept = [], [[[] for _ in range(rows)] for _ in range(sets)]
@@ -219,9 +220,7 @@ def make_batch(
         for r in range(sets):
             asked = _fill(rng, scenes, {k: v[r, b] for k, v in text.items()}, ask)
             kept[r][b] = asked if keep else []
-    pieces = prefix_pieces(len(layout), labelled)
     labels = draw_labels(items)
-    plan = Layout(layout, tuple(map(len, pieces)))
     targets = [np.flatnonzero(w[:, 1:] > 0) for w in text["weight"]]
     return Batch(
         layout=plan,
@@ -269,9 +268,13 @@ def rows_for(layout: tuple[tuple[int, int], ...]) -> int:
     return min(MAX_ROWS, max(8, TILE_BUDGET // max(1, tiles) // 8 * 8))
 
 
-def text_room(layout: tuple[tuple[int, int], ...]) -> int:
-    """Text tokens a row. A large picture costs the tower as much as several small ones: it is asked twice as much."""
-    return 2 * TEXT if len(layout) == 1 and layout != ((1, 1),) else TEXT
+def text_room(plan: Layout) -> int:
+    """Text tokens a row. A large picture costs the tower as much as several small ones: it is asked twice as much.
+
+    With the prefix they are a multiple of 16: products of other widths take old, slow kernels.
+    """
+    room = 2 * TEXT if len(plan.grids) == 1 and plan.grids != ((1, 1),) else TEXT
+    return room + -(len(plan.index) + room) % 16
 
 
 def pick_layout(rng: Random, progress: float, many_later: float) -> tuple[tuple[int, int], ...]:

@@ -222,7 +222,7 @@ def train(a: argparse.Namespace, drawn: Drawn, saved: dict | None = None, number
         settled = elapsed + 20
     if fast:  # before the clock starts, and on several sizes, or the first would be taken for a constant
         compile_parts(trainer.work, checked)
-        large = next(b for b in final_exam if b.ids.shape[2] > TEXT)
+        large = next(b for b in final_exam if b.ids.shape[2] >= 2 * TEXT)
         for batch in (final_exam[0], final_exam[-1], large, sheet_batch(20_000, 1, tiles=64)):
             trainer.warm_up(batch.to(device))
         torch.cuda.synchronize()
