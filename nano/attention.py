@@ -118,10 +118,9 @@ def pointing(queries: Tensor, keys: Tensor, shown: Tensor, scale: float) -> Tens
 
     The loss is minus the log of the head's attention on all image tokens that show what is looked for.
     """
-    aligned = (
-        -(-shown.shape[-1] // 8) * 8
-    )  # a few keys of the text with the prefix's: other widths take old, slow kernels
-    return _looked(queries[:, :-1] @ keys[:, :aligned].mT, shown, scale)
+    # With a few keys of the text, so that the width is a multiple of 8: other products take old, slow kernels.
+    width = -(-shown.shape[-1] // 8) * 8
+    return _looked(queries[:, :-1] @ keys[:, :width].mT, shown, scale)
 
 
 @Fusable

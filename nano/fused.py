@@ -238,7 +238,7 @@ def decode(decoder: Decoder, x: Tensor, cos: Tensor, sin: Tensor, prefix: int, m
 
 
 #: Rows, prefix and text: small ones first, then those of a training step (one tile, 2 × 2, 3 × 3, three pictures).
-SIZES = ((2, 45, 28), (4, 425, 288), (128, 425, 288), (32, 1027, 576), (16, 2021, 576), (48, 1269, 288))
+SIZES = ((2, 45, 28), (4, 425, 295), (128, 425, 295), (32, 1027, 589), (16, 2021, 587), (48, 1269, 299))
 #: Which attention is used: torch's choice (cuDNN's on an H100), or another where that one fails.
 WAYS = {"fused": (), "fused, without cuDNN": (SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION)}
 

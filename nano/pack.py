@@ -204,7 +204,9 @@ def make_batch(
     plan = Layout(layout, tuple(map(len, pieces)))
     if room is None:
         room = np.empty((rows * plan.num_tiles, TILE, TILE, 3), np.uint8)
-    text = {k: np.zeros((sets, rows, text_room(plan)), t) for k, t in TEXT_KEYS.items()}
+    used = text_room(layout)
+    # Prefix and text are a multiple of 16, by padding: products of other widths take old, slow kernels.
+    text = {k: np.zeros((sets, rows, used + -(len(plan.index) + used) % 16), t) for k, t in TEXT_KEYS.items()}
     text["coord"] -= 1
     text["said"] -= 1
     items, kept = [], [[[] for _ in range(rows)] for _ in range(sets)]
@@ -218,7 +220,7 @@ def make_batch(
             items += [(scene, m, view_of(t, len(maps))) for t, m in enumerate(maps)]
             scenes.append(scene)
         for r in range(sets):
-            asked = _fill(rng, scenes, {k: v[r, b] for k, v in text.items()}, ask)
+            asked = _fill(rng, scenes, {k: v[r, b, :used] for k, v in text.items()}, ask)
             kept[r][b] = asked if keep else []
     labels = draw_labels(items)
     targets = [np.flatnonzero(w[:, 1:] > 0) for w in text["weight"]]
@@ -268,13 +270,9 @@ def rows_for(layout: tuple[tuple[int, int], ...]) -> int:
     return min(MAX_ROWS, max(8, TILE_BUDGET // max(1, tiles) // 8 * 8))
 
 
-def text_room(plan: Layout) -> int:
-    """Text tokens a row. A large picture costs the tower as much as several small ones: it is asked twice as much.
-
-    With the prefix they are a multiple of 16: products of other widths take old, slow kernels.
-    """
-    room = 2 * TEXT if len(plan.grids) == 1 and plan.grids != ((1, 1),) else TEXT
-    return room + -(len(plan.index) + room) % 16
+def text_room(layout: tuple[tuple[int, int], ...]) -> int:
+    """Text tokens a row. A large picture costs the tower as much as several small ones: it is asked twice as much."""
+    return 2 * TEXT if len(layout) == 1 and layout != ((1, 1),) else TEXT
 
 
 def pick_layout(rng: Random, progress: float, many_later: float) -> tuple[tuple[int, int], ...]:

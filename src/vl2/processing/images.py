@@ -105,8 +105,9 @@ def _identify(data: bytes, limits: ProcessorConfig) -> Image.Image:
     try:
         return Image.OPEN[name][0](io.BytesIO(data), "")
     except Image.DecompressionBombError:  # WebP's decoder takes a canvas at once, so Pillow looks at its size first
+        limit = min(limits.max_image_pixels, 2 * (Image.MAX_IMAGE_PIXELS or 0))
         raise InvalidImage(
-            f"the picture's header says more pixels than the limit of {limits.max_image_pixels} (max_image_pixels). "
+            f"the picture's header says more pixels than the limit of {limit} (max_image_pixels). "
             "Send it smaller; the model sees at most 9 tiles of it"
         ) from None
     except Exception as error:  # decoders raise nearly anything on broken input
