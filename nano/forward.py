@@ -62,10 +62,9 @@ def text_mask(group: Tensor, prefix: int) -> Tensor:
     """[B, 1, T, P+T] bool: a text token sees the prefix and the earlier tokens of its own conversation."""
     b, t = group.shape
     same = (group[:, :, None] == group[:, None, :]) & torch.ones(t, t, dtype=torch.bool, device=group.device).tril()
-    full = torch.zeros(b, 1, t, -(-(prefix + t) // 16) * 16, dtype=torch.bool, device=group.device)  # aligned rows
-    full[..., :prefix] = True
-    full[:, 0, :, prefix : prefix + t] = same
-    return full[..., : prefix + t]
+    seen = torch.ones(b, 1, t, prefix + t, dtype=torch.bool, device=group.device)
+    seen[:, 0, :, prefix:] = same
+    return seen
 
 
 def run(

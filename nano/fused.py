@@ -226,8 +226,7 @@ def decode(decoder: Decoder, x: Tensor, cos: Tensor, sin: Tensor, prefix: int, m
     """`Decoder.forward`, from the tables on."""
     b, n, c = x.shape
     cos, sin = (t.to(x.dtype).reshape(b * n, -1) for t in (cos, sin))
-    room = torch.zeros(b, 1, n - prefix, -(-n // 16) * 16, dtype=x.dtype, device=x.device)[..., :n]  # aligned rows
-    hidden = room.masked_fill_(~mask, -1e9)  # once, not in each layer
+    hidden = torch.zeros_like(mask, dtype=x.dtype).masked_fill_(~mask, -1e9)  # once, not in each layer
     flat, more, came = x.reshape(b * n, c), None, []
     layers = decoder.model["layers"]
     for layer in layers:
@@ -238,7 +237,7 @@ def decode(decoder: Decoder, x: Tensor, cos: Tensor, sin: Tensor, prefix: int, m
 
 
 #: Rows, prefix and text: small ones first, then those of a training step (one tile, 2 × 2, 3 × 3, three pictures).
-SIZES = ((2, 45, 28), (4, 425, 295), (128, 425, 295), (32, 1027, 589), (16, 2021, 587), (48, 1269, 299))
+SIZES = ((2, 45, 35), (4, 425, 295), (128, 425, 295), (32, 1027, 589), (16, 2021, 587), (48, 1269, 299))
 #: Which attention is used: torch's choice (cuDNN's on an H100), or another where that one fails.
 WAYS = {"fused": (), "fused, without cuDNN": (SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION)}
 

@@ -108,7 +108,7 @@ def leftmost(index: Tensor) -> Tensor:
     return found
 
 
-def aligned(sizes: tuple[int, ...]) -> tuple[int, ...]:
+def aligned(*sizes: int) -> tuple[int, ...]:
     """And what is unused, so that the sum is a multiple of 8: products of other widths take old, slow kernels."""
     return *sizes, -sum(sizes) % 8
 
@@ -128,11 +128,11 @@ class Heads(nn.Module):
         """
         super().__init__()
         self.per_thing, self.fine = per_thing, 1 + fine
-        self.sizes = (NUM_CLASSES, len(COLOURS) + 1, 4, NUM_LETTERS * self.fine, sum(ORDER), sum(LETTER))
-        self.patch = nn.Linear(width, sum(aligned(self.sizes)))
+        self.sizes = aligned(NUM_CLASSES, len(COLOURS) + 1, 4, NUM_LETTERS * self.fine, sum(ORDER), sum(LETTER))
+        self.patch = nn.Linear(width, sum(self.sizes))
         self.norm = nn.RMSNorm(hidden)
-        self.token_sizes = (NUM_CLASSES, 4, 1, sum(ORDER), 2 * sum(LETTER))
-        self.token = nn.Linear(hidden, sum(aligned(self.token_sizes)))
+        self.token_sizes = aligned(NUM_CLASSES, 4, 1, sum(ORDER), 2 * sum(LETTER))
+        self.token = nn.Linear(hidden, sum(self.token_sizes))
         self.number_norm, self.number = nn.RMSNorm(hidden), nn.Linear(hidden, MOST)
         self.said_norm, self.said = nn.RMSNorm(hidden), nn.Linear(hidden, SPELLED + MAX_CHARS + 1)
         self.spelled = nn.Linear(hidden, 2 * self.fine * NUM_LETTERS) if fine else None
@@ -153,7 +153,7 @@ class Heads(nn.Module):
         features = features.gather(1, chosen[..., None].expand(-1, -1, features.shape[-1]))
         kinds, tints, edges, letters, order, letter_order, _ = F.linear(
             features, self.patch.weight.to(features.dtype), self.patch.bias.to(features.dtype)
-        ).split(aligned(self.sizes), -1)
+        ).split(self.sizes, -1)
         hit = item >= 0
         kind, tint = take(batch.classes.long(), item), take(batch.colours.long(), item)
         wide = take(batch.char_boxes[..., 2] - batch.char_boxes[..., 0], halves)
@@ -198,7 +198,7 @@ class Heads(nn.Module):
         kind = laid(take(batch.classes.long(), item)).masked_fill(~image, -100)
         spot = laid(take(batch.spots, item))
         x = self.norm(hidden.float())
-        kinds, edges, middles, order, letter_order, _ = self.token(x).split(aligned(self.token_sizes), -1)
+        kinds, edges, middles, order, letter_order, _ = self.token(x).split(self.token_sizes, -1)
         hit = kind > 0
         share = hit[..., None].float()
         miss = F.binary_cross_entropy_with_logits(

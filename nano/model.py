@@ -192,14 +192,13 @@ class MLA(nn.Module):
         q, q_text, k, v, k_all, v_all = (t.transpose(1, 2) for t in parts)
         if self.probe:
             self.seen = q_text[:, : self.probe], k_all[:, : self.probe]
-        if text_only:
+        o = None if text_only else F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        if text_mask is not None:
             o_text = F.scaled_dot_product_attention(q_text, k_all, v_all, attn_mask=text_mask)
-            return self.o_proj(o_text[..., : self.dv].transpose(1, 2).flatten(2))
-        o = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-        if text_mask is None:
-            return self.o_proj(o[..., : self.dv].transpose(1, 2).flatten(2))
-        o_text = F.scaled_dot_product_attention(q_text, k_all, v_all, attn_mask=text_mask)
-        return self.o_proj(self.together(o, o_text, self.dv))
+            if o is not None:
+                return self.o_proj(self.together(o, o_text, self.dv))
+            o = o_text
+        return self.o_proj(o[..., : self.dv].transpose(1, 2).flatten(2))
 
 
 def gated(gate: Tensor, up: Tensor) -> Tensor:

@@ -205,7 +205,7 @@ def make_batch(
     if room is None:
         room = np.empty((rows * plan.num_tiles, TILE, TILE, 3), np.uint8)
     used = text_room(layout)
-    # Prefix and text are a multiple of 16, by padding: products of other widths take old, slow kernels.
+    # Prefix and text are a multiple of 16, by padding: attention wants such masks, and other products take old, slow kernels.
     text = {k: np.zeros((sets, rows, used + -(len(plan.index) + used) % 16), t) for k, t in TEXT_KEYS.items()}
     text["coord"] -= 1
     text["said"] -= 1

@@ -1,5 +1,6 @@
 """Packing: each conversation sees the picture and itself, as if it were alone."""
 
+import pytest
 import torch
 from config import CONFIG, initialise
 from forward import run, text_mask
@@ -47,6 +48,14 @@ def test_packing_changes_no_logit():
         alone.targets[0] = (alone.weight[0][:, 1:] > 0).reshape(-1).nonzero()[:, 0]
         single = run(model, None, alone, 0, augment=False, dtype=torch.float32)
     torch.testing.assert_close(single.logits, packed.logits[packed.conversation == 2], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("layout", "labelled"), [((), False), (((1, 1),), False), (((2, 1),), False), (((1, 1), (1, 1)), True)]
+)
+def test_prefix_and_text_are_as_wide_as_attention_wants_masks(layout: tuple[tuple[int, int], ...], labelled: bool):
+    batch = make_batch(layout, seed=3, rows=1, sets=1, labelled=labelled)
+    assert (len(batch.index) + batch.ids.shape[2]) % 16 == 0
 
 
 def test_labels_follow_the_tiles():

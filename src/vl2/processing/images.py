@@ -45,6 +45,7 @@ TURNS = {
 }
 GREY_BITS = (8, 10, 12, 14, 16, 24, 32)
 
+SEND_SMALLER = "Send it smaller; the model sees at most 9 tiles of it"
 NAMES = "PNG, JPEG, WebP, GIF, BMP or TIFF"
 
 
@@ -107,8 +108,7 @@ def _identify(data: bytes, limits: ProcessorConfig) -> Image.Image:
     except Image.DecompressionBombError:  # WebP's decoder takes a canvas at once, so Pillow looks at its size first
         limit = min(limits.max_image_pixels, 2 * (Image.MAX_IMAGE_PIXELS or 0))
         raise InvalidImage(
-            f"the picture's header says more pixels than the limit of {limit} (max_image_pixels). "
-            "Send it smaller; the model sees at most 9 tiles of it"
+            f"the picture's header says more pixels than the limit of {limit} (max_image_pixels). " + SEND_SMALLER
         ) from None
     except Exception as error:  # decoders raise nearly anything on broken input
         raise InvalidImage(f"the picture is a broken {name}: {_one_line(error)}") from None
@@ -121,7 +121,7 @@ def _decode(image: Image.Image, limits: ProcessorConfig) -> Image.Image:
     if width * height > limits.max_image_pixels:
         raise InvalidImage(
             f"the picture has {width} × {height} = {width * height} pixels; the limit is {limits.max_image_pixels} "
-            "(max_image_pixels). Send it smaller; the model sees at most 9 tiles of it"
+            f"(max_image_pixels). {SEND_SMALLER}"
         )
     if max(width, height) > LONGEST_SIDE:
         raise InvalidImage(
